@@ -1,0 +1,275 @@
+"""The command line. Every rule of the workflow is one of these commands, so any job can be pasted into a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from palimpsest import __version__, commands
+from palimpsest.errors import PalimpsestError
+
+_EPILOG = """
+The usual way in is the workflow: `snakemake --cores all` makes everything, `snakemake comeba_fig4` one figure,
+`snakemake -n` says what would be done and why. Each rule calls one of the commands above; a printed job can be pasted
+into a terminal. SPEC is JSON, or @FILE with JSON in it. Errors name file, record and field, and what to do.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (0 good, 1 refused with a reason, 2 wrong usage)."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
+    if not hasattr(options, "command"):
+        _parser().print_help()
+        return 2
+    _limit_threads(getattr(options, "threads", None))
+    try:
+        options.command(options)
+    except PalimpsestError as error:
+        print(f"palimpsest: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 0
+
+
+def _limit_threads(threads: int | None) -> None:
+    """Before torch or numpy is imported: their pools are sized once."""
+    if threads:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(threads)
+
+
+def _torch_threads(options: argparse.Namespace) -> None:
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="palimpsest",
+        description="Edit language models again and again, measure what was gained and lost, and draw the papers' figures.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"palimpsest {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more words in the log")
+    groups = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _data_commands(groups)
+    _model_commands(groups)
+    _run_commands(groups)
+    _reader_commands(groups)
+    return parser
+
+
+def _add(groups: argparse._SubParsersAction, name: str, function, help: str, description: str) -> argparse.ArgumentParser:
+    parser = groups.add_parser(
+        name, help=help, description=f"{help}\n\n{description}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _spec(parser: argparse.ArgumentParser, text: str, flag: str = "--spec") -> None:
+    parser.add_argument(flag, dest="spec", required=True, metavar="SPEC", help=f"JSON or @FILE: {text}")
+
+
+def _out(parser: argparse.ArgumentParser, text: str = "directory for the results") -> None:
+    parser.add_argument("--out", type=Path, required=True, help=text)
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help="threads for linear algebra (default: the library's)")
+
+
+def _data_commands(groups: argparse._SubParsersAction) -> None:
+    world = _add(
+        groups, "world", lambda o: commands.run_world(commands.read_spec(o.spec), o.seed, o.out),
+        "Generate a world: facts, probes and text, in the real upstream schemas.",
+        "Writes counterfact.json, zsre.json, facts.jsonl, text.txt, corpus.txt and manifest.json. Offline.\n"
+        "Example: palimpsest world --settings '{\"counterfact\": 50, \"zsre\": 50}' --seed 1 --out my-world",
+    )  # fmt: skip
+    _spec(world, "sizes of the world (counterfact, zsre, probes, relations, ...); {} for the defaults", "--settings")
+    world.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
+    _out(world)
+
+    source = _add(
+        groups, "source", lambda o: commands.run_source(commands.read_spec(o.spec), o.out),
+        "Prepare a real split for pre-training a small model.",
+        "Real files are looked up by absolute path or under the directory named by PALIMPSEST_DATA.",
+    )  # fmt: skip
+    _spec(source, "which records and which text")
+    _out(source)
+
+    dataset = _add(
+        groups, "dataset", lambda o: commands.run_dataset(commands.read_spec(o.spec), o.source, o.out),
+        "Read and validate a data set of edits.",
+        "Reads the upstream forms of CounterFact and ZsRE, plain or gzipped, from a file, a source or a pinned hub id.\n"
+        "A malformed record is refused with file, record and field before anything heavy starts.\n"
+        "Example: palimpsest dataset --spec '{\"reader\": \"counterfact\", \"file\": \"counterfact-edit.json\"}' --out edits",
+    )  # fmt: skip
+    _spec(dataset, "reader, file or hub, limit, bad_records, ...")
+    dataset.add_argument("--source", type=Path, default=None, help="directory of a generated or prepared source")
+    _out(dataset, "directory for edits.jsonl and manifest.json")
+
+
+def _model_commands(groups: argparse._SubParsersAction) -> None:
+    def pretrain(o: argparse.Namespace) -> None:
+        commands.run_pretrain(commands.read_spec(o.spec), o.source, o.out, o.threads or 1)
+
+    parser = _add(groups, "pretrain", pretrain, "Pre-train a small model on a source.",
+                  "Resumes from its last checkpoint. Writes hub format, manifest.json and training.csv (the loss curve).")  # fmt: skip
+    _spec(parser, "family, sizes and training settings")
+    parser.add_argument("--source", type=Path, required=True, help="directory with facts.jsonl and text.txt")
+    _out(parser)
+    _threads(parser)
+
+    parser = _add(groups, "model", lambda o: commands.run_model(commands.read_spec(o.spec), o.out),
+                  "Describe a model made elsewhere, or make a random stand-in.",
+                  "Example: palimpsest model --spec '{\"kind\": \"path\", \"path\": \"my-gpt2\"}' --out results/models/my-gpt2")  # fmt: skip
+    _spec(parser, "kind path | hub | random, and where or what it is")
+    _out(parser, "directory for manifest.json")
+    _threads(parser)
+
+    def gate(o: argparse.Namespace) -> None:
+        _torch_threads(o)
+        commands.run_gate(commands.read_spec(o.spec), o.model, o.dataset, o.source, o.out, o.known)
+
+    parser = _add(groups, "gate", gate, "Ask whether a model can be edited at the subject, and what it knows.",
+                  "Measures recall, the target-vector ceiling of each block and the state swap; a model without a critical\n"
+                  "path recalls facts perfectly and still cannot be edited where subject-based editors write.")  # fmt: skip
+    _spec(parser, "mode refuse | warn, thresholds, sizes")
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    parser.add_argument("--dataset", type=Path, required=True, help="data set directory")
+    parser.add_argument("--source", type=Path, default=None, help="source the model was pre-trained on")
+    parser.add_argument("--known", type=Path, required=True, help="file for the edits whose truth the model knows")
+    _out(parser, "file for the verdict")
+    _threads(parser)
+
+    def statistics(o: argparse.Namespace) -> None:
+        _torch_threads(o)
+        commands.run_statistics(commands.read_spec(o.spec), o.model, o.corpus, o.out)
+
+    parser = _add(groups, "statistics", statistics, "Collect the covariance of keys, all layers in one pass.",
+                  "Cached by model, corpus and token budget; resumes. The editors ROME, MEMIT and COMEBA-HK need it.")  # fmt: skip
+    _spec(parser, "layers, tokens, batch_tokens")
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    parser.add_argument("--corpus", type=Path, required=True, help="text, one passage a line")
+    _out(parser)
+    _threads(parser)
+
+
+def _run_commands(groups: argparse._SubParsersAction) -> None:
+    def run(o: argparse.Namespace) -> None:
+        _torch_threads(o)
+        inputs = {key: getattr(o, key) for key in ("model", "dataset", "statistics", "gate", "known", "text", "device")}
+        commands.run_run(commands.read_spec(o.spec), o.seed, o.out, **inputs)
+
+    parser = _add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
+                  "Checkpoints between batches and resumes. `palimpsest list experiments` and snakemake -n show the specs.")  # fmt: skip
+    _spec(parser, "resolved run: protocol, editor, settings, sizes")
+    parser.add_argument("--seed", type=int, required=True, help="varies sample, order, contexts and the editor's randomness")
+    for flag, text in (
+        ("--model", "model directory"), ("--dataset", "data set directory"), ("--statistics", "directory of the covariance"),
+        ("--gate", "the model's gate file"), ("--known", "which edits the model knows"), ("--text", "text for the drift meter"),
+    ):  # fmt: skip
+        parser.add_argument(flag, type=Path, default=None, required=flag in ("--model", "--dataset"), help=text)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    _out(parser)
+    _threads(parser)
+
+    parser = _add(groups, "figure", lambda o: commands.run_figure(o.name, commands.read_spec(o.spec), o.runs, o.out),
+                  "Draw one figure or table from finished runs.", "Nothing is computed again: result files in, pictures and numbers out.")  # fmt: skip
+    parser.add_argument("name", metavar="NAME", help="stem of the files, such as comeba_fig4")
+    _spec(parser, "drawer, title, methods, models, data sets, options")
+    parser.add_argument("--runs", type=Path, nargs="*", default=[], metavar="DIR", help="results/runs/RUN/seed=N directories")
+    _out(parser, "directory for the figure")
+
+    parser = _add(groups, "claims", lambda o: commands.run_claims(commands.read_spec(o.spec), o.results, o.out),
+                  "Judge the papers' claims on finished runs.", "Verdicts: holds, fails, undecided, not run.")  # fmt: skip
+    _spec(parser, "experiments and their runs")
+    parser.add_argument("--results", type=Path, required=True, help="directory that holds runs/")
+    _out(parser, "directory for claims.csv and claims.md")
+
+    parser = _add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out),
+                  "Copy the finished pictures and tables into the documentation.", "What `make gallery` calls after a run at scale mini.")  # fmt: skip
+    parser.add_argument("--figures", type=Path, required=True, help="directory the workflow has drawn into")
+    _out(parser, "directory of the gallery")
+
+
+def _reader_commands(groups: argparse._SubParsersAction) -> None:
+    parser = _add(groups, "list", _print_list, "Show what there is.", "Example: palimpsest list editors --json")
+    parser.add_argument("kind", choices=commands.KINDS, help="what to list")
+    parser.add_argument("--json", action="store_true", help="as JSON: a list of objects with `name`")
+    parser.add_argument("--scale", default="mini", help="whose data sets, models and experiments (default mini)")
+
+    parser = _add(groups, "edit", _print_edit, "Edit a model once and ask it.",
+                  "Example: palimpsest edit --model results/models/mini-gpt2 --editor ft --prompt 'The mother tongue of Ada is'\n"
+                  "         --subject Ada --target French --ask 'Ada speaks'")  # fmt: skip
+    parser.add_argument("--model", required=True, help="model directory or hub id")
+    parser.add_argument("--editor", required=True, help="see `palimpsest list editors`")
+    parser.add_argument("--prompt", required=True, help="text the new answer follows")
+    parser.add_argument("--target", required=True, help="new answer")
+    parser.add_argument("--subject", default=None, help="what the prompt is about, as written in it")
+    parser.add_argument("--settings", default="{}", metavar="JSON", help="settings of the editor, JSON or @FILE")
+    parser.add_argument("--statistics", default=None, help="directory of the model's covariance, for editors that need it")
+    parser.add_argument("--ask", action="append", default=[], metavar="PROMPT", help="prompts to continue before and after (repeatable)")
+    parser.add_argument("--tokens", type=int, default=8, help="length of the answers (default 8)")
+    parser.add_argument("--save", default=None, metavar="DIR", help="keep the editor's state there")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the editor (default 0)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    _threads(parser)
+
+    parser = _add(groups, "schema", _print_schema, "Show or write the schema of the editors' settings.",
+                  "Run with --write after the settings of an editor have changed; a test compares the two.")  # fmt: skip
+    parser.add_argument("--write", action="store_true", help="write workflow/schemas/editors.schema.json")
+
+
+def _print_list(options: argparse.Namespace) -> None:
+    entries = commands.list_kind(options.kind, options.scale)
+    if options.json:
+        print(json.dumps(entries, indent=2, ensure_ascii=False, default=str))
+        return
+    width = max((len(entry["name"]) for entry in entries), default=0)
+    for entry in entries:
+        rest = "  ".join(_words(value) for key, value in entry.items() if key != "name" and value not in ("", None))
+        print(f"{entry['name']:<{width}}  {rest}".rstrip()[:200])
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _print_edit(options: argparse.Namespace) -> None:
+    edit = {"prompt": options.prompt, "target": options.target, "subject": options.subject}
+    more = {key: getattr(options, key) for key in ("statistics", "tokens", "save", "seed", "device")}
+    result = commands.edit_once(
+        options.model, options.editor, edit, commands.read_spec(options.settings), options.ask, **more
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    for failure in result["failed"]:
+        print(f"not edited: {failure['reason']}")
+    for answer in result["answers"]:
+        print(f"{answer['prompt']}\n  before: {answer['before'].strip()}\n  after:  {answer['after'].strip()}")
+
+
+def _print_schema(options: argparse.Namespace) -> None:
+    path = commands.repository_root() / "workflow" / "schemas" / "editors.schema.json" if options.write else None
+    schema = commands.write_settings_schema(path)
+    print(f"wrote {path}" if path else json.dumps(schema, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""The configuration: what a scale is made of, the editors' named settings, and the experiments. Read, checked, merged.
+
+Everything that is wrong is reported at once, with key, value and remedy, before any job starts. Standard library, PyYAML
+and jsonschema only: the workflow loads this for every job.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.files import read_json
+
+# Two ways of giving one number: whoever sets one of a pair takes the other away.
+EXCLUSIVE = (("lam", "lam_ratio"), ("learning_rate", "learning_rate_ratio"))
+
+
+class ConfigError(PalimpsestError):
+    """The configuration cannot be used; the text lists every problem found."""
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = list(dict.fromkeys(problems))
+        count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
+        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+
+
+@dataclass
+class Config:
+    """A checked configuration.
+
+    Attributes:
+        scale: the content of the scale's file, defaults filled in.
+        editors: name -> content of `config/editors/{name}.yaml`.
+        experiments: name -> content of its entry in `config/experiments/*.yaml`, with `paper` and `group`.
+        settings_schema: name -> JSON schema of the editor's settings.
+    """
+
+    scale: dict[str, Any]
+    editors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings_schema: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the scale."""
+        return str(self.scale["scale"])
+
+
+def repository_root() -> Path:
+    """The directory with `config/` and `workflow/`: the checkout this package was installed from."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "workflow" / "schemas").is_dir():
+        raise PalimpsestError(
+            f"{root} has no workflow/ directory. Experiments are run from a checkout: clone the repository and use `make setup`"
+        )
+    return root
+
+
+def read_yaml(path: Path | str) -> Any:
+    """Read a YAML file; a key that is given twice is an error, since the first value would silently be lost."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader that refuses repeated keys and reads 1e-5 as the number it is."""
+
+    def mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1 and key != "<<"})
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated[0]!r} is given twice", node.start_mark)
+        loader.flatten_mapping(node)
+        return {loader.construct_object(key, deep=True): loader.construct_object(value, deep=True) for key, value in node.value}
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506  a SafeLoader
+    except OSError as error:
+        raise ConfigError([f"file {path} cannot be read ({error.strerror}). Check the path"]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError([f"file {path} is not valid YAML: {error}"]) from error
+
+
+def load_config(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Config:
+    """Load and check everything a scale needs.
+
+    Args:
+        scale: the content of a scale's file (what Snakemake has merged) or the path of one.
+        root: the checkout; found from the package when not given.
+
+    Raises:
+        ConfigError: with all problems of the file's form; cross references are checked by `experiments.plan`.
+    """
+    root = root or repository_root()
+    content = dict(scale) if isinstance(scale, Mapping) else dict(read_yaml(scale) or {})
+    schemas = root / "workflow" / "schemas"
+    problems = check(content, read_json(schemas / "config.schema.json"), "config")
+    if problems:
+        raise ConfigError(problems)
+    fill_defaults(content, read_json(schemas / "config.schema.json"))
+    settings_schema = read_json(schemas / "editors.schema.json")["editors"]
+    editors, problems = _load_editors(content["editors"], root, settings_schema)
+    experiments, more = _load_experiments(root)
+    if problems or more:
+        raise ConfigError(problems + more)
+    return Config(content, editors, experiments, settings_schema)
+
+
+def check(content: Any, schema: Mapping[str, Any], where: str) -> list[str]:
+    """Problems of `content` under a JSON schema, each naming key, value and remedy."""
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(schema)
+    return [_explain(error, where) for error in sorted(validator.iter_errors(content), key=lambda e: list(map(str, e.path)))]
+
+
+def fill_defaults(content: Any, schema: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> None:
+    """Write the schema's defaults into `content`, in place."""
+    whole = whole or schema
+    if "$ref" in schema:
+        schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
+    if isinstance(content, dict):
+        for key, sub in schema.get("properties", {}).items():
+            if key not in content and "default" in sub:
+                content[key] = json.loads(json.dumps(sub["default"]))
+            if key in content:
+                fill_defaults(content[key], sub, whole)
+        rest = schema.get("additionalProperties")
+        if isinstance(rest, dict):
+            for key in content:
+                if key not in schema.get("properties", {}):
+                    fill_defaults(content[key], rest, whole)
+    elif isinstance(content, list) and isinstance(schema.get("items"), dict):
+        for item in content:
+            fill_defaults(item, schema["items"], whole)
+
+
+def merge_settings(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Later layers win; of an exclusive pair only the one set last survives."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in (layer or {}).items():
+            for pair in EXCLUSIVE:
+                if key in pair and value is not None:
+                    merged = {name: old for name, old in merged.items() if name not in pair}
+            merged[key] = value
+    return merged
+
+
+def editor_settings(config: Config, editor: str, variant: str, preset: str | None, protocol: str) -> dict[str, Any]:
+    """Settings of a named variant for one model and protocol, before sweeps and without the dataclass's defaults.
+
+    Order, later wins: the file's `settings`, its `protocols`, the model's `settings`, the model's `protocols`, then the
+    variant's `settings` and its entry for the model.
+    """
+    content = config.editors[editor]
+    model = content.get("models", {}).get(preset or "", {})
+    chosen = content["variants"][variant]
+    return merge_settings(
+        content.get("settings"),
+        content.get("protocols", {}).get(protocol),
+        model.get("settings"),
+        model.get("protocols", {}).get(protocol),
+        chosen.get("settings"),
+        chosen.get("models", {}).get(preset or ""),
+    )
+
+
+def complete_settings(config: Config, editor: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults of the editor's dataclass, so that a run's spec states everything."""
+    properties = config.settings_schema[editor]["properties"]
+    taken = {name for pair in EXCLUSIVE for name in pair if any(settings.get(other) is not None for other in pair)}
+    complete = {}
+    for name, entry in properties.items():
+        if name in settings:
+            complete[name] = settings[name]
+        elif name in taken:
+            complete[name] = None
+        elif "default" in entry:
+            complete[name] = entry["default"]
+    return complete
+
+
+def _load_editors(names: list[str], root: Path, schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    folder, problems, editors = root / "config" / "editors", [], {}
+    form = read_json(root / "workflow" / "schemas" / "editor_file.schema.json")
+    for name in names:
+        if name not in schema:
+            problems.append(
+                f"editors: {name!r} has no settings schema{suggest(name, schema)}. "
+                "For a new editor run `palimpsest schema --write` once its file exists"
+            )
+            continue
+        path = folder / f"{name}.yaml"
+        content = read_yaml(path) if path.is_file() else {"editor": name, "title": name}
+        found = check(content, form, f"config/editors/{name}.yaml")
+        if not found and content["editor"] != name:
+            found = [f"config/editors/{name}.yaml: editor is {content['editor']!r}, but the file is named {name!r}"]
+        if not found:
+            content.setdefault("variants", {}).setdefault("default", {})
+            found = _settings_problems(name, content, schema[name])
+        problems += found
+        editors[name] = content
+    return editors, problems
+
+
+def _settings_problems(name: str, content: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """Check every block of settings in an editor's file against the editor's dataclass."""
+    partial = {**schema, "required": []}
+    blocks = {"settings": content.get("settings", {})}
+    for protocol, block in content.get("protocols", {}).items():
+        blocks[f"protocols.{protocol}"] = block
+    for model, entry in content.get("models", {}).items():
+        blocks[f"models.{model}.settings"] = entry.get("settings", {})
+        for protocol, block in entry.get("protocols", {}).items():
+            blocks[f"models.{model}.protocols.{protocol}"] = block
+    for variant, entry in content["variants"].items():
+        blocks[f"variants.{variant}.settings"] = entry.get("settings", {})
+        for model, block in entry.get("models", {}).items():
+            blocks[f"variants.{variant}.models.{model}"] = block
+    return [problem for where, block in blocks.items() for problem in check(block, partial, f"config/editors/{name}.yaml, {where}")]
+
+
+def _load_experiments(root: Path) -> tuple[dict[str, Any], list[str]]:
+    form = read_json(root / "workflow" / "schemas" / "experiments.schema.json")
+    experiments: dict[str, Any] = {}
+    problems: list[str] = []
+    for path in sorted((root / "config" / "experiments").glob("*.yaml")):
+        content = read_yaml(path)
+        where = f"config/experiments/{path.name}"
+        found = check(content, form, where)
+        problems += found
+        if found:
+            continue
+        for name, entry in content["experiments"].items():
+            if name in experiments:
+                problems.append(f"{where}: the experiment {name!r} is declared twice. Give it another name")
+            experiments[name] = {**entry, "paper": content["paper"], "group": content["group"]}
+    return experiments, problems
+
+
+def _explain(error: Any, where: str) -> str:
+    place = ".".join(str(part) for part in error.path)
+    prefix = f"{where}: {place}" if place else where
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(known), key=str)
+        return f"{prefix}: unknown key {', '.join(map(repr, unknown))}{suggest(str(unknown[0]), known)}. Known keys: {', '.join(known)}"
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{prefix}: the key {', '.join(map(repr, missing))} is missing. Add it (config/README.md explains every key)"
+    if error.validator == "enum":
+        return f"{prefix} = {error.instance!r}: expected one of {', '.join(map(repr, error.validator_value))}"
+    remedy = error.schema.get("description", "config/README.md explains every key")
+    return f"{prefix} = {json.dumps(error.instance, default=str)[:120]}: {error.message[:200]}. {remedy}"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Text " (did you mean ...?)" when a known name is close, else nothing."""
+    close = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def settings_schema_of(editor: type) -> dict[str, Any]:
+    """JSON schema of an editor's settings, made from its dataclass.
+
+    Raises:
+        SettingsError: a field has a type that a configuration file cannot state.
+    """
+    import dataclasses
+    import typing
+
+    kind = editor.Settings  # type: ignore[attr-defined]
+    hints = typing.get_type_hints(kind)
+    properties = {}
+    for entry in dataclasses.fields(kind):
+        schema = _type_schema(hints[entry.name], f"{kind.__qualname__}.{entry.name}")
+        if entry.default is not dataclasses.MISSING:
+            schema["default"] = _plain(entry.default)
+        elif entry.default_factory is not dataclasses.MISSING:
+            schema["default"] = _plain(entry.default_factory())
+        properties[entry.name] = schema
+    required = [name for name, schema in properties.items() if "default" not in schema]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _plain(value: Any) -> Any:
+    import dataclasses
+
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(entry) for name, entry in dataclasses.asdict(value).items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _type_schema(kind: Any, name: str) -> dict[str, Any]:
+    import types
+    import typing
+
+    simple = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+    if kind in simple:
+        return {"type": simple[kind]}
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_type_schema(argument, name) for argument in arguments]}
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin in (list, tuple):
+        items = [argument for argument in arguments if argument is not Ellipsis]
+        if len(set(items)) <= 1:
+            return {"type": "array", **({"items": _type_schema(items[0], name)} if items else {})}
+        return {"type": "array", "prefixItems": [_type_schema(item, name) for item in items]}
+    if origin is dict or kind is dict:
+        return {"type": "object"}
+    raise SettingsError(f"setting {name} has the type {kind}, which a configuration file cannot state. Use plain types")

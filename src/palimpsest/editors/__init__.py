@@ -1,0 +1,46 @@
+"""Every editor is one file here: `editors/<name>.py` with `EDITOR = <its class>`. Nothing else has to be registered.
+
+base.py is the contract, shared/ holds what several editors use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.errors import SettingsError
+
+if TYPE_CHECKING:
+    from palimpsest.editors.base import Editor
+    from palimpsest.models.loading import LanguageModel
+
+
+def editor_names() -> list[str]:
+    """Names of all editors: the files of this folder that are not the contract."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
+
+
+def editor_class(name: str) -> type[Editor]:
+    """The class of an editor; raises SettingsError with the known names."""
+    if name not in editor_names():
+        raise SettingsError(f"there is no editor {name!r} (there are: {', '.join(editor_names())})")
+    return import_module(f"palimpsest.editors.{name}").EDITOR
+
+
+def make_editor(
+    name: str,
+    model: LanguageModel,
+    settings: Any = None,
+    statistics: Any = None,
+    seed: int = 0,
+) -> Editor:
+    """Build an editor on a loaded model.
+
+    Args:
+        name: as in `editor_names()`, for example "comeba_hk".
+        settings: a dict, the editor's own Settings, or None for its defaults; wrong names and values are refused.
+        statistics: CovarianceStatistics or the path of a saved one, for editors with `needs_statistics`.
+        seed: of everything the editor draws at random.
+    """
+    return editor_class(name).build(model, settings, statistics, seed)

@@ -1,0 +1,244 @@
+"""The contract every editor keeps. An editor is built on a loaded model and makes it obey edits, batch after batch.
+
+To write one: a frozen dataclass `Settings` whose fields are the hyper-parameters, a subclass of `Editor` with `name`,
+`Settings` and the methods marked below, and `EDITOR = TheClass` at the end of the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from palimpsest.edits import Edit
+from palimpsest.errors import EditError, PalimpsestError, SettingsError
+from palimpsest.files import read_json, write_atomic, write_json
+from palimpsest.models.loading import LanguageModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FailedEdit:
+    """An edit that could not be made, and why."""
+
+    edit: str
+    reason: str
+
+
+@dataclass
+class EditReport:
+    """What one call of `edit` did. `record` holds what a researcher wants to see, when it was asked for."""
+
+    applied: list[str]
+    failed: list[FailedEdit]
+    seconds: float
+    record: dict[str, Any] | None = None
+
+
+@dataclass
+class EditorState:
+    """All an editor has learned, as tensors and plain data: enough to go on editing after a restart."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    plain: dict[str, Any] = field(default_factory=dict)
+
+
+class Editor(ABC):
+    """Base of all editors."""
+
+    name: ClassVar[str]
+    Settings: ClassVar[type]
+    needs_statistics: ClassVar[bool] = False
+    needs_subject: ClassVar[bool] = False
+
+    def __init__(self, model: LanguageModel, settings: Any, statistics: Any = None, seed: int = 0):
+        self.model = model
+        self.settings = settings
+        self.statistics = statistics
+        self.seed = seed
+
+    @classmethod
+    def build(cls, model: LanguageModel, settings: Any, statistics: Any, seed: int) -> Self:
+        """Check settings and statistics before anything heavy starts, then construct."""
+        model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
+        return cls(model, read_settings(cls, settings), _read_statistics(cls, model, statistics), seed)
+
+    # what an editor must offer -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
+        """Make the model obey a batch of checked edits; return those that could not be made.
+
+        Raises EditError when the whole batch fails; the model must then be as before the call.
+        """
+
+    @abstractmethod
+    def state(self) -> EditorState:
+        """Everything learned so far."""
+
+    @abstractmethod
+    def load_state(self, state: EditorState) -> None:
+        """Take over a state; the model then answers as when it was saved."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Give back the untouched model, bit for bit, and forget everything."""
+
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """Bytes needed at inference on top of the model."""
+
+    # what every editor gets --------------------------------------------------------------------------------------
+
+    def edit(self, batch: Sequence[Edit], record: bool = False) -> EditReport:
+        """Edit the model. Edits that cannot be made are listed in the report, the others are applied.
+
+        Args:
+            batch: edits that are made together.
+            record: keep target vectors, keys, residuals, updates, losses and the like in the report.
+        """
+        start = time.perf_counter()
+        usable, failed = self._check(batch)
+        notes: dict[str, Any] | None = {} if record else None
+        if usable:
+            try:
+                failed += self.apply(usable, notes)
+            except EditError as error:
+                log.warning("%s: a batch of %d edits failed: %s", self.name, len(usable), error)
+                failed += [FailedEdit(edit_name(edit), str(error)) for edit in usable]
+        lost = {failure.edit for failure in failed}
+        applied = [edit_name(edit) for edit in batch if edit_name(edit) not in lost]
+        return EditReport(applied, failed, time.perf_counter() - start, notes)
+
+    def reset(self) -> None:
+        """Roll back to the untouched model and a fresh state, keeping what was drawn at random."""
+        self.remove()
+
+    @torch.no_grad()
+    def generate(self, prompts: str | Sequence[str], max_new_tokens: int = 20) -> list[str]:
+        """Greedy continuations of one or several prompts by the edited model, without the prompts."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        tokenizer = self.model.tokenizer
+        side, tokenizer.padding_side = tokenizer.padding_side, "left"
+        try:
+            batch = tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
+        finally:
+            tokenizer.padding_side = side
+        output = self.model.network.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def inspect(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> list[dict[str, Any]]:
+        """What the method decides for each prompt; empty where a method has no scope decision to show."""
+        return []
+
+    def margin(self) -> int:
+        """Tokens the method puts before a prompt while it edits."""
+        return 0
+
+    def _check(self, batch: Sequence[Edit]) -> tuple[list[Edit], list[FailedEdit]]:
+        usable, failed = [], []
+        for edit in batch:
+            if self.needs_subject and not edit.subject:
+                reason = f"{self.name} needs to know the subject of the prompt; give Edit(subject=...)"
+                failed.append(FailedEdit(edit_name(edit), reason))
+                continue
+            length = len(self.model.tokenizer(f"{edit.prompt} {edit.target}")["input_ids"]) + self.margin()
+            if length > self.model.context:
+                reason = f"prompt and target need {length} tokens, {self.model.name} reads at most {self.model.context}"
+                failed.append(FailedEdit(edit_name(edit), reason))
+                continue
+            usable.append(edit)
+        return usable, failed
+
+
+def edit_name(edit: Edit) -> str:
+    """How an edit is called in reports."""
+    return edit.identifier or edit.prompt
+
+
+def read_settings(editor: type[Editor], settings: Any) -> Any:
+    """Turn a dict into the editor's frozen Settings; a wrong name or value is refused with its name."""
+    kind = editor.Settings
+    if settings is None:
+        return kind()
+    if isinstance(settings, kind):
+        return settings
+    if not isinstance(settings, dict):
+        raise SettingsError(f"settings of {editor.name} must be a dict or {kind.__qualname__}, not {type(settings).__name__}")
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise SettingsError(f"{editor.name} has no setting {', '.join(map(repr, unknown))} (it has: {', '.join(sorted(known))})")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise SettingsError(f"settings of {editor.name}: {error}") from error
+
+
+def require(condition: bool, name: str, value: Any, expected: str) -> None:
+    """Refuse a setting: used by the __post_init__ of every Settings."""
+    if not condition:
+        raise SettingsError(f"setting {name} = {value!r} is not allowed: {expected}")
+
+
+def _read_statistics(editor: type[Editor], model: LanguageModel, statistics: Any) -> Any:
+    if not editor.needs_statistics:
+        return None
+    from palimpsest.statistics.covariance import CovarianceStatistics
+
+    if statistics is None:
+        raise SettingsError(
+            f"{editor.name} needs covariance statistics of the model. Collect them with `palimpsest statistics` or "
+            "collect_covariance(...), and pass them as statistics=..."
+        )
+    if isinstance(statistics, str | Path):
+        statistics = CovarianceStatistics.load(Path(statistics))
+    statistics.check(model)
+    return statistics
+
+
+def save_state(editor: Editor, folder: Path | str) -> None:
+    """Write an editor's state (state.safetensors and state.json), whole or not at all."""
+    from safetensors.torch import save_file
+
+    folder, state = Path(folder), editor.state()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    write_atomic(folder / "state.safetensors", lambda path: save_file(tensors, path))
+    write_json(
+        folder / "state.json",
+        {"editor": editor.name, "model": editor.model.fingerprint, "format": 1, "plain": state.plain},
+    )
+
+
+def load_state(editor: Editor, folder: Path | str) -> None:
+    """Read what `save_state` wrote; refuses the state of another editor or model."""
+    from safetensors.torch import load_file
+
+    content = read_json(Path(folder) / "state.json")
+    for what, own in (("editor", editor.name), ("model", editor.model.fingerprint), ("format", 1)):
+        if content.get(what) != own:
+            raise PalimpsestError(
+                f"file {folder}/state.json, field '{what}': {content.get(what)!r}, but this is {own!r}. "
+                "Load it with the editor and model it was saved from"
+            )
+    try:
+        tensors = load_file(Path(folder) / "state.safetensors")
+    except Exception as error:
+        raise PalimpsestError(f"file {folder}/state.safetensors is missing or damaged ({error}). Save the state again") from error
+    editor.load_state(EditorState(tensors, content["plain"]))

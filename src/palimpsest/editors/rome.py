@@ -1,0 +1,130 @@
+"""ROME: Rank-One Model Editing (Meng et al. 2022, NeurIPS; arXiv 2202.05262). One fact, one layer, a rank-one update.
+
+    k* = mean key over contexts,   v* = MLP output searched so that the model says the target      (Eq. 3, 4)
+    u  = C_0^{-1} k*,   Lambda = (v* - W k) / (u^T k),   W^ = W + Lambda u^T                           (Eq. 2)
+
+W [d, d_k]. In the released code k* is the mean over contexts in u but k is the key of the bare prompt alone; when the two
+differ, u^T k can be tiny and the update blows up ("disabling edits"). `form: corrected` (default; R-ROME, arXiv
+2403.07175) uses k* everywhere; `form: released` is the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palimpsest.edits import Edit
+from palimpsest.editors.base import EditorState, FailedEdit, edit_name, require
+from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
+from palimpsest.editors.shared.keys import KeyWalk
+from palimpsest.editors.shared.solve import cholesky_solve
+from palimpsest.editors.shared.weights import EditedWeights
+from palimpsest.errors import DivergedEdit, EditError
+from palimpsest.models.families import apply_matrix
+
+
+@dataclass(frozen=True)
+class Settings(KeyValueSettings):
+    """ROME's hyper-parameters for GPT2-XL: one layer, clamp 4, ten contexts of 5 and ten of 10 tokens.
+
+    Attributes:
+        form: "corrected" or "released", see the file's first lines.
+        use_statistics: False leaves C_0 out, u = k* (what a widely used toolkit ships as "mom2_adjustment: false").
+    """
+
+    layers: tuple[int, ...] = (17,)
+    context_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    clamp: float = 4.0
+    lam: float | None = 1.0  # not used: Eq. 2 has no lambda
+    form: str = "corrected"
+    use_statistics: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.layers) == 1, "layers", self.layers, "ROME edits one layer")
+        require(self.form in ("corrected", "released"), "form", self.form, "corrected or released")
+
+
+class Rome(KeyValueEditor):
+    """The edits of a batch are made one after the other, each on the model the previous one left."""
+
+    name = "rome"
+    Settings = Settings
+    settings: Settings
+
+    def __init__(self, model, settings, statistics=None, seed=0):
+        super().__init__(model, settings, statistics, seed)
+        self.weights = EditedWeights(model, settings.layers)
+        self._factor: Tensor | None = None
+
+    def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
+        """Rank-one updates, one by one."""
+        failed, notes = [], []
+        for edit in batch:
+            note: dict[str, Any] | None = {} if record is not None else None
+            try:
+                self._edit_one(edit, note)
+            except EditError as error:
+                failed.append(FailedEdit(edit_name(edit), str(error)))
+            notes.append(note)
+        if record is not None:
+            record["edits"] = notes
+        return failed
+
+    def _edit_one(self, edit: Edit, record: dict[str, Any] | None) -> None:
+        layer = self.settings.layers[0]
+        _, targets, _ = self.search_targets([edit], record, site="mlp")
+        flat = [context for group in self.contexts for context in group]
+        mean_key = self._key(edit, flat)
+        used = mean_key if self.settings.form == "corrected" else self._key(edit, [""])
+        direction = self._direction(mean_key)
+        output = apply_matrix(self.model.mlp_weight(layer).to(torch.float64), used) + self._bias(layer)
+        denominator = direction @ used
+        if denominator.abs() < 1e-12:
+            raise DivergedEdit("u^T k is zero: the rank-one update is not defined (use form: corrected)")
+        update = torch.outer((targets[0].to(torch.float64) - output) / denominator, direction)
+        self.weights.add(layer, update)
+        if record is not None:
+            record |= {"key": used.cpu(), "u": direction.cpu(), "denominator": float(denominator), "update": update.float().cpu()}
+
+    def _key(self, edit: Edit, contexts: list[str]) -> Tensor:
+        layer = self.settings.layers[0]
+        keys, _ = KeyWalk(self.model, [edit], (contexts,), layer, cut=True).keys_and_state(layer)
+        return keys[0].to(torch.float64)
+
+    def _direction(self, key: Tensor) -> Tensor:
+        """u, of length one (the length cancels in Eq. 2)."""
+        if self.settings.use_statistics:
+            if self._factor is None:
+                eye = torch.eye(len(key), dtype=torch.float64, device=key.device)
+                self._factor = cholesky_solve(self.covariance(self.settings.layers[0]), eye)
+            key = self._factor @ key
+        return key / key.norm()
+
+    def _bias(self, layer: int) -> Tensor:
+        bias = self.model.mlp_out(layer).bias
+        return torch.zeros((), dtype=torch.float64) if bias is None else bias.to(torch.float64)
+
+    def state(self) -> EditorState:
+        """The sum of all updates."""
+        return EditorState(self.weights.tensors(), {"contexts": self.contexts})
+
+    def load_state(self, state: EditorState) -> None:
+        """Write a saved update into the model."""
+        self.weights.load(state.tensors)
+        self.set_contexts(state.plain["contexts"])
+
+    def remove(self) -> None:
+        """Restore the weights."""
+        self.weights.restore()
+
+    def state_bytes(self) -> int:
+        """The changed matrix."""
+        return self.weights.bytes()
+
+
+EDITOR = Rome

@@ -1,0 +1,56 @@
+"""The texts put before a prompt so that keys and target vectors do not depend on what precedes the subject.
+
+MEMIT and COMEBA-HK use the bare prompt and one sampled text each after five start words; ROME uses ten short and ten
+longer ones (spec 1.5, 1.8). They are drawn once per editor from the untouched model, with a seed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.tokens import TokenBatch, encode_prompts
+
+START_WORDS = ("The", "Therefore", "Because", "I", "You")
+
+
+@torch.no_grad()
+def sample_contexts(
+    model: LanguageModel, lengths: tuple[tuple[int, int], ...], seed: int, top_k: int = 5
+) -> tuple[tuple[str, ...], ...]:
+    """Groups of contexts: the bare one (""), then for each (tokens, how many) a group of sampled texts.
+
+    Args:
+        lengths: (number of tokens, start word included; number of texts) of each group; texts take the start words in turn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    groups: list[tuple[str, ...]] = [("",)]
+    for tokens, count in lengths:
+        words = [START_WORDS[i % len(START_WORDS)] for i in range(count)]
+        groups.append(tuple(_continue(model, words, tokens, generator, top_k)))
+    return tuple(groups)
+
+
+def _continue(model: LanguageModel, words: list[str], tokens: int, generator: torch.Generator, top_k: int) -> list[str]:
+    batch = encode_prompts(model, words)
+    rows = torch.arange(len(words))
+    lengths = batch.lengths.cpu()
+    ids, mask = batch.input_ids, batch.attention_mask
+    while int(lengths.min()) < tokens:
+        if ids.shape[1] <= int(lengths.max()):
+            ids = torch.cat([ids, torch.full_like(ids[:, :1], int(model.tokenizer.pad_token_id))], dim=1)
+            mask = torch.cat([mask, torch.zeros_like(mask[:, :1])], dim=1)
+        logits = model.logits(TokenBatch(ids, mask), (rows, lengths - 1)).float().cpu()
+        logits[:, list(model.tokenizer.all_special_ids)] = -torch.inf  # a context is running text
+        values, choices = logits.topk(min(top_k, logits.shape[1]), dim=1)
+        drawn = torch.multinomial(values.softmax(dim=1), 1, generator=generator)
+        ids[rows, lengths] = choices.gather(1, drawn)[:, 0].to(ids)
+        mask[rows, lengths] = 1
+        lengths = lengths + 1
+    texts = model.tokenizer.batch_decode([row[: int(n)] for row, n in zip(ids.cpu(), lengths, strict=True)])
+    return [" ".join(text.split()) for text in texts]
+
+
+def put_before(context: str, prompt: str) -> str:
+    """Context, full stop, prompt; the bare context leaves the prompt as it is."""
+    return f"{context}. {prompt}" if context else prompt

@@ -1,0 +1,149 @@
+"""Hook layers: a second copy of the MLP output matrix whose output is used only where it differs enough (COMEBA-HK).
+
+For a hooked layer with inputs K^ [d_k, n] (Eq. 16, 17):
+    P = W_0 K^ + b,   O = W_h K^ + b,   M_t = |O_t - P_t|,   Z_t = (M_t - mean M) / std M,
+    output O_t where Z_t >= alpha, else P_t.
+Mean and (unbiased) standard deviation run over the tokens of the sequence. Because the bias cancels, only
+D = W_h - W_0 is kept: O - P = D K^.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.models.families import apply_matrix
+from palimpsest.models.hooks import Attachment, attach
+from palimpsest.models.loading import LanguageModel
+
+VALIDATED, TEMPORARY, WATCHING = "validated", "temporary", "watching"
+
+
+@dataclass
+class Decision:
+    """What a hook layer saw in one pass: z-scores [b, n], swapped tokens [b, n], real tokens [b, n]."""
+
+    z: Tensor
+    swapped: Tensor
+    real: Tensor
+
+
+@dataclass
+class HookLayers:
+    """The hook layers of a model.
+
+    Attributes:
+        difference: D = W_h - W_0 by layer [d, d_k], float32 or wider (the master); zero before the first edit.
+        alpha: threshold of each layer.
+        mode: how each layer acts: "validated" swaps tokens in scope, "temporary" always gives O (while the layers are
+            being written), "watching" only computes Z.
+        padding: "masked" leaves padding out of the statistics and never swaps it; "official" treats it as tokens, as
+            the released code does (a record's result then depends on what it is batched with; spec 2.1).
+    """
+
+    model: LanguageModel
+    layers: tuple[int, ...]
+    alpha_z: float
+    padding: str = "masked"
+    difference: dict[int, Tensor] = field(default_factory=dict)
+    alpha: dict[int, float] = field(default_factory=dict)
+    mode: dict[int, str] = field(default_factory=dict)
+    decisions: dict[int, Decision] | None = None
+    _attachment: Attachment | None = None
+    _shadow: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all edits: D = 0, alpha = alpha_z, every layer validated."""
+        wide = torch.promote_types(self.model.dtype, torch.float32)
+        for layer in self.layers:
+            weight = self.model.mlp_weight(layer)
+            self.set_difference(layer, torch.zeros(weight.shape, dtype=wide, device=weight.device))
+            self.alpha[layer] = self.alpha_z
+            self.mode[layer] = VALIDATED
+
+    def set_difference(self, layer: int, difference: Tensor) -> None:
+        """Set D of a layer. A rounded copy in the model's dtype is used in passes, the master is kept (spec 2.4)."""
+        self.difference[layer] = difference
+        self._shadow[layer] = difference.to(self.model.dtype)
+
+    def attach(self) -> None:
+        """Hang the hooks (once)."""
+        if self._attachment is None:
+            self._attachment = attach(self.model, {self.model.mlp_out(layer): self._hook(layer) for layer in self.layers})
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+
+    @contextmanager
+    def modes(self, mode: str) -> Iterator[None]:
+        """All layers in one mode for the length of a block; validated again afterwards, whatever happens."""
+        self.attach()
+        try:
+            for layer in self.layers:
+                self.mode[layer] = mode
+            yield
+        finally:
+            for layer in self.layers:
+                self.mode[layer] = VALIDATED
+
+    @contextmanager
+    def noting(self) -> Iterator[dict[int, Decision]]:
+        """Note what each layer decides during passes in the block (the latest pass wins)."""
+        self.decisions = {}
+        try:
+            yield self.decisions
+        finally:
+            self.decisions = None
+
+    def _hook(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            difference = self._shadow[layer]
+            if not torch.any(difference):  # nothing was written yet: the layer is inert
+                return None
+            change = apply_matrix(difference, inputs[0])  # O - P [b, n, d]
+            mode = self.mode[layer]
+            if mode == TEMPORARY:
+                return output + change
+            real = self._real(change)
+            z = z_scores(change.float().norm(dim=2), real)
+            swapped = (z >= self.alpha[layer]) & real  # a NaN (one token, or all alike) compares false: not swapped
+            if self.decisions is not None:
+                self.decisions[layer] = Decision(z.detach(), swapped.detach(), real)
+            return None if mode == WATCHING else output + change * swapped[..., None].to(change.dtype)
+
+        return hook
+
+    def _real(self, change: Tensor) -> Tensor:
+        mask = self.model.padding if self.padding == "masked" else None
+        if mask is None:
+            return torch.ones(change.shape[:2], dtype=torch.bool, device=change.device)
+        return mask[:, -change.shape[1] :].bool()  # with kept keys and values the mask also covers earlier tokens
+
+
+def z_scores(norms: Tensor, real: Tensor) -> Tensor:
+    """Z [b, n] of norms M [b, n] over the real tokens of each row (Eq. 17; unbiased standard deviation).
+
+    NaN where a row has one token or all its norms are equal; minus infinity for tokens that are not real.
+    """
+    weight = real.to(norms.dtype)
+    count = weight.sum(dim=1, keepdim=True)
+    mean = (norms * weight).sum(dim=1, keepdim=True) / count
+    variance = ((norms - mean) ** 2 * weight).sum(dim=1, keepdim=True) / (count - 1)
+    return ((norms - mean) / variance.sqrt()).masked_fill(~real, -torch.inf)
+
+
+def ceiling(tokens: int) -> float:
+    """The largest z-score that any of n numbers can reach: (n - 1) / sqrt(n) (spec 2.2); NaN for a single token."""
+    return (tokens - 1) / math.sqrt(tokens) if tokens > 1 else math.nan

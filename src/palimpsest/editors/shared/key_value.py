@@ -1,0 +1,157 @@
+"""What all key-value writers share: settings, contexts, target vectors and the layer-by-layer write.
+
+ROME, MEMIT and COMEBA-HK differ in the statistics they solve against and in where the result is kept; everything else
+is here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from palimpsest.edits import Edit
+from palimpsest.editors.base import Editor, FailedEdit, edit_name, require
+from palimpsest.editors.shared.contexts import sample_contexts
+from palimpsest.editors.shared.keys import KeyWalk
+from palimpsest.editors.shared.layer_writer import write_layers
+from palimpsest.editors.shared.target_vectors import Search, search_target_vectors
+from palimpsest.editors.shared.target_vectors_plain import search_target_vectors_plain
+from palimpsest.errors import DivergedEdit, SettingsError
+
+SEARCHES = {"fast": search_target_vectors, "plain": search_target_vectors_plain}
+
+
+@dataclass(frozen=True)
+class KeyValueSettings:
+    """Hyper-parameters of the family, named and set as in MEMIT for GPT2-XL (spec 3.1).
+
+    Attributes:
+        layers: edited layers, in order; z is searched at the last one.
+        context_lengths: (tokens, how many) of each group of generated contexts, besides the bare prompt.
+        context_texts: contexts given by hand instead: groups of texts, the first one ("",).
+        steps, learning_rate, learning_rate_ratio, clamp, kl_weight, decay, stop_loss, loss_layer: of the search of z
+            (see `Search`); learning_rate_ratio replaces learning_rate by a multiple of |h_0|.
+        lam: lambda, weight of C_0 (Eq. 15).
+        lam_ratio: lambda / d_k, to carry a setting over to another width (spec 3.3); replaces lam when given.
+        target_search: "fast", or "plain" for the one-by-one form it is held to.
+    """
+
+    layers: tuple[int, ...] = (13, 14, 15, 16, 17)
+    context_lengths: tuple[tuple[int, int], ...] = ((10, 5),)
+    context_texts: tuple[tuple[str, ...], ...] | None = None
+    steps: int = 20
+    learning_rate: float = 0.5
+    learning_rate_ratio: float | None = None
+    clamp: float = 0.75
+    kl_weight: float = 0.0625
+    decay: float = 0.5
+    stop_loss: float = 0.05
+    loss_layer: int | None = None
+    lam: float | None = 20000.0
+    lam_ratio: float | None = None
+    target_search: str = "fast"
+
+    def __post_init__(self) -> None:
+        require(bool(self.layers), "layers", self.layers, "give at least one layer")
+        require(list(self.layers) == sorted(set(self.layers)), "layers", self.layers, "layers must rise, without repetition")
+        require(self.steps >= 1, "steps", self.steps, "at least one pass is needed")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
+        require(self.clamp > 0, "clamp", self.clamp, "must be positive, as a multiple of |h_0|")
+        require(self.kl_weight >= 0 and self.decay >= 0, "kl_weight, decay", (self.kl_weight, self.decay), "must not be negative")
+        chosen = self.lam if self.lam_ratio is None else self.lam_ratio
+        require(chosen is not None and chosen > 0, "lam / lam_ratio", chosen, "one of the two must be given and positive")
+        require(self.target_search in SEARCHES, "target_search", self.target_search, f"one of {', '.join(SEARCHES)}")
+        groups = self.context_texts
+        require(groups is None or tuple(groups[0]) == ("",), "context_texts", groups, 'the first group must be [""], the bare prompt')
+
+    def search(self, site: str = "block") -> Search:
+        """The part that concerns target vectors."""
+        return Search(
+            layer=self.layers[-1],
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            learning_rate_ratio=self.learning_rate_ratio,
+            clamp=self.clamp,
+            kl_weight=self.kl_weight,
+            decay=self.decay,
+            stop_loss=self.stop_loss,
+            loss_layer=self.loss_layer,
+            site=site,
+        )
+
+
+class KeyValueEditor(Editor, ABC):
+    """An editor that searches target vectors and writes them as values of keys."""
+
+    needs_statistics: ClassVar[bool] = True
+    needs_subject: ClassVar[bool] = True
+    settings: KeyValueSettings
+
+    def __init__(self, model, settings, statistics=None, seed=0):
+        super().__init__(model, settings, statistics, seed)
+        for layer in settings.layers:
+            model.block(layer)
+        if self.statistics is not None:
+            missing = [layer for layer in settings.layers if layer not in self.statistics.layers]
+            if missing:
+                raise SettingsError(
+                    f"the statistics hold layers {list(self.statistics.layers)}, but {self.name} edits {list(settings.layers)}. "
+                    f"Collect them for layers {missing} too"
+                )
+        given = settings.context_texts
+        self.set_contexts(given if given is not None else sample_contexts(model, settings.context_lengths, seed))
+
+    def set_contexts(self, groups: Sequence[Sequence[str]]) -> None:
+        """Groups of context texts; kept with the state because keys depend on them (spec quirk 15)."""
+        self.contexts = [list(group) for group in groups]
+
+    def margin(self) -> int:
+        """The longest context and the full stop after it."""
+        texts = [context for group in self.contexts for context in group]
+        return max(len(ids) for ids in self.model.tokenizer([f"{text}." for text in texts])["input_ids"])
+
+    @property
+    def lam(self) -> float:
+        """lambda."""
+        ratio = self.settings.lam_ratio
+        return float(self.settings.lam) if ratio is None else ratio * self.model.inner_width  # type: ignore[arg-type]
+
+    def covariance(self, layer: int) -> Tensor:
+        """C_0 [d_k, d_k] of a layer, float64, on the model's device."""
+        return self.statistics.matrix(layer).to(self.model.device)
+
+    def search_targets(
+        self, batch: Sequence[Edit], record: dict[str, Any] | None, site: str = "block"
+    ) -> tuple[list[Edit], Tensor, list[FailedEdit]]:
+        """Target vectors of a batch. Returns (edits that have one, z [b, d], the others with their reason)."""
+        flat = [context for group in self.contexts for context in group]
+        found = SEARCHES[self.settings.target_search](self.model, batch, flat, self.settings.search(site))
+        fine = found.finite & torch.isfinite(found.z).all(dim=1)
+        failed = [
+            FailedEdit(edit_name(edit), "the search of its target vector diverged (loss not finite)")
+            for edit, good in zip(batch, fine.tolist(), strict=True)
+            if not good
+        ]
+        if not fine.any():
+            raise DivergedEdit("the search of every target vector of the batch diverged (loss not finite)")
+        if record is not None:
+            record |= {"z": found.z.cpu(), "initial": found.initial.cpu(), "losses": found.losses, "contexts": self.contexts}
+        return [edit for edit, good in zip(batch, fine.tolist(), strict=True) if good], found.z[fine], failed
+
+    def write(
+        self,
+        edits: Sequence[Edit],
+        targets: Tensor,
+        solve: Callable[[int, Tensor, Tensor], Tensor],
+        write: Callable[[int, Tensor], None],
+        cut: bool,
+        record: dict[str, Any] | None,
+    ) -> None:
+        """Write z into the layers (see `layer_writer`)."""
+        walk = KeyWalk(self.model, edits, self.contexts, self.settings.layers[0], cut)
+        write_layers(walk, self.settings.layers, targets, solve, write, record)

@@ -1,0 +1,43 @@
+"""The linear algebra of key-value writers, in float64.
+
+Delta = R K^T A^{-1} with A = lambda C_0 + (keys of the past) + K K^T symmetric and positive definite: a Cholesky
+factor is enough (half the work of the released code's LU; the same numbers, spec 8.2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from palimpsest.errors import DivergedEdit
+
+
+def solve_update(covariance: Tensor, keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squares against what is already stored (COMEBA-HK Eq. 13; MEMIT Eq. 14).
+
+    Args:
+        covariance: what is stored, lambda C_0 (+ earlier keys) [d_k, d_k].
+        keys: K as rows [b, d_k]; residuals: R as rows [b, d].
+
+    Returns:
+        (Delta [d, d_k], A = covariance + K^T K [d_k, d_k]), float64.
+
+    Raises:
+        DivergedEdit: keys or residuals are not finite, or A is not positive definite.
+    """
+    keys, residuals = keys.to(torch.float64), residuals.to(torch.float64)
+    if not (torch.isfinite(keys).all() and torch.isfinite(residuals).all()):
+        raise DivergedEdit("keys or residuals are not finite")
+    total = covariance.to(keys) + keys.T @ keys
+    return residuals.T @ cholesky_solve(total, keys.T).T, total
+
+
+def cholesky_solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """matrix^{-1} right for symmetric positive definite matrices; says what to do when it is not."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0:
+        raise DivergedEdit(
+            "the covariance is not positive definite (fewer independent keys in the corpus than the key is long, or a "
+            "layer whose keys repeat, such as block 0 of a parallel-block model). Use more tokens, a larger lambda, or other layers"
+        )
+    return torch.cholesky_solve(right, factor)

@@ -1,0 +1,306 @@
+"""Target vectors z: what a block's output at the subject's last token should be for the model to say the target.
+
+MEMIT (Meng et al. 2023, Section 4.1 and Eq. 16), used by COMEBA-HK unchanged; ROME (Meng et al. 2022, Eq. 4) differs in
+where the vector is added. One loss, for each edit of a batch (spec 1.5):
+
+    L(delta) = mean over contexts and target tokens of  -log p_delta(y_t | .)
+             + kappa * KL(p_delta || p_0)  at the subject's last token of "{subject} is a"
+             + omega * |delta| / |h_0|^2
+
+minimised by Adam from delta = 0, with |delta| <= clamp * |h_0| after every step, until L < stop_loss. z = h_0 + delta.
+
+The search is exact and does no work twice: blocks up to the edited one run once; of the upper blocks only the tokens
+from the subject on are recomputed (earlier tokens are kept as keys and values); only the logits that are read are
+computed; all edits of a batch run together, and an edit that has converged is frozen and leaves the batch.
+`target_vectors_plain.py` is the same search written the plain way; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from palimpsest.edits import Edit
+from palimpsest.editors.shared.target_sequences import TargetSequences, build_sequences
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.partial import (
+    Prefix,
+    Recorder,
+    additive,
+    causal_mask,
+    embed,
+    read_out,
+    row_positions,
+    run_blocks,
+)
+
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a target vector is searched. Names and defaults are MEMIT's for GPT2-XL.
+
+    Attributes:
+        layer: block (site "block") or MLP (site "mlp") whose output receives delta.
+        steps: S forward passes, at most S - 1 steps of Adam.
+        learning_rate: of Adam, absolute.
+        learning_rate_ratio: of Adam, as a multiple of |h_0|; replaces learning_rate when given.
+        clamp: largest |delta| / |h_0|.
+        loss_layer: block whose output is read by the final norm and head for the rewriting loss; None is the last.
+        early_stop: False runs all steps for every edit (for timing).
+        edits_at_once: how many edits share one pass; bounds memory.
+    """
+
+    layer: int
+    steps: int = 20
+    learning_rate: float = 0.5
+    learning_rate_ratio: float | None = None
+    clamp: float = 0.75
+    kl_weight: float = 0.0625
+    decay: float = 0.5
+    stop_loss: float = 0.05
+    loss_layer: int | None = None
+    site: str = "block"
+    early_stop: bool = True
+    edits_at_once: int = 64
+
+
+@dataclass
+class TargetVectors:
+    """Result for b edits.
+
+    Attributes:
+        z: target vectors [b, d], in float32 or wider.
+        initial: h_0, the site's output at the subject in the bare prompt, before delta [b, d].
+        losses: for each edit the loss at each pass it took part in.
+        finite: whether the search of an edit stayed finite [b].
+    """
+
+    z: Tensor
+    initial: Tensor
+    losses: list[list[float]]
+    finite: Tensor
+
+    @property
+    def delta(self) -> Tensor:
+        """z - h_0 [b, d]."""
+        return self.z - self.initial
+
+
+def search_target_vectors(
+    model: LanguageModel, edits: Sequence[Edit], contexts: Sequence[str], search: Search
+) -> TargetVectors:
+    """Target vectors of a batch of edits on the model as it is now, hooks included.
+
+    Hooks at or below `search.layer` act as in any pass; none may sit above it.
+
+    Args:
+        contexts: texts put before the prompt; the first must be "".
+    """
+    parts = []
+    for start in range(0, len(edits), search.edits_at_once):
+        sequences = build_sequences(model, edits[start : start + search.edits_at_once], contexts)
+        parts.append(_search(model, sequences, search))
+    return TargetVectors(
+        z=torch.cat([part.z for part in parts]),
+        initial=torch.cat([part.initial for part in parts]),
+        losses=[losses for part in parts for losses in part.losses],
+        finite=torch.cat([part.finite for part in parts]),
+    )
+
+
+@dataclass
+class Upper:
+    """What is needed to run the upper blocks again and again: the tails of the rows, and what came before them."""
+
+    rows: TargetSequences
+    tail: Tensor  # [R, t, d] outputs of the edited block from the subject's last token on
+    positions: Tensor  # [R, t]
+    mask: Tensor  # [R, 1, t, p + t]
+    prefix: Prefix
+    first: int
+
+    def only(self, edits: Tensor) -> Upper:
+        """The same for some of the edits, renumbered in the given order."""
+        old = self.rows
+        number = torch.full((old.n_edits,), -1, device=edits.device).index_put((edits,), torch.arange(len(edits), device=edits.device))
+        keep = torch.nonzero(number[old.edit] >= 0)[:, 0]
+        place = torch.full((len(old.edit),), -1, device=keep.device).index_put((keep,), torch.arange(len(keep), device=keep.device))
+        read = place[old.read_row] >= 0
+        rows = replace(
+            old,
+            subject=old.subject[keep],
+            edit=number[old.edit[keep]],
+            bare=place[old.bare[edits]],
+            kl=place[old.kl[edits]],
+            read_row=place[old.read_row[read]],
+            read_column=old.read_column[read],
+            read_token=old.read_token[read],
+            read_weight=old.read_weight[read],
+        )
+        return Upper(rows, self.tail[keep], self.positions[keep], self.mask[keep], self.prefix.rows(keep), self.first)
+
+
+@torch.no_grad()
+def prepare_upper(model: LanguageModel, sequences: TargetSequences, layer: int) -> tuple[Upper, Tensor]:
+    """Run the lower blocks once, and the upper ones once on what precedes the subjects. Returns (upper, block output)."""
+    tokens = sequences.tokens
+    positions = row_positions(tokens)
+    mask = causal_mask(tokens.attention_mask, model.dtype)
+    with model.padding_of(tokens.attention_mask):
+        hidden = run_blocks(model, embed(model, tokens), 0, layer, mask, positions)
+
+    before = int(sequences.subject.max())  # tokens that can precede a subject's last token
+    recorder = Recorder()
+    if before and layer + 1 < model.n_blocks:
+        run_blocks(
+            model, hidden[:, :before], layer + 1, model.n_blocks - 1, mask[:, :, :before, :before], positions[:, :before], recorder
+        )
+    kept = {number: pair for number, pair in recorder.kept.items()}
+
+    lengths = tokens.lengths
+    width = int((lengths - sequences.subject).max())
+    steps = torch.arange(width, device=hidden.device)
+    places = sequences.subject[:, None] + steps
+    real = places < lengths[:, None]
+    gather = places.clamp(max=hidden.shape[1] - 1)
+    tail = hidden.gather(1, gather[..., None].expand(-1, -1, hidden.shape[2]))
+    earlier = torch.arange(before, device=hidden.device) < sequences.subject[:, None]
+    allowed = torch.cat(
+        [
+            earlier[:, None, :].expand(-1, width, -1),
+            (steps[None, :] <= steps[:, None])[None] & real[:, None, :],
+        ],
+        dim=2,
+    )
+    # a padding query may look at itself, so that no row of the softmax is empty
+    allowed[:, :, before:] |= torch.eye(width, dtype=torch.bool, device=hidden.device)
+    prefix: Prefix | None = Prefix(kept) if kept else None
+    upper = Upper(
+        sequences, tail, places.clamp(max=model.context - 1), additive(allowed[:, None], model.dtype), prefix or Prefix({}), layer + 1
+    )
+    return upper, hidden
+
+
+@dataclass
+class _Adam:
+    """Adam on the rows of delta. Written out because a converged row must be frozen and leave, which a library
+    optimiser's momentum would not allow; a test compares it with torch.optim.Adam."""
+
+    mean: Tensor
+    square: Tensor
+    count: int = 0
+
+    def step(self, delta: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+        self.count += 1
+        self.mean = ADAM_BETAS[0] * self.mean + (1 - ADAM_BETAS[0]) * gradient
+        self.square = ADAM_BETAS[1] * self.square + (1 - ADAM_BETAS[1]) * gradient**2
+        mean = self.mean / (1 - ADAM_BETAS[0] ** self.count)
+        square = self.square / (1 - ADAM_BETAS[1] ** self.count)
+        return delta - rate * mean / (square.sqrt() + ADAM_EPSILON)
+
+    def only(self, rows: Tensor) -> None:
+        self.mean, self.square = self.mean[rows], self.square[rows]
+
+
+@dataclass
+class _Progress:
+    """What is known of all edits of the batch while some are still running."""
+
+    delta: Tensor
+    losses: list[list[float]]
+    finite: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.finite = torch.ones(len(self.delta), dtype=torch.bool, device=self.delta.device)
+
+
+def _search(model: LanguageModel, sequences: TargetSequences, search: Search) -> TargetVectors:
+    upper, hidden = prepare_upper(model, sequences, search.layer)
+    initial = site_output(model, sequences, search, hidden)
+    norm = initial.norm(dim=1)
+    rate = (search.learning_rate_ratio * norm if search.learning_rate_ratio else torch.full_like(norm, search.learning_rate))[:, None]
+    progress = _Progress(torch.zeros_like(initial), [[] for _ in range(sequences.n_edits)])
+    running = torch.arange(sequences.n_edits, device=initial.device)
+    adam = _Adam(torch.zeros_like(initial), torch.zeros_like(initial))
+    before: Tensor | None = None
+    for step in range(search.steps):
+        delta = progress.delta[running].requires_grad_(True)
+        loss, log_p = edit_losses(model, upper, delta, norm[running], search, before)
+        before = log_p.detach() if before is None else before
+        finite = torch.isfinite(loss)
+        progress.finite[running] &= finite
+        for number, value in zip(running.tolist(), loss.tolist(), strict=True):
+            progress.losses[number].append(value)
+        going = finite & (loss >= search.stop_loss) if search.early_stop else finite
+        if step == search.steps - 1 or not going.any():
+            break
+        gradient = torch.autograd.grad(torch.where(finite, loss, 0.0).sum(), delta)[0]
+        moved = adam.step(delta.detach(), torch.nan_to_num(gradient), rate[running])
+        progress.delta[running] = torch.where(going[:, None], _project(moved, search.clamp * norm[running]), delta.detach())
+        if not going.all():
+            stay = torch.nonzero(going)[:, 0]
+            upper, before, running = upper.only(stay), before[stay], running[stay]
+            adam.only(stay)
+    return TargetVectors(initial + progress.delta, initial, progress.losses, progress.finite)
+
+
+@torch.no_grad()
+def site_output(model: LanguageModel, sequences: TargetSequences, search: Search, hidden: Tensor) -> Tensor:
+    """h_0 [b, d]: what the site gives at the subject in the bare prompt. For site "mlp" that is the MLP's own output."""
+    rows, columns = sequences.bare, sequences.subject[sequences.bare]
+    wide = torch.promote_types(model.dtype, torch.float32)
+    if search.site == "block":
+        return hidden[rows, columns].to(wide)
+    outputs: dict[str, Tensor] = {}
+    handle = model.mlp_out(search.layer).register_forward_hook(lambda _, __, out: outputs.update(out=out))
+    try:
+        tokens = sequences.tokens
+        ids = type(tokens)(tokens.input_ids[rows], tokens.attention_mask[rows])
+        mask = causal_mask(ids.attention_mask, model.dtype)
+        with model.padding_of(ids.attention_mask):
+            run_blocks(model, embed(model, ids), 0, search.layer, mask, row_positions(ids))
+    finally:
+        handle.remove()
+    return outputs["out"][torch.arange(len(rows)), columns].to(wide)
+
+
+def edit_losses(
+    model: LanguageModel, upper: Upper, delta: Tensor, norm: Tensor, search: Search, before: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Loss of each running edit [a], and the log probabilities at the KL rows [a, vocabulary].
+
+    Args:
+        delta: [a, d]; norm: |h_0| [a]; before: log p_0 at the KL rows, None on the first pass (then delta is 0).
+    """
+    rows = upper.rows
+    first = upper.tail[:, :1] + delta[rows.edit][:, None].to(upper.tail.dtype)
+    hidden = torch.cat([first, upper.tail[:, 1:]], dim=1)
+    past = upper.prefix if upper.prefix.kept else None
+    mask = upper.mask if past else upper.mask[..., -hidden.shape[1] :]
+    last, loss_layer = model.n_blocks - 1, model.n_blocks - 1 if search.loss_layer is None else search.loss_layer
+    read = hidden
+    if upper.first <= loss_layer:
+        read = run_blocks(model, hidden, upper.first, loss_layer, mask, upper.positions, past)
+    final = read
+    if loss_layer < last:
+        final = run_blocks(model, read, max(loss_layer + 1, upper.first), last, mask, upper.positions, past)
+
+    m = len(rows.read_row)
+    places = read[rows.read_row, rows.read_column - rows.subject[rows.read_row]]
+    log_probabilities = read_out(model, torch.cat([places, final[rows.kl, 0]])).to(delta.dtype).log_softmax(dim=1)
+    chosen = log_probabilities[:m].gather(1, rows.read_token[:, None])[:, 0]
+    rewriting = torch.zeros_like(norm).index_add(0, rows.edit[rows.read_row], -chosen * rows.read_weight.to(chosen))
+    log_p = log_probabilities[m:]
+    log_p_0 = log_p.detach() if before is None else before
+    divergence = (log_p.exp() * (log_p - log_p_0)).sum(dim=1)  # KL(current || initial), as the released code has it
+    return rewriting + search.kl_weight * divergence + search.decay * delta.norm(dim=1) / norm**2, log_p
+
+
+def _project(delta: Tensor, largest: Tensor) -> Tensor:
+    length = delta.norm(dim=1)
+    return delta * (largest / length.clamp(min=1e-30)).clamp(max=1.0)[:, None]

@@ -1,0 +1,63 @@
+"""Matrices that are written in place, with fp32 masters and a way back, bit for bit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from palimpsest.errors import DivergedEdit
+from palimpsest.models.families import as_stored
+from palimpsest.models.loading import LanguageModel
+
+
+class EditedWeights:
+    """The second MLP matrices W^l [d, d_k] of some layers.
+
+    The sum of all updates is kept in at least fp32 (the master), because small changes would vanish when added to
+    half-precision weights again and again (spec 2.4); the model's own parameter is a rounded copy of base + sum.
+    """
+
+    def __init__(self, model: LanguageModel, layers: tuple[int, ...]):
+        self.model = model
+        self.layers = layers
+        self._original = {layer: model.mlp_out(layer).weight.detach().clone() for layer in layers}
+        self.updates: dict[int, Tensor] = {}
+        for layer in layers:
+            wide = torch.promote_types(model.dtype, torch.float32)
+            self.updates[layer] = torch.zeros_like(model.mlp_weight(layer), dtype=wide, memory_format=torch.contiguous_format)
+
+    def add(self, layer: int, update: Tensor) -> None:
+        """W^l += update [d, d_k]; refuses anything that is not finite before it touches the model."""
+        if not torch.isfinite(update).all():
+            raise DivergedEdit(f"the update of layer {layer} is not finite")
+        self.set(layer, self.updates[layer] + update.to(self.updates[layer]))
+
+    def set(self, layer: int, total: Tensor) -> None:
+        """Make the sum of all updates of a layer equal to `total` [d, d_k]."""
+        self.updates[layer] = total.to(self.updates[layer])
+        module = self.model.mlp_out(layer)
+        original = self._original[layer]
+        stored = as_stored(module, self.updates[layer])
+        module.weight.data.copy_(original if not total.any() else (original.to(stored.dtype) + stored).to(original.dtype))
+
+    def snapshot(self) -> dict[int, Tensor]:
+        """The updates as they are now, to go back to."""
+        return {layer: update.clone() for layer, update in self.updates.items()}
+
+    def restore(self, updates: dict[int, Tensor] | None = None) -> None:
+        """Back to a snapshot, or to the untouched weights."""
+        for layer in self.layers:
+            self.set(layer, updates[layer] if updates is not None else torch.zeros_like(self.updates[layer]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For an editor's state."""
+        return {f"update.{layer}": update for layer, update in self.updates.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """From an editor's state."""
+        for layer in self.layers:
+            self.set(layer, tensors[f"update.{layer}"].to(self.model.device))
+
+    def bytes(self) -> int:
+        """Size of the updates."""
+        return sum(update.numel() * update.element_size() for update in self.updates.values())

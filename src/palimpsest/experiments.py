@@ -1,0 +1,288 @@
+"""From experiments, declared in data, to the runs that they need.
+
+An experiment (a paper's table or figure) names methods, models, data sets and perhaps a sweep. Here it becomes resolved
+run specs. A run's name is a function of what it does, so experiments that need the same run share it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from palimpsest.config import Config, ConfigError, complete_settings, editor_settings, load_config, merge_settings, suggest
+
+RUN_NAME = re.compile(r"[a-z0-9_-]+")
+NOT_RUN = "not run"
+
+
+@dataclass
+class Run:
+    """One resolved run: what it does (`spec`), for which seeds, and what files it needs."""
+
+    spec: dict[str, Any]
+    seeds: list[int]
+    needs_statistics: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the run's directory."""
+        return str(self.spec["run"])
+
+
+@dataclass
+class Figure:
+    """One table or figure: the spec for its drawer and the runs that go into it."""
+
+    name: str
+    spec: dict[str, Any]
+    runs: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def is_table(self) -> bool:
+        """Tables come as csv, markdown and LaTeX, figures as pdf, svg and png."""
+        return bool(self.spec["drawer"] == "editing_table")
+
+
+@dataclass
+class Plan:
+    """Everything a scale needs, resolved."""
+
+    config: Config
+    runs: dict[str, Run]
+    figures: dict[str, Figure]
+
+    @property
+    def scale(self) -> dict[str, Any]:
+        """The scale's file."""
+        return self.config.scale
+
+    def models_used(self) -> list[str]:
+        """Models of any run or model check, in the order of the configuration."""
+        used = {run.spec["model"] for run in self.runs.values()}
+        used |= {model for figure in self.figures.values() for model in figure.spec["models"]}
+        return [model for model in self.scale["models"] if model in used]
+
+    def datasets_of(self, model: str) -> list[str]:
+        """Data sets that a model is edited or examined on."""
+        used = {run.spec["dataset"] for run in self.runs.values() if run.spec["model"] == model}
+        return [name for name in self.scale["datasets"] if name in used]
+
+    def statistics_layers(self, model: str) -> list[int]:
+        """Blocks whose covariance any run on this model needs."""
+        layers: set[int] = set()
+        for run in self.runs.values():
+            if run.needs_statistics and run.spec["model"] == model:
+                layers |= set(run.spec["settings"]["layers"])
+        return sorted(layers)
+
+    def run_seeds(self, **wanted: Any) -> Iterator[tuple[str, int]]:
+        """(run, seed) of all runs whose spec has the wanted values."""
+        for name, run in self.runs.items():
+            if all(run.spec[key] == value for key, value in wanted.items()):
+                yield from ((name, seed) for seed in run.seeds)
+
+
+def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Plan:
+    """Load a configuration and resolve every run.
+
+    Raises:
+        ConfigError: all problems at once, each with key, value and remedy.
+    """
+    config = load_config(scale, root)
+    problems = list(_reference_problems(config))
+    runs: dict[str, Run] = {}
+    figures: dict[str, Figure] = {}
+    for name, sizes in config.scale["experiments"].items():
+        entry = config.experiments.get(name)
+        if entry is None:
+            problems.append(f"experiments.{name}: no such experiment{suggest(name, config.experiments)}. See config/experiments/")
+            continue
+        if problems and any(problem.startswith(f"experiments.{name}") for problem in problems):
+            continue
+        figures[name] = figure = Figure(name, _figure_spec(config, name, entry, sizes))
+        for run in _expand(config, name, entry, sizes, problems):
+            _share(run, runs, problems)
+            figure.runs[run.name] = list(sizes["seeds"])
+    if problems:
+        raise ConfigError(problems)
+    return Plan(config, dict(sorted(runs.items())), figures)
+
+
+def split_method(method: str | Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """("ft", "target_new", extra) of "ft:target_new" or of {method: "ft:target_new", title: "FT-M"}."""
+    extra = {} if isinstance(method, str) else {key: value for key, value in method.items() if key != "method"}
+    editor, _, variant = (method if isinstance(method, str) else str(method["method"])).partition(":")
+    return editor, variant or "default", extra
+
+
+def _reference_problems(config: Config) -> Iterator[str]:
+    """Names in the scale's file that nothing answers to."""
+    scale = config.scale
+    for name, entry in scale["datasets"].items():
+        if entry.get("source") and entry["source"] not in scale["sources"]:
+            yield f"datasets.{name}.source = {entry['source']!r}: no such source{suggest(entry['source'], scale['sources'])}"
+        if not (entry.get("source") or entry.get("path") or entry.get("hub")):
+            yield f"datasets.{name}: give `source` (made here), `path` (a local file) or `hub` (a pinned download)"
+    for name, entry in scale["models"].items():
+        for key in ("source", "corpus"):
+            if entry.get(key) and entry[key] not in scale["sources"]:
+                yield f"models.{name}.{key} = {entry[key]!r}: no such source{suggest(entry[key], scale['sources'])}"
+        for key in {"pretrained": ("source", "shape", "training"), "random": ("shape",), "path": ("path",), "hub": ("id",)}[entry["kind"]]:
+            if not entry.get(key):
+                yield f"models.{name}: a model of kind {entry['kind']!r} needs the key {key!r}"
+    for name, sizes in scale["experiments"].items():
+        for key, known in (("models", scale["models"]), ("datasets", scale["datasets"])):
+            for value in sizes.get(key) or ():
+                if value not in known:
+                    yield f"experiments.{name}.{key}: {value!r} is not one of them{suggest(value, known)} (there are: {', '.join(known)})"
+
+
+def _expand(config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any], problems: list[str]) -> Iterator[Run]:
+    """All runs of one experiment."""
+    if not entry.get("protocol"):
+        return
+    missing = [key for key in ("edits", "batch_size", "seeds") if not sizes.get(key)]
+    if missing:
+        problems.append(f"experiments.{name}: the key {', '.join(map(repr, missing))} is missing at scale {config.name!r}")
+        return
+    groups = [{"models": sizes["models"], "methods": sizes.get("methods") or entry["methods"]}]
+    groups += sizes.get("also") or []
+    for group in groups:
+        for method in group["methods"]:
+            editor, variant, _ = split_method(method)
+            if editor not in config.editors:
+                if editor not in config.scale["not_yet"]:
+                    problems.append(f"experiments.{name}: no editor {editor!r}{suggest(editor, config.editors)}. Add it to `editors`")
+                continue
+            if variant not in config.editors[editor]["variants"]:
+                known = config.editors[editor]["variants"]
+                problems.append(f"experiments.{name}: {editor} has no variant {variant!r}{suggest(variant, known)} (config/editors/{editor}.yaml)")
+                continue
+            for model in group["models"]:
+                for dataset in group.get("datasets") or _datasets(sizes, entry):
+                    for point in sizes.get("values") or (entry.get("sweep") or {}).get("values") or [None]:
+                        yield _resolve(config, entry, sizes, (editor, variant), model, dataset, point, problems)
+
+
+def _resolve(
+    config: Config,
+    entry: dict[str, Any],
+    sizes: dict[str, Any],
+    method: tuple[str, str],
+    model: str,
+    dataset: str,
+    point: Any,
+    problems: list[str],
+) -> Run:
+    """One run with all its settings."""
+    editor, variant = method
+    content, scale = config.editors[editor], config.scale
+    preset = scale["models"][model].get("preset") or model
+    settings = complete_settings(config, editor, editor_settings(config, editor, variant, preset, entry["protocol"]))
+    batch_size = sizes["batch_size"]
+    suffix = ""
+    if point is not None:
+        settings, batch_size, suffix = _sweep(entry["sweep"]["setting"], point, settings, batch_size)
+    options = {**scale["protocol"], "gate": scale["gate"]["mode"], "inspect": False, **(entry.get("run_options") or {})}
+    spec = {
+        "scale": scale["scale"],
+        "protocol": entry["protocol"],
+        "dataset": dataset,
+        "model": model,
+        "editor": editor,
+        "variant": variant,
+        "title": content["variants"][variant].get("title") or content["title"],
+        "settings": settings,
+        "edits": sizes["edits"],
+        "batch_size": min(batch_size, sizes["edits"]),
+        "snapshot_every": sizes.get("snapshot_every") if entry["protocol"] == "consecutive" else None,
+        "options": options,
+    }
+    spec["run"] = _run_name(spec, suffix)
+    absent = [key for key in config.settings_schema[editor].get("required", ()) if settings.get(key) is None]
+    if absent:
+        problems.append(f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). Add it under `models`")
+    return Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
+
+
+def _sweep(setting: str, point: Any, settings: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], int, str]:
+    """Apply one value of a sweep: (settings, batch size, suffix of the run's name).
+
+    `last_layers` keeps the last n of the layers the model's preset names; `batch_size` is no setting of the editor;
+    a value may also be a mapping of several settings.
+    """
+    if setting == "batch_size":
+        return settings, int(point), ""
+    if setting == "last_layers":
+        layers = list(settings["layers"])[-int(point) :]
+        # The full set is the plain run: it keeps its plain name, so that it is shared.
+        return {**settings, "layers": layers}, batch_size, "" if len(layers) == len(settings["layers"]) else f"last{point}"
+    changes = point if isinstance(point, Mapping) else {setting: point}
+    changed = merge_settings(settings, changes)
+    for name, value in changes.items():
+        if settings.get(name) == value:
+            continue
+        break
+    else:
+        return settings, batch_size, ""
+    return changed, batch_size, "-".join(f"{name}-{value}" for name, value in changes.items() if settings.get(name) != value)
+
+
+def _run_name(spec: Mapping[str, Any], suffix: str) -> str:
+    """The name says everything in which runs of one scale differ."""
+    parts = [spec["protocol"], spec["model"], spec["dataset"], spec["editor"], spec["variant"]]
+    parts += [f"n{spec['edits']}", f"b{spec['batch_size']}"]
+    parts += [f"s{spec['snapshot_every']}"] if spec["snapshot_every"] else []
+    parts += ["inspect"] if spec["options"]["inspect"] else []
+    parts += [suffix] if suffix else []
+    return re.sub(r"[^a-z0-9_-]+", "p", "-".join(parts).lower().replace(" ", ""))
+
+
+def _share(run: Run, runs: dict[str, Run], problems: list[str]) -> None:
+    """Enter a run, or join the seeds of the same run that another experiment needs."""
+    known = runs.setdefault(run.name, run)
+    if known.spec != run.spec:
+        problems.append(f"two different runs are called {run.name!r}: rename a variant in config/editors/{run.spec['editor']}.yaml")
+    known.seeds = sorted({*known.seeds, *run.seeds})
+
+
+def _datasets(sizes: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+    return list(sizes.get("datasets") or entry.get("datasets") or [])
+
+
+def _figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
+    """What the drawer is told (figures/__init__.py says what it reads)."""
+    methods = [_figure_method(config, method) for method in sizes.get("methods") or entry.get("methods") or ()]
+    options = dict(entry.get("options") or {})
+    if entry.get("protocol"):
+        options.setdefault("protocol", entry["protocol"])
+    if options.get("published"):
+        named = {model: config.scale["models"][model].get("published") for model in config.scale["models"]}
+        options["published"] = {**options["published"], "models": {model: title for model, title in named.items() if title}}
+    models = list(dict.fromkeys([*sizes["models"], *(model for group in sizes.get("also") or () for model in group["models"])]))
+    return {
+        "name": name,
+        "drawer": entry["drawer"],
+        "paper": entry["paper"],
+        "item": entry.get("item", ""),
+        "title": entry["title"],
+        "scale": config.name,
+        "models": models,
+        "datasets": _datasets(sizes, entry),
+        "methods": methods,
+        "options": options,
+    }
+
+
+def _figure_method(config: Config, method: str | Mapping[str, Any]) -> dict[str, Any]:
+    editor, variant, extra = split_method(method)
+    content = config.editors.get(editor)
+    if content is None:
+        return {"editor": editor, "variant": variant, "title": editor.upper(), "not_run": True, **extra}
+    chosen = content["variants"].get(variant, {})
+    found = {"editor": editor, "variant": variant, "title": chosen.get("title") or content["title"]}
+    published = chosen.get("published") or (content.get("published") if variant == "default" else None)
+    return {**found, **({"published": published} if published else {}), **extra}

@@ -1,0 +1,62 @@
+"""Everything that is drawn. One file per family of figures, one style for all.
+
+Drawers are found by name and imported when they are used: neither pandas nor matplotlib is loaded before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from palimpsest.errors import SettingsError
+
+DRAWERS: dict[str, str] = {
+    "editing_table": "palimpsest.figures.editing_table:draw",
+    "curves": "palimpsest.figures.curves:draw",
+    "batch_sizes": "palimpsest.figures.batch_sizes:draw",
+    "lambda_comparison": "palimpsest.figures.lambdas:draw",
+    "zscores": "palimpsest.figures.zscores:draw_zscores",
+    "unedited_subjects": "palimpsest.figures.zscores:draw_unedited_subjects",
+    "reachable_alpha": "palimpsest.figures.zscores:draw_reachable_alpha",
+    "metric_gap": "palimpsest.figures.metric_gap:draw",
+    "critical_path": "palimpsest.figures.model_checks:draw_critical_path",
+    "training_curves": "palimpsest.figures.model_checks:draw_training_curves",
+}
+
+FIGURE_SUFFIXES = (".pdf", ".svg", ".png", ".csv", ".caption.md")
+TABLE_SUFFIXES = (".csv", ".md", ".tex", ".png", ".caption.md")
+
+
+def outputs(spec: dict[str, Any]) -> tuple[str, ...]:
+    """Suffixes of the files that `draw` will write for this spec."""
+    return TABLE_SUFFIXES if spec["drawer"] == "editing_table" else FIGURE_SUFFIXES
+
+
+def draw(name: str, spec: dict[str, Any], run_dirs: Sequence[Path | str], out: Path | str) -> list[Path]:
+    """Draw one figure or table from finished runs.
+
+    Args:
+        name: stem of the files written.
+        spec: which drawer, what to show and how (drawer, title, item, scale, methods, models, datasets, options, ...).
+        run_dirs: directories `results/runs/{run}/seed=N`.
+        out: folder for the files.
+
+    Returns:
+        the files written, as `outputs` names them.
+
+    Raises:
+        SettingsError: unknown drawer.
+        DataError: a run directory is incomplete, or nothing in it fits the figure.
+    """
+    drawer = spec.get("drawer")
+    if drawer not in DRAWERS:
+        raise SettingsError(
+            f"figure '{name}': there is no drawer '{drawer}'. Known drawers: {', '.join(DRAWERS)}"
+        )
+    module, function = DRAWERS[drawer].split(":")
+    written: list[Path] = getattr(import_module(module), function)(
+        name, spec, [Path(path) for path in run_dirs], Path(out)
+    )
+    return written

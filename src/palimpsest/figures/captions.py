@@ -1,0 +1,111 @@
+"""The words under figures and tables: what is shown, at which scale, of how many, and how sure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from palimpsest.figures.read import Run
+from palimpsest.files import read_json
+
+_SCALES = {
+    "smoke": "Smoke scale: a few edits on barely trained models, made to test the workflow; the numbers mean nothing.",
+    "mini": "Mini scale: models trained here on generated worlds, not the paper's models or data.",
+    "mini-counterfact": "Mini scale on real CounterFact records: models trained here on true facts of the real file.",
+    "mini-zsre": "Mini scale on real ZsRE records: models trained here on the real file.",
+    "rehearsal": "Rehearsal: small randomly initialised models in the shapes of the paper's; the numbers mean nothing.",
+    "small": "Small scale: public models of about 100 M parameters on real data.",
+    "paper": "Paper scale: the paper's models, data and sizes.",
+}
+_DATASETS = {"zsre": "ZsRE", "counterfact": "CounterFact"}
+_METRICS = (
+    "Reliability, generality and locality are teacher-forced token accuracies on edit prompts, rephrasings and "
+    "locality prompts (locality: agreement with the unedited model)."
+)
+
+
+def scale_words(scale: str | None) -> str:
+    """One sentence about what the numbers were measured on."""
+    return _SCALES.get(scale or "", f"Scale: {scale}." if scale else "")
+
+
+def dataset_title(name: str) -> str:
+    """How a data set is written in figures; unknown names stay as they are."""
+    return _DATASETS.get(name, name)
+
+
+def printed_dataset(name: str, published: dict[str, Any]) -> str | None:
+    """The paper's name of one of our data sets."""
+    names: dict[str, str] = published.get("datasets") or _DATASETS
+    return names.get(name)
+
+
+def gate_failures(paths: Iterable[str | Path]) -> list[str]:
+    """Reasons of every gate file that says 'fail' (empty: all models passed)."""
+    reasons = []
+    for path in paths:
+        gate = read_json(path)
+        if gate.get("verdict") == "fail":
+            said = "; ".join(gate.get("reasons") or ["no reason given"])
+            reasons.append(f"{Path(path).parent.name} ({Path(path).stem.removeprefix('gate-')}): {said}")
+    return reasons
+
+
+def stamp_text(spec: dict[str, Any]) -> str:
+    """What is written across the figure, if anything."""
+    wanted = (spec.get("options") or {}).get("stamp", "auto")
+    if wanted != "auto":
+        return str(wanted or "")
+    return "untrained model" if gate_failures(spec.get("gates") or ()) else ""
+
+
+def counts(runs: Sequence[Run]) -> str:
+    """Models, data sets, numbers of edits, batch sizes and seeds of the runs shown."""
+    models = _list({run.spec["model"] for run in runs})
+    datasets = _list({dataset_title(run.spec["dataset"]) for run in runs})
+    edits = _list({_plain(run.info.get("edits_requested") or run.spec.get("edits")) for run in runs})
+    batches = _list({_plain(run.spec.get("batch_size")) for run in runs})
+    seeds = sorted({run.seed for run in runs})
+    protocols = _list({run.spec["protocol"].replace("_", " ") for run in runs})
+    failed = sum(len(run.info.get("edits_failed") or ()) for run in runs)
+    words = (
+        f"{models} on {datasets}; protocol {protocols}; {edits} edits a run in batches of {batches}; "
+        f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))})."
+    )
+    if failed:
+        words += f" {failed} edits failed over all runs (recorded in run.json)."
+    return words
+
+
+def intervals(level: float = 0.95, band: str = "Bands") -> str:
+    """How the spread is shown."""
+    return f"{band}: {level:.0%} bootstrap interval over records within each seed, of the mean over seeds."
+
+
+def caption(spec: dict[str, Any], *parts: str, metrics: bool = True) -> str:
+    """The whole caption as markdown: title, scale, what is shown, notes, stamp."""
+    options = spec.get("options") or {}
+    item = f"{spec['item']}. " if spec.get("item") else ""
+    sentences = [
+        f"**{item}{spec.get('title', spec.get('name', ''))}.**",
+        scale_words(spec.get("scale")),
+        *parts,
+    ]
+    if metrics:
+        sentences.append(_METRICS)
+    if options.get("note"):
+        sentences.append(str(options["note"]))
+    failures = gate_failures(spec.get("gates") or ())
+    if failures:
+        sentences.append("The model gate says *fail*: " + " | ".join(failures) + ".")
+    return " ".join(sentence.strip() for sentence in sentences if sentence) + "\n"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _list(values: Iterable[str]) -> str:
+    ordered = sorted(set(values), key=lambda text: (len(text), text))
+    return ordered[0] if len(ordered) == 1 else ", ".join(ordered[:-1]) + " and " + ordered[-1]

@@ -1,0 +1,293 @@
+"""Metrics over the number of edits: Figures 4, 5, 6, 7 and 10 of COMEBA-HK."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from palimpsest.errors import SettingsError
+from palimpsest.figures import captions, read, style
+from palimpsest.figures.bootstrap import DRAWS, LEVEL
+from palimpsest.figures.read import Method, Run
+from palimpsest.published import find_printed
+
+METRICS = ("reliability", "generality", "locality")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its name, look, and the runs (seeds, models, data sets) behind it."""
+
+    title: str
+    colour: Any
+    marker: str
+    dashes: str
+    runs: tuple[Run, ...]
+    published: str | None = None
+
+
+def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """Rows: model and data set; columns: metrics; one line per method or value of a setting."""
+    runs = read.select(spec, run_dirs)
+    options = spec.get("options") or {}
+    lines = lines_of(spec, runs)
+    rows = [
+        (model, dataset)
+        for model in read.ordered(spec.get("models"), (run.spec["model"] for run in runs))
+        for dataset in read.ordered(spec.get("datasets"), (run.spec["dataset"] for run in runs))
+    ]
+    columns = [*METRICS, *(["swap_rate"] if options.get("swap_rate") else [])]
+    with style.house_style():
+        figure = style.new_figure(style.WIDTH + 0.15, 0.55 + 1.95 * len(rows))
+        axes = figure.subplots(len(rows), len(columns), sharex=True, squeeze=False)
+        points = []
+        for row, (model, dataset) in enumerate(rows):
+            for column, metric in enumerate(columns):
+                points += _panel(axes[row][column], lines, model, dataset, metric, options)
+            _label_row(axes[row], lines, model, dataset, columns, points, len({m for m, _ in rows}) > 1)
+        for column, metric in enumerate(columns):
+            axes[0][column].set_title(style.METRIC_TITLES.get(metric, "Swap rate, locality"), pad=8)
+            axes[-1][column].set_xlabel("edits made")
+        style.panel_letters([axis for row in axes for axis in row])
+        style.stamp(figure, captions.stamp_text(spec))
+        return style.save_figure(figure, name, out, pd.DataFrame(points), _caption(spec, runs, points))
+
+
+def lines_of(spec: dict[str, Any], runs: Sequence[Run]) -> list[Line]:
+    """What tells lines apart: the method, or one setting of one editor."""
+    series = (spec.get("options") or {}).get("series", "method")
+    methods = read.methods_of(spec, runs)
+    if series == "method":
+        return [_method_line(method, runs) for method in methods if any(method.fits(run) for run in runs)]
+    if series not in SERIES:
+        raise SettingsError(
+            f"figure '{spec.get('name')}': options.series is '{series}', expected method, {', '.join(SERIES)}"
+        )
+    keyed: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        keyed.setdefault(SERIES[series](run), []).append(run)
+    keys = sorted(keyed)
+    colours = dict(
+        zip(
+            [key for key in keys if not key[0]],
+            style.sequence_colours(sum(not key[0] for key in keys)),
+            strict=True,
+        )
+    )
+    several = len({run.spec["editor"] for run in runs}) > 1
+    lines = []
+    for number, key in enumerate(keys):
+        odd = bool(key[0])  # a value of another kind, such as a fixed alpha, stands apart from the sequence
+        title = series_title(series, key, keys)
+        if several:
+            title = f"{keyed[key][0].spec.get('title')}, {title}"
+        lines.append(
+            Line(
+                title,
+                style.INK if odd else colours[key],
+                "osD^vPX*"[number % 8],
+                "--" if odd else "-",
+                tuple(keyed[key]),
+            )
+        )
+    return lines
+
+
+def _method_line(method: Method, runs: Sequence[Run]) -> Line:
+    own = tuple(run for run in runs if method.fits(run))
+    marker = style.method_marker(method.editor)
+    dashes = "--" if "released" in method.variant else "-"
+    return Line(
+        method.title,
+        style.method_colour(method.editor, method.variant),
+        marker,
+        dashes,
+        own,
+        method.published,
+    )
+
+
+def lambda_of(run: Run) -> float:
+    """lambda as a multiple of the key width where the run says so, else the absolute lambda."""
+    value = run.settings.get("lam")
+    ratio = run.settings.get("lam_ratio")
+    return float(value if value is not None else ratio if ratio is not None else float("nan"))
+
+
+def _lambda_key(run: Run) -> tuple[Any, ...]:
+    return False, run.settings.get("lam") is not None, lambda_of(run), run.spec["editor"]
+
+
+def _alpha_key(run: Run) -> tuple[Any, ...]:
+    return bool(run.settings.get("fixed_alpha")), float(run.settings.get("alpha_z", float("nan")))
+
+
+def _layers_key(run: Run) -> tuple[Any, ...]:
+    return False, len(run.settings.get("layers") or ())
+
+
+def _batch_key(run: Run) -> tuple[Any, ...]:
+    return False, int(run.spec["batch_size"])
+
+
+SERIES: dict[str, Callable[[Run], tuple[Any, ...]]] = {
+    "lambda": _lambda_key,
+    "alpha": _alpha_key,
+    "layers": _layers_key,
+    "batch_size": _batch_key,
+}
+
+
+def series_title(series: str, key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
+    """How a value of a setting is written at the line's end."""
+    if series == "lambda":
+        return f"λ = {key[2]:g}" if key[1] else f"λ = {key[2]:g} $d_k$"
+    if series == "alpha":
+        return f"α = {key[1]:g} fixed" if key[0] else f"$α_0$ = {key[1]:g}"
+    if series == "layers":
+        count = key[1]
+        if count == max(other[1] for other in keys):
+            return f"all {count} layers"
+        return "last layer" if count == 1 else f"last {count} layers"
+    return f"batches of {key[1]:,}"
+
+
+def _panel(
+    axis: Axes, lines: Sequence[Line], model: str, dataset: str, metric: str, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    points = []
+    for line in lines:
+        own = [run for run in line.runs if run.spec["model"] == model and run.spec["dataset"] == dataset]
+        measured = _measure_line(own, metric, options)
+        if not measured:
+            continue
+        table = pd.DataFrame(measured)
+        axis.fill_between(table["n_edits"], table["low"], table["high"], color=line.colour, alpha=0.16, lw=0)
+        axis.plot(
+            table["n_edits"],
+            table["mean"],
+            color=line.colour,
+            marker=line.marker,
+            ls=line.dashes,
+            mec="white",
+            mew=0.6,
+        )
+        identity = {
+            "model": model,
+            "dataset": dataset,
+            "line": line.title,
+            "metric": metric,
+            "source": "measured",
+        }
+        points += [{**identity, **row} for row in measured]
+        points += _printed(axis, line, model, dataset, metric, table["n_edits"].max(), options)
+        if options.get("baseline") and metric != "locality":
+            before = read.before_editing(own, metric)
+            if before is not None:
+                axis.axhline(before, color=style.FAINT, lw=0.8, ls=":", zorder=1)
+    style.unit_axis(axis)
+    return points
+
+
+def _measure_line(runs: Sequence[Run], metric: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+    split = options.get("locality_split", "locality") if metric in ("locality", "swap_rate") else None
+    snapshots = sorted({n_edits for run in runs for n_edits in run.snapshots(metric, split)})
+    rows = []
+    for n_edits in snapshots:
+        found = read.measure(
+            runs, metric, split, n_edits, options.get("draws", DRAWS), options.get("level", LEVEL)
+        )
+        if found:
+            rows.append({"n_edits": n_edits, **found._asdict()})
+    return rows
+
+
+def _printed(
+    axis: Axes, line: Line, model: str, dataset: str, metric: str, reached: float, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The paper's number as a hollow mark, where it gives one at a number of edits that this run reaches."""
+    published = options.get("published") or {}
+    at = published.get("at")
+    printed_model = (published.get("models") or {}).get(model)
+    printed_dataset = captions.printed_dataset(dataset, published)
+    if not (
+        at and printed_model and printed_dataset and line.published and reached >= at and metric in METRICS
+    ):
+        return []
+    cell = find_printed(
+        published["table"], dataset=printed_dataset, model=printed_model, method=line.published, metric=metric
+    )
+    if cell is None:
+        return []
+    axis.plot(
+        [at],
+        [cell.value],
+        marker=line.marker,
+        mfc="none",
+        mec=line.colour,
+        mew=1.2,
+        ms=7,
+        ls="none",
+        zorder=5,
+    )
+    return [
+        {
+            "model": model,
+            "dataset": dataset,
+            "line": line.title,
+            "metric": metric,
+            "source": f"printed, {cell.location}",
+            "n_edits": at,
+            "mean": cell.value,
+        }
+    ]
+
+
+def _label_row(
+    axes: Sequence[Axes],
+    lines: Sequence[Line],
+    model: str,
+    dataset: str,
+    columns: Sequence[str],
+    points: Sequence[dict[str, Any]],
+    name_model: bool,
+) -> None:
+    title = captions.dataset_title(dataset)
+    axes[0].set_ylabel(f"{title}\n{model}" if name_model else title, fontweight="bold", labelpad=6)
+    mine = [
+        point
+        for point in points
+        if (point["model"], point["dataset"], point["metric"], point["source"])
+        == (model, dataset, columns[-1], "measured")
+    ]
+    ends = []
+    for line in lines:
+        own = [point for point in mine if point["line"] == line.title]
+        if own:
+            ends.append((own[-1]["n_edits"], own[-1]["mean"], line.title, line.colour))
+    for axis in axes:
+        axis.set_xlim(left=0)
+    style.end_labels(axes[-1], ends)
+
+
+def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[str, Any]]) -> str:
+    options = spec.get("options") or {}
+    words = [
+        captions.counts(runs),
+        "Every point judges all edits made so far.",
+        captions.intervals(options.get("level", LEVEL)),
+    ]
+    if any(str(point["source"]).startswith("printed") for point in points):
+        words.append("Hollow marks: the number printed in the paper.")
+    elif options.get("published"):
+        words.append(
+            f"The paper prints numbers only at {options['published'].get('at', 1000):,} edits, beyond these runs."
+        )
+    if options.get("baseline"):
+        words.append("Dotted: the unedited model.")
+    return captions.caption(spec, *words)

@@ -1,0 +1,140 @@
+"""Tables 1 and 2 of COMEBA-HK: every method on every model and data set, measured beside printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from palimpsest.figures import captions, read, style, tables
+from palimpsest.figures.bootstrap import DRAWS, LEVEL
+from palimpsest.figures.read import Method, Run
+from palimpsest.published import find_printed
+
+METRICS = ("reliability", "generality", "locality")
+
+
+def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """Write the table in all its forms; see the package's `draw`."""
+    runs = read.select(spec, run_dirs)
+    methods = read.methods_of(spec, runs)
+    points = measured_points(spec, runs, methods)
+    table = layout(points, spec, methods)
+    caption = captions.caption(spec, *_words(spec, runs, methods))
+    return tables.save_table(table, name, out, points, caption, captions.stamp_text(spec))
+
+
+def measured_points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]) -> pd.DataFrame:
+    """One row per model, data set, method and metric: measured mean with intervals, printed value, difference."""
+    options = spec.get("options") or {}
+    rows = []
+    for model in spec.get("models") or read.ordered(None, (run.spec["model"] for run in runs)):
+        for dataset in spec.get("datasets") or read.ordered(None, (run.spec["dataset"] for run in runs)):
+            for method in methods:
+                chosen = (
+                    []
+                    if method.not_run
+                    else [
+                        run
+                        for run in runs
+                        if run.spec["model"] == model and run.spec["dataset"] == dataset and method.fits(run)
+                    ]
+                )
+                for metric in options.get("metrics") or METRICS:
+                    rows.append(_point(options, model, dataset, method, metric, chosen))
+    return pd.DataFrame(rows)
+
+
+def _point(
+    options: dict[str, Any], model: str, dataset: str, method: Method, metric: str, runs: Sequence[Run]
+) -> dict[str, Any]:
+    split = options.get("locality_split") if metric == "locality" else None
+    found = (
+        read.measure(runs, metric, split, None, options.get("draws", DRAWS), options.get("level", LEVEL))
+        if runs
+        else None
+    )
+    published = options.get("published") or {}
+    printed_model = (published.get("models") or {}).get(model)
+    printed_dataset = captions.printed_dataset(dataset, published)
+    printed = None
+    if published.get("table") and printed_model and printed_dataset and method.published:
+        printed = find_printed(
+            published["table"],
+            dataset=printed_dataset,
+            model=printed_model,
+            method=method.published,
+            metric=metric,
+        )
+    return {
+        "model": model,
+        "dataset": dataset,
+        "method": method.title,
+        "editor": method.editor,
+        "variant": method.variant,
+        "metric": metric,
+        "status": "measured" if found else "not run",
+        **({key: value for key, value in found._asdict().items()} if found else {}),
+        "printed": printed.printed if printed else None,
+        "printed_model": printed_model if printed else None,
+        "printed_at": printed.location if printed else None,
+        "difference": found.mean - printed.value if found and printed else None,
+    }
+
+
+def layout(points: pd.DataFrame, spec: dict[str, Any], methods: Sequence[Method]) -> tables.Table:
+    """Text cells: measured with its interval, printed, difference, for each metric; best measured in bold."""
+    metrics = list(dict.fromkeys(points["metric"]))
+    columns = ["Method"]
+    for metric in metrics:
+        columns += [style.METRIC_TITLES.get(metric, metric), "printed", "diff."]
+    groups, emphasis, faint = [], set(), set()
+    for number, ((model, dataset), part) in enumerate(points.groupby(["model", "dataset"], sort=False)):
+        best = part.groupby("metric")["mean"].max() if "mean" in part else {}
+        rows = []
+        for index, method in enumerate(methods):
+            cells = [method.title]
+            own = part[(part["editor"] == method.editor) & (part["variant"] == method.variant)].set_index(
+                "metric"
+            )
+            for metric in metrics:
+                point = own.loc[metric]
+                if point["status"] == "measured" and point["mean"] == best[metric]:
+                    emphasis.add((number, index, len(cells)))
+                cells += _cells(point)
+            if (own["status"] == "not run").all():
+                faint.add((number, index))
+            rows.append(cells)
+        printed = sorted({str(value) for value in part["printed_model"].dropna()})
+        beside = f" (printed: {', '.join(printed)})" if printed else ""
+        groups.append((f"{model}, {captions.dataset_title(str(dataset))}{beside}", rows))
+    return tables.Table(columns, groups, frozenset(emphasis), frozenset(faint))
+
+
+def _cells(point: pd.Series) -> list[str]:
+    printed = point["printed"] if isinstance(point["printed"], str) else "–"
+    if point["status"] != "measured":
+        return ["not run", printed, ""]
+    measured = f"{point['mean']:.3f} [{point['low']:.2f}, {point['high']:.2f}]"
+    difference = f"{point['difference']:+.3f}".replace("-", "−") if pd.notna(point["difference"]) else ""
+    return [measured, printed, difference]
+
+
+def _words(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]) -> list[str]:
+    options = spec.get("options") or {}
+    pairs = (options.get("published") or {}).get("models") or {}
+    words = [captions.counts(runs), captions.intervals(options.get("level", LEVEL), "Square brackets")]
+    if pairs:
+        beside = ", ".join(f"{ours} beside {theirs}" for ours, theirs in pairs.items())
+        words.append(
+            f"Printed numbers are the paper's, set beside the model of the same shape ({beside}); diff. = measured − printed."
+        )
+    missing = [
+        method.title for method in methods if method.not_run or not any(method.fits(run) for run in runs)
+    ]
+    if missing:
+        words.append(f"Not run: {', '.join(missing)}.")
+    words.append("Bold: the best measured value of its block. A dash: the paper prints no number.")
+    return words

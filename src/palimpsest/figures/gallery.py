@@ -1,0 +1,54 @@
+"""Copy what was drawn into `docs/gallery`, with an index that GitHub shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from palimpsest.errors import DataError
+from palimpsest.files import write_atomic, write_text
+
+
+def collect(figures_dir: Path | str, target_dir: Path | str) -> list[Path]:
+    """Copy picture, caption and markdown table of every finished figure and write `README.md`; returns the files.
+
+    Pictures of figures that are gone from `figures_dir` are removed from the gallery.
+
+    Raises:
+        DataError: there is nothing to show.
+    """
+    source, target = Path(figures_dir), Path(target_dir)
+    names = sorted(path.name.removesuffix(".caption.md") for path in source.glob("*.caption.md"))
+    if not names:
+        raise DataError("no figure has been drawn", file=source, remedy="Run the workflow first")
+    written = []
+    lines = [
+        "# Gallery",
+        "",
+        "Made by one command from the results of a full run (`palimpsest gallery`); do not edit by hand.",
+        "",
+    ]
+    lines += ["- [The claims and their verdicts](claims.md)", ""] if (source / "claims.md").is_file() else []
+    for name in names:
+        caption = (source / f"{name}.caption.md").read_text(encoding="utf-8").strip()
+        lines += [f"## {name}", ""]
+        if (source / f"{name}.png").is_file():
+            written.append(_copy(source / f"{name}.png", target))
+            lines += [f"![{name}]({name}.png)", ""]
+        if (source / f"{name}.md").is_file():
+            written.append(_copy(source / f"{name}.md", target))
+            lines += [f"[as text]({name}.md)", ""]
+        lines += [caption, ""]
+    if (source / "claims.md").is_file():
+        written.append(_copy(source / "claims.md", target))
+    write_text(target / "README.md", "\n".join(lines))
+    written.append(target / "README.md")
+    for old in target.glob("*"):
+        if old.suffix in (".png", ".md") and old not in written:
+            old.unlink()
+    return written
+
+
+def _copy(path: Path, target: Path) -> Path:
+    content = path.read_bytes()
+    write_atomic(target / path.name, lambda place: place.write_bytes(content))
+    return target / path.name

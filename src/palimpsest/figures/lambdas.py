@@ -1,0 +1,160 @@
+"""COMEBA-HK and MEMIT at equal lambda and at the paper's ratios: what is the hook's doing, what is lambda's?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from palimpsest.figures import captions, read, style
+from palimpsest.figures.bootstrap import DRAWS, LEVEL
+from palimpsest.figures.curves import METRICS, lambda_of
+from palimpsest.figures.read import Method, Run
+from palimpsest.files import write_text
+
+
+def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """One block per protocol, model and data set; one row per method and lambda; one column of dots per metric."""
+    runs = read.select(spec, run_dirs)
+    methods = read.methods_of(spec, runs)
+    points = pd.DataFrame(_points(spec, runs, methods))
+    blocks = list(points.groupby(["protocol", "model", "dataset"], sort=False))
+    heights = [len(block) / len(METRICS) for _, block in blocks]
+    with style.house_style():
+        figure = style.new_figure(style.WIDTH, 0.75 + 0.27 * sum(heights) + 0.45 * len(blocks))
+        axes = figure.subplots(
+            len(blocks), len(METRICS), squeeze=False, sharex=True, height_ratios=[h + 0.8 for h in heights]
+        )
+        for row, (place, block) in enumerate(blocks):
+            for column, metric in enumerate(METRICS):
+                _panel(axes[row][column], block[block["metric"] == metric], names=column == 0)
+            axes[row][0].set_title(_place(place), loc="left", fontsize=8.5, pad=4, x=-0.02, fontweight="bold")
+        for column, metric in enumerate(METRICS):
+            axes[-1][column].set_xlabel(style.METRIC_TITLES[metric].lower())
+        style.stamp(figure, captions.stamp_text(spec))
+        level = (spec.get("options") or {}).get("level", LEVEL)
+        caption = captions.caption(
+            spec,
+            captions.counts(runs),
+            "Rows with the same λ differ only in the method.",
+            captions.intervals(level, "Bars"),
+            "Small ticks: the seeds' own means.",
+        )
+        write_text(out / f"{name}.md", _markdown(points) + "\n" + caption)
+        return [
+            *style.save_figure(figure, name, out, points.drop(columns=["colour", "marker"]), caption),
+            out / f"{name}.md",
+        ]
+
+
+def _points(spec: dict[str, Any], runs: list[Run], methods: list[Method]) -> list[dict[str, Any]]:
+    options = spec.get("options") or {}
+    datasets = read.ordered(spec.get("datasets"), sorted(run.spec["dataset"] for run in runs))
+    keys = sorted(
+        {
+            (
+                run.spec["protocol"] != "single_round",
+                run.spec["protocol"],
+                run.spec["model"],
+                datasets.index(run.spec["dataset"]),
+                lambda_of(run),
+                number,
+            )
+            for run in runs
+            for number, method in enumerate(methods)
+            if method.fits(run)
+        }
+    )
+    points = []
+    for _, protocol, model, place, lam, number in keys:
+        dataset = datasets[place]
+        method = methods[number]
+        own = [
+            run
+            for run in runs
+            if method.fits(run)
+            and lambda_of(run) == lam
+            and (run.spec["protocol"], run.spec["model"], run.spec["dataset"]) == (protocol, model, dataset)
+        ]
+        absolute = own[0].settings.get("lam") is not None
+        title = _METHODS.get((method.editor, bool(own[0].settings.get("hooks", True))), method.title)
+        for metric in METRICS:
+            split = options.get("locality_split") if metric == "locality" else None
+            found = read.measure(
+                own, metric, split, None, options.get("draws", DRAWS), options.get("level", LEVEL)
+            )
+            if found:
+                points.append(
+                    {
+                        "protocol": protocol,
+                        "model": model,
+                        "dataset": dataset,
+                        "method": title,
+                        "lambda": lam,
+                        "row": f"{title}, λ = {lam:g}" + ("" if absolute else " $d_k$"),
+                        "metric": metric,
+                        **found._asdict(),
+                        "colour": style.method_colour(method.editor),
+                        "marker": style.method_marker(method.editor),
+                    }
+                )
+    return points
+
+
+_METHODS = {
+    ("comeba_hk", True): "COMEBA-HK",
+    ("comeba_hk", False): "COMEBA w/o hooks",
+    ("memit", True): "MEMIT",
+}
+
+
+def _panel(axis: Axes, rows: pd.DataFrame, names: bool) -> None:
+    for position, (_, point) in enumerate(rows.iterrows()):
+        axis.plot([point["low"], point["high"]], [position] * 2, color=point["colour"], lw=1.6)
+        axis.plot(
+            [point["seed_low"], point["seed_high"]],
+            [position] * 2,
+            ls="none",
+            marker="|",
+            ms=6,
+            color=point["colour"],
+            mew=0.9,
+        )
+        axis.plot(
+            [point["mean"]],
+            [position],
+            marker=point["marker"],
+            color=point["colour"],
+            mec="white",
+            mew=0.6,
+            ms=5.5,
+        )
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_yticks(range(len(rows)), list(rows["row"]) if names else [""] * len(rows))
+    axis.set_xlim(-0.03, 1.03)
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+    axis.tick_params(axis="y", length=0)
+
+
+def _place(place: Any) -> str:
+    protocol, model, dataset = place
+    return f"{protocol.replace('_', ' ')}, {model}, {captions.dataset_title(dataset)}"
+
+
+def _markdown(points: pd.DataFrame) -> str:
+    lines = [
+        "| protocol | model | data set | method | λ | " + " | ".join(METRICS) + " |",
+        "|" + " --- |" * 5 + " ---: |" * len(METRICS),
+    ]
+    for key, rows in points.groupby(["protocol", "model", "dataset", "method", "lambda"], sort=False):
+        values = rows.set_index("metric")
+        cells = [
+            f"{values.loc[m, 'mean']:.3f} [{values.loc[m, 'low']:.2f}, {values.loc[m, 'high']:.2f}]"
+            if m in values.index
+            else "not run"
+            for m in METRICS
+        ]
+        lines.append("| " + " | ".join([*(str(part) for part in key[:-1]), f"{key[-1]:g}", *cells]) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,245 @@
+"""One look for all figures: colours and marks of methods, fonts, panel letters, labels at line ends, stamps, saving."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from palimpsest.files import write_atomic, write_text
+
+WIDTH = 7.2  # inches: a text block of two columns
+INK = "#222222"
+FAINT = "#8a8a8a"
+GRID = "#e6e6e6"
+
+# Okabe and Ito's palette: safe for the common forms of colour blindness. A method keeps its colour in every figure.
+METHOD_COLOURS = {
+    ("comeba_hk", "default"): "#D55E00",
+    ("comeba_hk", "no_hooks"): "#E69F00",
+    ("comeba_hk", "no_hooks_released"): "#CC79A7",
+    ("comeba_hk", "released"): "#CC79A7",
+    ("memit", "default"): "#0072B2",
+    ("rome", "default"): "#009E73",
+    ("rome", "corrected"): "#66C2A5",
+    ("ft", "default"): "#7A7A7A",
+    ("ft", "target_new"): "#333333",
+    ("mend", "default"): "#56B4E9",
+    ("serac", "default"): "#B8A100",
+    ("grace", "default"): "#882255",
+    ("defer", "default"): "#44AA99",
+    ("memory", "default"): "#999933",
+}
+_SPARE_COLOURS = ("#AA4499", "#117733", "#332288", "#661100", "#88CCEE", "#DDCC77", "#6699CC")
+METHOD_MARKERS = {
+    "comeba_hk": "o",
+    "memit": "s",
+    "rome": "D",
+    "ft": "^",
+    "mend": "v",
+    "serac": "P",
+    "grace": "X",
+}
+METRIC_TITLES = {"reliability": "Reliability", "generality": "Generality", "locality": "Locality"}
+
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 7.8,
+    "ytick.labelsize": 7.8,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.2,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "palimpsest",
+    "pdf.fonttype": 42,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Use the house style inside the block; the caller's settings come back afterwards."""
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_RC}):
+        yield
+
+
+def new_figure(width: float = WIDTH, height: float = 4.0) -> Figure:
+    """An empty figure that no window system or global state knows of."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.04)  # type: ignore[union-attr,call-arg]
+    return figure
+
+
+def method_colour(editor: str, variant: str = "default") -> str:
+    """The method's colour: fixed for the methods of the papers, a stable spare one for others."""
+    if (editor, variant) in METHOD_COLOURS:
+        return METHOD_COLOURS[editor, variant]
+    if variant in ("*", "") and (editor, "default") in METHOD_COLOURS:
+        return METHOD_COLOURS[editor, "default"]
+    return _SPARE_COLOURS[sum(map(ord, editor + variant)) % len(_SPARE_COLOURS)]
+
+
+def method_marker(editor: str) -> str:
+    return METHOD_MARKERS.get(editor, "h")
+
+
+def sequence_colours(count: int) -> list[Any]:
+    """`count` colours from dark to light for the values of a setting, in order."""
+    return [matplotlib.colormaps["viridis"](position) for position in np.linspace(0.0, 0.86, max(count, 1))]
+
+
+def panel_letters(axes: Sequence[Axes]) -> None:
+    """a, b, c, ... at the upper left outside of each panel."""
+    for letter, axis in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
+        axis.set_title(letter, loc="left", fontweight="bold", fontsize=9.5, pad=5)
+
+
+def unit_axis(axis: Axes, low: float = 0.0) -> None:
+    """A y axis for shares: 0 to 1 with a little room, ticks at quarters."""
+    axis.set_ylim(low - 0.03, 1.03)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set_yticklabels(["0", ".25", ".5", ".75", "1"])
+
+
+def spread_apart(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move label positions so that neighbours are at least `gap` apart and stay in [low, high], changing them little."""
+    order = np.argsort(positions, kind="stable")
+    placed = [float(positions[index]) for index in order]
+    gap = min(gap, (high - low) / max(len(placed) - 1, 1))
+    for _ in range(200):
+        moved = False
+        for left in range(len(placed) - 1):
+            overlap = gap - (placed[left + 1] - placed[left])
+            if overlap > 1e-9:
+                placed[left] -= overlap / 2
+                placed[left + 1] += overlap / 2
+                moved = True
+        placed[0], placed[-1] = max(placed[0], low), min(placed[-1], high)
+        if not moved:
+            break
+    result = [0.0] * len(placed)
+    for rank, index in enumerate(order):
+        result[int(index)] = placed[rank]
+    return result
+
+
+def end_labels(
+    axis: Axes, ends: Sequence[tuple[float, float, str, Any]], size: float = 7.8, gap: float = 0.085
+) -> None:
+    """Write each line's name to the right of its end, tied to it by a thin line where it had to move.
+
+    Args:
+        axis: a panel whose y limits are final.
+        ends: (x, y, text, colour) of each line's last point.
+        size: font size.
+        gap: smallest distance between labels, as a share of the panel's height.
+    """
+    if not ends:
+        return
+    to_axes = axis.transScale + axis.transLimits  # final limits: independent of the panel's place on the page
+    starts = [to_axes.transform((x, y)) for x, y, _, _ in ends]
+    placed = spread_apart([float(start[1]) for start in starts], gap, 0.02, 0.98)
+    for (_, _, text, colour), start, position in zip(ends, starts, placed, strict=True):
+        axis.annotate(
+            text,
+            xy=(float(start[0]), float(start[1])),
+            xytext=(1.09, position),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            ha="left",
+            fontsize=size,
+            color=colour,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.6,
+                "alpha": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def stamp(figure: Figure, text: str) -> None:
+    """Write a warning across the whole figure, lightly."""
+    if text:
+        figure.text(
+            0.5,
+            0.5,
+            text,
+            ha="center",
+            va="center",
+            rotation=24,
+            fontsize=30,
+            color="#B00020",
+            alpha=0.16,
+            fontweight="bold",
+            zorder=100,
+            in_layout=False,
+        )
+
+
+def save_figure(figure: Figure, name: str, out: Path, points: pd.DataFrame, caption: str) -> list[Path]:
+    """Write pdf, svg, png, csv of the plotted points and caption; the same input gives the same bytes."""
+    for suffix in (".pdf", ".svg", ".png"):
+        write_atomic(out / f"{name}{suffix}", lambda path, suffix=suffix: _save(figure, path, suffix))  # type: ignore[misc]
+    save_points(points, out / f"{name}.csv")
+    write_text(out / f"{name}.caption.md", caption)
+    return [out / f"{name}{suffix}" for suffix in (".pdf", ".svg", ".png", ".csv", ".caption.md")]
+
+
+def save_points(points: pd.DataFrame, path: Path) -> None:
+    """The plotted numbers; missing values are empty cells."""
+    write_atomic(
+        path, lambda target: points.to_csv(target, index=False, lineterminator="\n", float_format="%.6g")
+    )
+
+
+def _save(figure: Figure, path: Path, suffix: str) -> None:
+    # No dates: a figure that did not change must not differ.
+    metadata: dict[str, dict[str, Any]] = {
+        ".pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": "palimpsest"},
+        ".svg": {"Date": None, "Creator": "palimpsest"},
+        ".png": {"Software": None},
+    }
+    with house_style():
+        figure.savefig(os.fspath(path), format=suffix[1:], metadata=metadata[suffix])

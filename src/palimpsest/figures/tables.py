@@ -1,0 +1,157 @@
+"""Tables as csv, markdown, LaTeX (booktabs) and, for the gallery, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from palimpsest.figures import style
+from palimpsest.files import write_atomic, write_text
+
+_TEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "λ": r"$\lambda$",
+    "α": r"$\alpha$",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Ready text cells in groups of rows.
+
+    Attributes:
+        columns: heading of each column; the first is the row's name.
+        groups: (title of the group, rows of text).
+        emphasis: (group, row, column) of the cells to be set in bold.
+        faint: (group, row) of rows that hold no measurement.
+    """
+
+    columns: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[Sequence[str]]]]
+    emphasis: frozenset[tuple[int, int, int]] = field(default_factory=frozenset)
+    faint: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+
+
+def save_table(
+    table: Table, name: str, out: Path, points: pd.DataFrame, caption: str, stamp: str = ""
+) -> list[Path]:
+    """Write csv (the numbers), md, tex, png (the same table as a picture) and the caption."""
+    style.save_points(points, out / f"{name}.csv")
+    write_text(out / f"{name}.md", markdown(table) + "\n" + caption)
+    write_text(out / f"{name}.tex", latex(table, caption))
+    write_text(out / f"{name}.caption.md", caption)
+    with style.house_style():
+        figure = picture(table)
+        style.stamp(figure, stamp)
+        write_atomic(
+            out / f"{name}.png",
+            lambda path: figure.savefig(
+                path, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08
+            ),
+        )
+    return [out / f"{name}{suffix}" for suffix in (".csv", ".md", ".tex", ".png", ".caption.md")]
+
+
+def markdown(table: Table) -> str:
+    """The table as GitHub markdown; group titles become rows of their own."""
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" + " ---: |" * (len(table.columns) - 1)]
+    for number, (title, rows) in enumerate(table.groups):
+        if title:
+            lines.append(f"| **{title}** |" + " |" * (len(table.columns) - 1))
+        for index, row in enumerate(rows):
+            cells = [
+                f"**{cell}**" if (number, index, column) in table.emphasis and cell else cell
+                for column, cell in enumerate(row)
+            ]
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def latex(table: Table, caption: str) -> str:
+    """The table in booktabs style; needs \\usepackage{booktabs}."""
+    width = len(table.columns)
+    lines = [
+        r"\begin{table}",
+        r"\centering\small",
+        r"\begin{tabular}{l" + "r" * (width - 1) + "}",
+        r"\toprule",
+    ]
+    lines += [" & ".join(_tex(column) for column in table.columns) + r" \\"]
+    for number, (title, rows) in enumerate(table.groups):
+        lines.append(r"\midrule")
+        if title:
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(title)}}}}} \\")
+        for index, row in enumerate(rows):
+            cells = [_tex(cell) for cell in row]
+            cells = [
+                rf"\textbf{{{cell}}}" if (number, index, column) in table.emphasis and cell else cell
+                for column, cell in enumerate(cells)
+            ]
+            lines.append(" & ".join(cells) + r" \\")
+    words = _tex(caption.strip().replace("**", "").replace("*", ""))
+    return (
+        "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{words}}}", r"\end{table}"]) + "\n"
+    )
+
+
+def picture(table: Table) -> Any:
+    """The table drawn as a figure: rules only, numbers right-aligned."""
+    longest = [
+        max(len(column), *(len(row[index]) for _, rows in table.groups for row in rows))
+        for index, column in enumerate(table.columns)
+    ]
+    widths = [0.075 * size + 0.24 for size in longest]
+    lines = 1 + sum(len(rows) + bool(title) for title, rows in table.groups)
+    figure = style.new_figure(sum(widths), 0.235 * lines + 0.12)
+    figure.set_layout_engine("none")
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    axis.set_xlim(0, sum(widths))
+    axis.set_ylim(lines + 0.25, -0.25)
+    rights = [sum(widths[: index + 1]) for index in range(len(widths))]
+
+    def write(y: float, row: Sequence[str], number: int = -1, index: int = -1) -> None:
+        colour = style.FAINT if (number, index) in table.faint else style.INK
+        for column, cell in enumerate(row):
+            bold = number == -1 or (number, index, column) in table.emphasis
+            x, align = (0.06, "left") if column == 0 else (rights[column] - 0.08, "right")
+            axis.text(
+                x,
+                y + 0.5,
+                cell,
+                ha=align,
+                va="center",
+                fontsize=8,
+                color=colour,
+                fontweight="bold" if bold else "normal",
+            )
+
+    axis.plot([0, rights[-1]], [0, 0], color=style.INK, lw=1.2, clip_on=False)
+    write(0, table.columns)
+    y = 1.0
+    for number, (title, rows) in enumerate(table.groups):
+        axis.plot([0, rights[-1]], [y, y], color=style.INK, lw=0.6)
+        if title:
+            axis.text(
+                0.06, y + 0.5, title, ha="left", va="center", fontsize=8, style="italic", color=style.INK
+            )
+            y += 1
+        for index, row in enumerate(rows):
+            write(y, row, number, index)
+            y += 1
+    axis.plot([0, rights[-1]], [y, y], color=style.INK, lw=1.2, clip_on=False)
+    return figure
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text.replace("\\", ""))

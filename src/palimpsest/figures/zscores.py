@@ -1,0 +1,340 @@
+"""What the hooks see: Figure 3 of COMEBA-HK, and two figures the paper lacks.
+
+The z-score of a token says how far the edited weights move it, compared with the other tokens of its own sequence
+(paper Eq. 17). It cannot exceed (n - 1) / sqrt(n) in a sequence of n tokens, whatever was edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from palimpsest.errors import DataError
+from palimpsest.figures import captions, read, style
+from palimpsest.figures.bootstrap import DRAWS, limits, mean_draws
+from palimpsest.figures.read import Run
+
+SPLIT_TITLES = {
+    "edit": "edit prompts",
+    "rephrase": "rephrasings",
+    "locality": "locality prompts",
+    "unrelated": "unrelated prompts",
+    "unedited": "unedited subjects",
+}
+SPLIT_COLOURS = {
+    "edit": "#D55E00",
+    "rephrase": "#CC79A7",
+    "locality": "#009E73",
+    "unrelated": "#56B4E9",
+    "unedited": "#0072B2",
+}
+
+
+def inspected(spec: dict[str, Any], runs: Sequence[Run]) -> pd.DataFrame:
+    """Inspection rows of all runs at their last step and one layer, with model and data set.
+
+    Raises:
+        DataError: no run was inspected.
+    """
+    frames = []
+    for run in runs:
+        rows = run.inspection
+        if len(rows):
+            rows = rows[rows["step"] == rows["step"].max()]
+            frames.append(
+                rows.assign(
+                    model=run.spec["model"],
+                    dataset=run.spec["dataset"],
+                    fixed=bool(run.settings.get("fixed_alpha")),
+                )
+            )
+    if not frames:
+        raise DataError(
+            f"no run of figure '{spec.get('name')}' has inspection rows",
+            remedy="Set options.inspect of its runs to true",
+        )
+    table = pd.concat(frames, ignore_index=True)
+    layer = (spec.get("options") or {}).get("layer", "last")
+    wanted = table.groupby("run")["layer"].transform("max") if layer == "last" else int(layer)
+    return table[table["layer"] == wanted].reset_index(drop=True)
+
+
+def draw_zscores(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """Figure 3: the z-score at the last subject token of every record, with the ceiling of its prompt's length."""
+    runs = read.select(spec, run_dirs)
+    table = inspected(spec, runs)
+    splits = [
+        split
+        for split in (spec.get("options") or {}).get("splits", ["edit", "rephrase"])
+        if (table["split"] == split).any()
+    ]
+    seed = table["seed"].min()
+    shown = table[(table["seed"] == seed) & table["split"].isin(splits) & table["z_subject"].notna()]
+    with style.house_style():
+        figure = style.new_figure(style.WIDTH, 0.4 + 2.2 * len(splits))
+        axes = figure.subplots(len(splits), 2, width_ratios=[3.4, 1], squeeze=False, sharey=True)
+        for row, split in enumerate(splits):
+            rows = shown[shown["split"] == split].reset_index(drop=True)
+            _record_panel(axes[row][0], rows, split, last=row == len(splits) - 1)
+            _distribution_panel(axes[row][1], rows, last=row == len(splits) - 1)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, handletextpad=0.4)
+        for axis, letter in zip([row[0] for row in axes], "abcdef", strict=False):
+            axis.text(-0.075, 1.02, letter, transform=axis.transAxes, fontweight="bold", fontsize=9.5)
+        style.stamp(figure, captions.stamp_text(spec))
+        columns = [
+            "model",
+            "dataset",
+            "seed",
+            "edit",
+            "split",
+            "layer",
+            "tokens",
+            "z_subject",
+            "z_max_other",
+            "ceiling",
+            "alpha",
+        ]
+        words = [captions.counts(runs), *_zscore_words(shown, splits, int(seed))]
+        return style.save_figure(
+            figure, name, out, shown[columns], captions.caption(spec, *words, metrics=False)
+        )
+
+
+def _record_panel(axis: Axes, rows: pd.DataFrame, split: str, last: bool) -> None:
+    position = np.arange(len(rows))
+    axis.vlines(position, rows["z_max_other"], rows["z_subject"], color=style.GRID, lw=0.8, zorder=1)
+    axis.plot(
+        position,
+        rows["ceiling"],
+        ls="none",
+        marker="_",
+        ms=5,
+        mew=1.0,
+        color=style.FAINT,
+        label="ceiling of its length",
+    )
+    axis.plot(
+        position,
+        rows["z_max_other"],
+        ls="none",
+        marker=".",
+        ms=3.4,
+        color="#56B4E9",
+        label="largest of the other tokens",
+    )
+    axis.plot(
+        position,
+        rows["z_subject"],
+        ls="none",
+        marker="o",
+        ms=3.6,
+        mec="white",
+        mew=0.4,
+        color="#D55E00",
+        label="last subject token",
+    )
+    alpha = rows["alpha"].dropna()
+    if len(alpha):
+        axis.axhline(float(alpha.min()), color=style.INK, lw=0.9, ls="--", label="final α")
+    axis.set_ylabel(f"z-score\n{SPLIT_TITLES.get(split, split)}")
+    axis.set_xlim(-1.5, len(rows) + 0.5)
+    axis.grid(axis="x", visible=False)
+    if last:
+        axis.set_xlabel("record, in order of editing")
+
+
+def _distribution_panel(axis: Axes, rows: pd.DataFrame, last: bool) -> None:
+    finite = rows[["z_subject", "z_max_other"]].to_numpy(dtype=float)
+    edges = np.linspace(np.nanmin(finite) - 0.05, np.nanmax(finite) + 0.05, 28)
+    for column, colour in (("z_max_other", "#56B4E9"), ("z_subject", "#D55E00")):
+        axis.hist(rows[column].dropna(), bins=edges, orientation="horizontal", color=colour, alpha=0.75, lw=0)
+    axis.grid(axis="x", visible=False)
+    axis.tick_params(labelleft=False)
+    if last:
+        axis.set_xlabel("records")
+
+
+def _zscore_words(rows: pd.DataFrame, splits: Sequence[str], seed: int) -> list[str]:
+    words = [
+        f"Hook layer {', '.join(str(layer) for layer in sorted(rows['layer'].unique()))}, records of seed {seed}."
+    ]
+    for split in splits:
+        own = rows[rows["split"] == split]
+        first = (own["z_subject"] > own["z_max_other"]).mean()
+        words.append(
+            f"{SPLIT_TITLES.get(split, split).capitalize()} (n = {len(own)}): minimum {own['z_subject'].min():.2f}, "
+            f"median {own['z_subject'].median():.2f}; the subject's token is the largest in {first:.0%}; "
+            f"median share of the ceiling {(own['z_subject'] / own['ceiling']).median():.0%}."
+        )
+    words.append(
+        "Grey ticks: the largest z-score that any sequence of that many tokens can have, (n − 1)/√n."
+    )
+    return words
+
+
+def draw_unedited_subjects(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """Do subjects that were never edited light up as well? Distributions of z at the subject, edited and unedited."""
+    runs = read.select(spec, run_dirs)
+    table = inspected(spec, runs)
+    table = table[table["z_subject"].notna()]
+    splits = [split for split in SPLIT_TITLES if (table["split"] == split).any()]
+    with style.house_style():
+        figure = style.new_figure(style.WIDTH, 3.0)
+        left, right = figure.subplots(1, 2)
+        ends = []
+        for split in splits:
+            values = np.sort(table.loc[table["split"] == split, "z_subject"].to_numpy(dtype=float))
+            share = np.arange(1, len(values) + 1) / len(values)
+            label = f"{SPLIT_TITLES[split]} (n = {len(values):,})"
+            left.step(values, share, where="post", color=SPLIT_COLOURS[split], label=label)
+            ends.append((split, values))
+        left.set_xlabel("z-score at the last subject token")
+        left.set_ylabel("share of prompts at or below")
+        style.unit_axis(left)
+        figure.legend(
+            *left.get_legend_handles_labels(), loc="outside upper center", ncols=4, handlelength=1.4
+        )
+        points = _median_rows(right, table, splits)
+        alpha = table["alpha"].dropna()
+        if len(alpha):
+            for axis in (left, right):
+                axis.axvline(float(alpha.median()), color=style.INK, lw=0.9, ls="--", zorder=1)
+            left.text(float(alpha.median()), 1.035, "α", ha="center", va="bottom", fontsize=8)
+        style.panel_letters([left, right])
+        style.stamp(figure, captions.stamp_text(spec))
+        words = [captions.counts(runs), _unedited_words(table, splits)]
+        return style.save_figure(figure, name, out, points, captions.caption(spec, *words, metrics=False))
+
+
+def _median_rows(axis: Axes, table: pd.DataFrame, splits: Sequence[str]) -> pd.DataFrame:
+    """Quartiles of z per split, with the share whose subject token is swapped."""
+    points = []
+    for row, split in enumerate(splits):
+        own = table[table["split"] == split]
+        values = own["z_subject"].to_numpy(dtype=float)
+        q05, q25, q50, q75, q95 = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+        axis.plot([q05, q95], [row, row], color=SPLIT_COLOURS[split], lw=1.2)
+        axis.plot([q25, q75], [row, row], color=SPLIT_COLOURS[split], lw=5, solid_capstyle="butt")
+        axis.plot([q50], [row], marker="o", color="white", mec=SPLIT_COLOURS[split], mew=1.4, ms=6)
+        swapped = pd.to_numeric(own["swapped_subject"], errors="coerce").mean()
+        points.append(
+            {
+                "split": split,
+                "n": len(values),
+                "q05": q05,
+                "q25": q25,
+                "median": q50,
+                "q75": q75,
+                "q95": q95,
+                "swapped_subject": swapped,
+                "median_share_of_ceiling": (own["z_subject"] / own["ceiling"]).median(),
+            }
+        )
+    axis.set_yticks(
+        range(len(splits)),
+        [f"{SPLIT_TITLES[point['split']]}\n{point['swapped_subject']:.0%} swapped" for point in points],
+    )
+    axis.set_ylim(len(splits) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("z-score: median, quartiles, 5–95 %")
+    return pd.DataFrame(points)
+
+
+def _unedited_words(table: pd.DataFrame, splits: Sequence[str]) -> str:
+    medians = ", ".join(
+        f"{SPLIT_TITLES[split]} {table.loc[table['split'] == split, 'z_subject'].median():.2f}"
+        for split in splits
+    )
+    return (
+        f"Medians: {medians}. The z-score compares a token with the other tokens of its own sequence, so a high value "
+        "for unedited subjects means that it finds the subject rather than the edited subject. Dashed: median α."
+    )
+
+
+def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """The share of prompts too short to ever reach alpha, against alpha, per data set and split."""
+    runs = read.select(spec, run_dirs)
+    table = inspected(spec, runs)
+    table = table.drop_duplicates(["model", "dataset", "edit", "split", "tokens"])
+    table = table.assign(ceiling=(table["tokens"] - 1) / np.sqrt(table["tokens"]))
+    options = spec.get("options") or {}
+    grid = np.round(np.arange(options.get("from", 0.5), options.get("to", 3.5) + 1e-9, 0.01), 2)
+    datasets = read.ordered(spec.get("datasets"), table["dataset"])
+    points = []
+    with style.house_style():
+        figure = style.new_figure(style.WIDTH, 2.9)
+        axes = figure.subplots(1, len(datasets), squeeze=False, sharey=True)[0]
+        for axis, dataset in zip(axes, datasets, strict=True):
+            for split in [
+                split
+                for split in SPLIT_TITLES
+                if ((table["split"] == split) & (table["dataset"] == dataset)).any()
+            ]:
+                points += _reach_line(axis, table, dataset, split, grid, options.get("draws", DRAWS))
+            for value, words in ((options.get("alpha", 2.2), "paper's start"), (3.0, "fixed 3")):
+                axis.axvline(value, color=style.INK, lw=0.8, ls="--", zorder=1)
+                axis.text(
+                    value - 0.03,
+                    0.98,
+                    words,
+                    ha="right",
+                    va="top",
+                    rotation=90,
+                    fontsize=7.2,
+                    color=style.INK,
+                )
+            axis.set_title(captions.dataset_title(dataset), pad=6)
+            axis.set_xlabel("α")
+            style.unit_axis(axis)
+        axes[0].set_ylabel("share of prompts that\ncan never reach α")
+        handles = {
+            label: handle
+            for axis in axes
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, handlelength=1.4)
+        style.panel_letters(list(axes))
+        style.stamp(figure, captions.stamp_text(spec))
+        words = [
+            captions.counts(runs),
+            "A prompt of n tokens has a largest possible z-score of (n − 1)/√n.",
+            "Prompts without answer.",
+        ]
+        return style.save_figure(
+            figure, name, out, pd.DataFrame(points), captions.caption(spec, *words, metrics=False)
+        )
+
+
+def _reach_line(
+    axis: Axes, table: pd.DataFrame, dataset: str, split: str, grid: np.ndarray, draws: int
+) -> list[dict[str, Any]]:
+    ceilings = table.loc[(table["dataset"] == dataset) & (table["split"] == split), "ceiling"].to_numpy(
+        dtype=float
+    )
+    points = []
+    for alpha in grid:
+        below = (ceilings < alpha).astype(float)
+        low, high = limits(mean_draws(below, draws))
+        points.append(
+            {
+                "dataset": dataset,
+                "split": split,
+                "alpha": alpha,
+                "share": below.mean(),
+                "low": low,
+                "high": high,
+                "n": len(below),
+            }
+        )
+    line = pd.DataFrame(points)
+    axis.plot(
+        grid, line["share"], color=SPLIT_COLOURS[split], label=SPLIT_TITLES[split], drawstyle="steps-post"
+    )
+    axis.fill_between(grid, line["low"], line["high"], color=SPLIT_COLOURS[split], alpha=0.15, lw=0)
+    return points

@@ -1,0 +1,75 @@
+"""Files appear whole or not at all: write beside, flush, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from palimpsest.errors import PalimpsestError
+
+
+class WriteError(PalimpsestError):
+    """A result could not be written; the previous content, if any, is untouched."""
+
+
+@contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary path in the target's folder; on success it replaces `target`, on any error it vanishes.
+
+    The temporary name keeps the target's suffix, because some writers choose their format by it.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+    except OSError as error:
+        raise WriteError(f"cannot write {target}: {error.strerror or error}. Check that the folder exists and is writable") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise WriteError(f"cannot write {target}: {error.strerror or error}. Free some space and run the command again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(target: Path | str, write: Callable[[Path], Any]) -> None:
+    """Call `write(path)` on a temporary path and move the result to `target`."""
+    with atomic_path(target) as temporary:
+        write(temporary)
+
+
+def write_text(target: Path | str, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomic(target, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_json(target: Path | str, content: Any) -> None:
+    """Write JSON atomically: sorted keys, two blanks of indent, no NaN (JSON has none)."""
+    write_text(target, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON; errors name the file and what to do."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PalimpsestError(f"file {path} does not exist. Run the rule that makes it, or check the path") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PalimpsestError(f"file {path} is not valid JSON ({error}). It may be truncated: delete it and make it again") from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

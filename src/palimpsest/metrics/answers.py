@@ -1,0 +1,97 @@
+"""What a model says at the places where an answer stands: teacher-forced predictions, in padded batches.
+
+The pair prompt + " " + answer is run once; the answer's token at position t is predicted by the logits at t - 1.
+Rows are sorted by length and padded on the right. Causal attention and masked scope statistics make the numbers the
+same as one row at a time. Only the logits that are read are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from palimpsest.errors import DataError
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.tokens import TokenBatch, encode_pairs
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Token ids of one answer: what the model predicts, given all earlier right tokens, and what is written."""
+
+    predicted: tuple[int, ...]
+    wanted: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How rows share a pass.
+
+    Attributes:
+        tokens: padded tokens of a pass, at most (one row may be longer).
+        equal_length: only rows of the same length share a pass. Needed when a method lets padding tokens change its
+            answers, as the official code of COMEBA-HK does (spec quirk 3).
+    """
+
+    tokens: int = BATCH_TOKENS
+    equal_length: bool = False
+
+    def groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Row numbers of each pass, short rows first; every row is in exactly one group."""
+        group: list[int] = []
+        for row in sorted(range(len(lengths)), key=lambda number: lengths[number]):
+            # Rows come in ascending order, so the newest row is the longest of its group.
+            full = (len(group) + 1) * lengths[row] > self.tokens
+            if group and (full or (self.equal_length and lengths[row] != lengths[group[0]])):
+                yield group
+                group = []
+            group.append(row)
+        if group:
+            yield group
+
+
+def predict_answers(
+    model: LanguageModel, pairs: Sequence[tuple[str, str]], batching: Batching | None = None
+) -> list[Answer]:
+    """Argmax predictions at the answer's tokens of every (prompt, answer), in the order of `pairs`.
+
+    Raises DataError when an answer has no token of its own, or a pair is longer than the model's context.
+    """
+    if not pairs:
+        return []
+    batch = encode_pairs(model, pairs)
+    lengths = batch.tokens.lengths.tolist()
+    starts, ends = batch.answer_start.tolist(), batch.answer_end.tolist()
+    _refuse_empty(pairs, starts, ends)
+    answers: list[Answer | None] = [None] * len(pairs)
+    for group in (batching or Batching()).groups(lengths):
+        tokens = _rows(batch.tokens, group, max(lengths[row] for row in group))
+        counts = [ends[row] - starts[row] for row in group]
+        rows = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(counts))
+        columns = torch.cat([torch.arange(starts[row], ends[row]) for row in group])
+        predicted = model.logits(tokens, (rows, columns - 1)).argmax(dim=-1).cpu()
+        wanted = tokens.input_ids.cpu()[rows, columns]
+        for row, said, written in zip(group, predicted.split(counts), wanted.split(counts), strict=True):
+            answers[row] = Answer(tuple(said.tolist()), tuple(written.tolist()))
+    return [answer for answer in answers if answer is not None]
+
+
+def _rows(tokens: TokenBatch, rows: list[int], longest: int) -> TokenBatch:
+    chosen: Tensor = torch.tensor(rows, device=tokens.input_ids.device)
+    return TokenBatch(tokens.input_ids[chosen, :longest], tokens.attention_mask[chosen, :longest])
+
+
+def _refuse_empty(pairs: Sequence[tuple[str, str]], starts: list[int], ends: list[int]) -> None:
+    for (prompt, answer), start, end in zip(pairs, starts, ends, strict=True):
+        if start < 1 or end <= start:
+            raise DataError(
+                f"the answer {answer!r} has no token that follows the prompt",
+                record=repr(prompt[:60]),
+                field="answer",
+                remedy="Give a prompt and an answer that are not empty",
+            )

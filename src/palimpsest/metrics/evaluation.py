@@ -1,0 +1,149 @@
+"""Judging edits: every probe of every edit asked in few passes, against what the unedited model said before."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from palimpsest.edits import Edit
+from palimpsest.metrics.answers import Answer, Batching, predict_answers
+from palimpsest.metrics.generation import as_text, generate_tokens
+from palimpsest.metrics.scores import exact_match, generation_match, mean, token_accuracy
+from palimpsest.models.loading import LanguageModel
+
+# Split -> name of its teacher-forced token accuracy. Other splits hold answers that must stay as they were.
+WANTED_SPLITS = {"edit": "reliability", "rephrase": "generality"}
+UNCHANGED_METRIC = "locality"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt with an answer, asked for the edit at position `order` of the stream."""
+
+    order: int
+    split: str
+    prompt: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """What the model reads in teacher forcing."""
+        return f"{self.prompt} {self.answer}"
+
+
+@dataclass(frozen=True)
+class RecordValue:
+    """One score of one edit: the mean over its questions of that split."""
+
+    order: int
+    split: str
+    metric: str
+    value: float
+
+
+def questions_of(order: int, edit: Edit) -> list[Question]:
+    """Everything asked about one edit: its prompt, its rephrasings, and its locality probes by kind."""
+    asked = [Question(order, "edit", edit.prompt, edit.target)]
+    asked += [Question(order, "rephrase", prompt, edit.target) for prompt in edit.rephrasings]
+    asked += [Question(order, probe.kind, probe.prompt, probe.answer) for probe in edit.locality]
+    return asked
+
+
+class Evaluation:
+    """Scores of a fixed stream of edits on a model that is being edited.
+
+    Build it while the model is still unedited: its answers are recorded then, and are what locality compares with.
+
+    Args:
+        model: the model, unedited now.
+        edits: the stream, in order.
+        generation: also generate freely (costs one pass per answer token).
+        batching: how rows share a pass.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        edits: Sequence[Edit],
+        generation: bool = True,
+        batching: Batching | None = None,
+    ):
+        self.model, self.edits, self.generation = model, list(edits), generation
+        self.batching = batching or Batching()
+        self.questions = [question for order, edit in enumerate(self.edits) for question in questions_of(order, edit)]
+        self._places: dict[int, list[int]] = defaultdict(list)
+        for place, question in enumerate(self.questions):
+            self._places[question.order].append(place)
+        start = time.perf_counter()
+        self._before, self._generated_before = self._ask(list(range(len(self.questions))))
+        self.seconds_before = time.perf_counter() - start
+
+    def before(self) -> list[RecordValue]:
+        """Scores of all edits on the unedited model (locality is 1 by definition), without asking again."""
+        everything = list(range(len(self.questions)))
+        return self._score(everything, self._before, self._generated_before)
+
+    def after(
+        self,
+        orders: Iterable[int],
+        swapped: Callable[[Sequence[Question]], Sequence[bool] | None] | None = None,
+    ) -> list[RecordValue]:
+        """Scores of the edits at these positions of the stream, on the model as it is now.
+
+        `swapped` tells for each question whether a hook layer's scope decision let any token pass (or None when the
+        editor has no such decision); it adds `swap_rate`.
+        """
+        places = [place for order in orders for place in self._places[order]]
+        values = self._score(places, *self._ask(places))
+        asked = [self.questions[place] for place in places]
+        flags = swapped(asked) if swapped is not None else None
+        if flags is not None:
+            flagged = zip(asked, flags, strict=True)
+            values += _per_record((question, "swap_rate", float(flag)) for question, flag in flagged)
+        return values
+
+    @torch.no_grad()
+    def _ask(self, places: list[int]) -> tuple[list[Answer], list[tuple[int, ...]]]:
+        asked = [self.questions[place] for place in places]
+        answers = predict_answers(self.model, [(q.prompt, q.answer) for q in asked], self.batching)
+        if not self.generation:
+            return answers, []
+        counts = [len(answer.wanted) for answer in answers]
+        return answers, generate_tokens(self.model, [q.prompt for q in asked], counts, self.batching)
+
+    def _score(
+        self, places: list[int], answers: list[Answer], generated: list[tuple[int, ...]]
+    ) -> list[RecordValue]:
+        scores: list[tuple[Question, str, float]] = []
+        for number, place in enumerate(places):
+            question, answer = self.questions[place], answers[number]
+            unchanged = question.split not in WANTED_SPLITS
+            wanted = self._before[place].predicted if unchanged else answer.wanted
+            metric = WANTED_SPLITS.get(question.split, UNCHANGED_METRIC)
+            scores.append((question, metric, token_accuracy(answer.predicted, wanted)))
+            scores.append((question, "exact_match", exact_match(answer.predicted, wanted)))
+            if self.generation:
+                text = as_text(self.model, generated[number])
+                aim = as_text(self.model, self._generated_before[place]) if unchanged else question.answer
+                scores.append((question, "generation_match", generation_match(text, aim)))
+        return _per_record(scores)
+
+
+def _per_record(scores: Iterable[tuple[Question, str, float]]) -> list[RecordValue]:
+    """One value per edit, split and metric: the mean over that edit's questions of the split."""
+    grouped: dict[tuple[int, str, str], list[float]] = defaultdict(list)
+    for question, metric, value in scores:
+        grouped[question.order, question.split, metric].append(value)
+    return [RecordValue(*key, mean(values)) for key, values in grouped.items()]
+
+
+def aggregate(values: Iterable[RecordValue]) -> list[tuple[str, str, float, int]]:
+    """Plain mean over records: (split, metric, value, number of records) of each split and metric."""
+    grouped: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for value in values:
+        grouped[value.split, value.metric].append(value.value)
+    return [(split, metric, mean(found), len(found)) for (split, metric), found in grouped.items()]

@@ -1,0 +1,203 @@
+"""Load a model once, with what every editor and metric needs to know of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.errors import ModelError
+from palimpsest.models.families import Family, family_of, matrix_view, part
+from palimpsest.models.tokens import TokenBatch
+
+log = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MANIFEST = "manifest.json"
+
+
+class LanguageModel:
+    """A frozen decoder-only model, its tokenizer, and the places editors work on.
+
+    Notation of the papers: d = `width`, d_k = `inner_width`, W^l = `mlp_weight(l)` of shape [d, d_k].
+    """
+
+    def __init__(self, network: nn.Module, tokenizer, family: Family, name: str = "model"):
+        self.network = network.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.family = family
+        self.name = name
+        self.padding: Tensor | None = None  # which tokens of the running pass are real; hook layers read it
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings (and so the inputs) live."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.network.parameters()).dtype
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, in order."""
+        return part(self.network, self.family.blocks)  # type: ignore[return-value]
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def width(self) -> int:
+        """d, width of the residual stream."""
+        return self.mlp_weight(0).shape[0]
+
+    @property
+    def inner_width(self) -> int:
+        """d_k, inner width of the MLP: the length of a key."""
+        return self.mlp_weight(0).shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows of the output head."""
+        return matrix_view(self.head).shape[0]
+
+    @cached_property
+    def context(self) -> int:
+        """Largest number of tokens of one sequence."""
+        return int(self.network.config.max_position_embeddings)
+
+    def block(self, layer: int) -> nn.Module:
+        """Block number `layer`; raises ModelError when there is none."""
+        if not 0 <= layer < self.n_blocks:
+            raise ModelError(
+                f"layer {layer} does not exist: {self.name} has blocks 0 to {self.n_blocks - 1}. Change the setting `layers`"
+            )
+        return self.blocks[layer]
+
+    def mlp_out(self, layer: int) -> nn.Module:
+        """Module of the second MLP matrix of a block."""
+        return part(self.block(layer), self.family.mlp_out)
+
+    def mlp_weight(self, layer: int) -> Tensor:
+        """W^l [d, d_k], a view on the parameter."""
+        return matrix_view(self.mlp_out(layer))
+
+    @cached_property
+    def final_norm(self) -> nn.Module:
+        """Norm between the last block and the head."""
+        return part(self.network, self.family.final_norm)
+
+    @cached_property
+    def head(self) -> nn.Module:
+        """Output head: [.., d] to [.., vocabulary]."""
+        return part(self.network, self.family.head)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over configuration and weights, taken before anything was edited."""
+        digest = hashlib.sha256()
+        config = {k: v for k, v in self.network.config.to_dict().items() if not k.startswith("_") and "version" not in k}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @contextlib.contextmanager
+    def padding_of(self, attention_mask: Tensor | None) -> Iterator[None]:
+        """Tell hook layers which tokens are real while parts of the model are run directly (models/partial.py)."""
+        before, self.padding = self.padding, attention_mask
+        try:
+            yield
+        finally:
+            self.padding = before
+
+    @torch.no_grad()
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Output of the final norm [b, n, d]."""
+        batch = batch.to(self.device)
+        return self.network.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch, positions: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Logits [b, n, vocabulary]; with positions = (rows [m], columns [m]) only those, [m, vocabulary]."""
+        hidden = self.hidden(batch)
+        if positions is not None:
+            hidden = hidden[positions[0].to(hidden.device), positions[1].to(hidden.device)]
+        return self.head(hidden)
+
+
+def load_model(
+    path_or_id: str | Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    family: str | None = None,
+) -> LanguageModel:
+    """Load a model from a local directory in hub format, a directory with our manifest, or a hub id.
+
+    Only safetensors weights are read and no remote code is run. Raises ModelError with the remedy when the directory,
+    a file, the family or the dtype is not what it should be.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
+    source, revision, name = resolve(path_or_id, revision)
+    options = {"revision": revision} if revision else {}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        row = family_of(family or config.model_type)
+        if row.name != config.model_type:
+            raise ModelError(f"{name} is a {config.model_type} model, not {row.name}. Correct or leave out `family`")
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+        network = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds; the reader needs one sentence
+        raise ModelError(
+            f"cannot load the model {name} from {source}: {type(error).__name__}: {str(error).splitlines()[0]}. "
+            "A model directory needs config.json, model.safetensors and tokenizer.json, all whole"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"{name} has no fast tokenizer (tokenizer.json), which is needed to find subjects and targets")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    model = LanguageModel(network.to(device), tokenizer, row, name)
+    _refuse_non_finite(model)
+    return model
+
+
+def resolve(path_or_id: str | Path, revision: str | None = None) -> tuple[str, str | None, str]:
+    """(what to load, pinned revision, name) for a directory, one of our manifests, or a hub id."""
+    path = Path(path_or_id)
+    manifest = path if path.name == MANIFEST else path / MANIFEST
+    if manifest.is_file():
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        if content.get("path"):
+            target = content["path"]
+            local = (manifest.parent / target).resolve()
+            name = content.get("name") or manifest.parent.resolve().name
+            return (str(local) if local.is_dir() else target), content.get("revision") or revision, name
+    if path.is_dir():
+        return str(path), None, path.resolve().name
+    if path.exists() or str(path_or_id).startswith((".", "/")) or str(path_or_id).count("/") > 1:
+        raise ModelError(f"{path_or_id} is not a model directory. Give a directory in hub format, or a hub id such as org/name")
+    return str(path_or_id), revision, str(path_or_id)
+
+
+def _refuse_non_finite(model: LanguageModel) -> None:
+    for name, tensor in model.network.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"the weights of {model.name} are not finite ({name}): the file is damaged or training diverged")

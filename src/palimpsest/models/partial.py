@@ -1,0 +1,108 @@
+"""Running part of a model: some blocks, some tokens, with the keys and values of earlier tokens kept.
+
+Exact, because attention is causal: what comes before a changed token never changes. The masks are additive floats
+(a boolean 4-D mask is silently wrong under eager attention, which is all GPT-J has).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.models.families import part
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.tokens import TokenBatch
+
+
+@dataclass
+class Recorder:
+    """Stands where a cache is expected, notes each block's keys and values [b, heads, n, head width]."""
+
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Called by the attention module."""
+        self.kept[layer] = (keys, values)
+        return keys, values
+
+
+@dataclass
+class Prefix:
+    """Hands the kept keys and values of earlier tokens to each block, and keeps nothing new."""
+
+    kept: dict[int, tuple[Tensor, Tensor]]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Called by the attention module."""
+        before_keys, before_values = self.kept[layer]
+        return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
+
+    def rows(self, index: Tensor) -> Prefix:
+        """Only some rows."""
+        return Prefix({layer: (keys[index], values[index]) for layer, (keys, values) in self.kept.items()})
+
+
+def embed(model: LanguageModel, batch: TokenBatch) -> Tensor:
+    """Input of block 0 [b, n, d]."""
+    hidden = part(model.network, model.family.token_embedding)(batch.input_ids)
+    if model.family.position_embedding:
+        positions = torch.arange(batch.input_ids.shape[1], device=hidden.device)
+        hidden = hidden + part(model.network, model.family.position_embedding)(positions)
+    return hidden
+
+
+def causal_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [b, 1, n, n] for right-padded rows."""
+    n = attention_mask.shape[1]
+    allowed = torch.ones(n, n, dtype=torch.bool, device=attention_mask.device).tril()
+    return additive(allowed[None, None] & attention_mask[:, None, None, :].bool(), dtype)
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where allowed, the most negative number elsewhere."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def run_blocks(
+    model: LanguageModel,
+    hidden: Tensor,
+    first: int,
+    last: int,
+    mask: Tensor,
+    positions: Tensor,
+    past: Recorder | Prefix | None = None,
+) -> Tensor:
+    """Blocks first..last (both included) on hidden [b, n, d].
+
+    Args:
+        mask: additive [b, 1, n, n + kept].
+        positions: absolute token positions [b, n] (rotary families need them).
+        past: where keys and values are noted or taken from.
+    """
+    extra: dict[str, object] = {"attention_mask": mask, "position_ids": positions}
+    if model.family.rotary:
+        extra["position_embeddings"] = part(model.network, model.family.rotary)(hidden, position_ids=positions)
+    if past is not None:
+        extra[model.family.past_argument] = past
+    for layer in range(first, last + 1):
+        hidden = block_output(model.block(layer)(hidden, **extra))
+    return hidden
+
+
+def block_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Some families return a tuple, others the tensor."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def read_out(model: LanguageModel, hidden: Tensor) -> Tensor:
+    """Final norm and head on chosen hidden states [m, d] -> [m, vocabulary]."""
+    norm: nn.Module = model.final_norm
+    return model.head(norm(hidden))
+
+
+def row_positions(batch: TokenBatch) -> Tensor:
+    """Absolute positions [b, n] of right-padded rows."""
+    n = batch.input_ids.shape[1]
+    return torch.arange(n, device=batch.input_ids.device).expand(batch.input_ids.shape[0], n)

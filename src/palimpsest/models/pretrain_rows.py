@@ -1,0 +1,153 @@
+"""Rows of tokens for pre-training: sentences of facts and of neutral text, packed one behind the other.
+
+A sentence stands at the beginning of a row, after an end of text, or directly behind another sentence, so that the
+model knows its facts in all the places in which editors and metrics will ask for them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palimpsest.errors import DataError
+
+SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence in its two forms (bare; with a leading blank), with the loss weight of each token.
+
+    hidden marks the tokens of the subject but its last one (see `subject_bottleneck`).
+    """
+
+    ids: tuple[list[int], list[int]]
+    weights: tuple[list[float], list[float]]
+    hidden: tuple[list[bool], list[bool]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch: tokens, loss weight of predicting each token, and which tokens are hidden from later ones [b, n]."""
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    hidden: np.ndarray
+
+
+def read_facts(path: Path) -> list[dict[str, Any]]:
+    """Lines of facts.jsonl, refused with file, line and field when a span does not lie in its text."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise DataError("the file does not exist", file=path, remedy="Make the source directory again") from error
+    facts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            fact = json.loads(line)
+            for name in ("answer", "subject"):
+                span = fact[name]
+                if span is not None and not 0 <= span[0] < span[1] <= len(fact["text"]):
+                    raise DataError(f"the span {span} does not lie in the text", file=path, record=f"line {number}", field=name)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"not a fact sentence ({error!r})", file=path, record=f"line {number}",
+                            remedy="Make the source directory again") from error  # fmt: skip
+        facts.append(fact)
+    if not facts:
+        raise DataError("the file is empty", file=path, remedy="Make the source directory again")
+    return facts
+
+
+def fact_sentence(tokenizer, fact: dict[str, Any], answer_weight: float, word_weight: float) -> Sentence:
+    """Tokenise one line of facts.jsonl; its answer's tokens get `answer_weight`, the others `word_weight`."""
+    ids, weights, hidden = [], [], []
+    stop = "" if fact["text"].rstrip().endswith((".", "?", "!")) else "."
+    for blank in ("", " "):
+        encoded = tokenizer(blank + fact["text"] + stop, return_offsets_mapping=True)
+        start, end = (position + len(blank) for position in fact["answer"])
+        spans = encoded["offset_mapping"]
+        weights.append([answer_weight if first < end and last > start else word_weight for first, last in spans])
+        inside = []
+        if fact["subject"]:
+            low, high = (position + len(blank) for position in fact["subject"])
+            inside = [i for i, (first, last) in enumerate(spans) if first < high and last > low]
+        hidden.append([i in inside[:-1] for i in range(len(spans))])
+        ids.append(encoded["input_ids"])
+    return Sentence(tuple(ids), tuple(weights), tuple(hidden))  # type: ignore[arg-type]
+
+
+def text_sentences(tokenizer, passages: list[str], weight: float) -> list[Sentence]:
+    """The sentences of neutral passages."""
+    sentences = []
+    for passage in passages:
+        for text in SENTENCE_END.split(passage.strip()):
+            if text:
+                ids = tuple(tokenizer(blank + text)["input_ids"] for blank in ("", " "))
+                sentences.append(Sentence(ids, tuple([weight] * len(i) for i in ids), tuple([False] * len(i) for i in ids)))  # type: ignore[arg-type]
+    return sentences
+
+
+@dataclass
+class Packer:
+    """Endless, seeded stream of batches.
+
+    Attributes:
+        facts: fact sentences; repeats: how often each is taken in one round.
+        text: neutral sentences, put in with probability `text_share` before each fact.
+        length, batch: tokens a row, rows a batch.
+        separate: probability of an end of text between two sentences.
+    """
+
+    facts: list[Sentence]
+    repeats: list[int]
+    text: list[Sentence]
+    end_of_text: int
+    length: int
+    batch: int
+    text_share: float
+    separate: float
+    seed: int
+
+    def batches(self) -> Iterator[Rows]:
+        """Batches for ever; the stream is a function of the seed."""
+        source = random.Random(f"{self.seed} rows")
+        stream = self._stream(source)
+        while True:
+            rows = [self._row(stream, source) for _ in range(self.batch)]
+            yield Rows(*(np.array([row[part] for row in rows], dtype=kind) for part, kind in
+                         enumerate((np.int64, np.float32, np.bool_))))  # fmt: skip
+
+    def _stream(self, source: random.Random) -> Iterator[Sentence]:
+        order = [index for index, times in enumerate(self.repeats) for _ in range(times)]
+        while True:
+            source.shuffle(order)
+            for index in order:
+                while self.text and source.random() < self.text_share:
+                    yield source.choice(self.text)
+                yield self.facts[index]
+
+    def _row(self, stream: Iterator[Sentence], source: random.Random) -> tuple[list[int], list[float], list[bool]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        hidden: list[bool] = []
+        while len(ids) < self.length:
+            sentence = next(stream)
+            form = 0
+            if ids:
+                if source.random() < self.separate:
+                    ids.append(self.end_of_text)
+                    weights.append(0.0)
+                    hidden.append(False)
+                else:
+                    form = 1
+            ids += sentence.ids[form]
+            weights += sentence.weights[form]
+            hidden += sentence.hidden[form]
+        return ids[: self.length], weights[: self.length], hidden[: self.length]

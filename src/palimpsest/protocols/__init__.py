@@ -1,0 +1,18 @@
+"""How edits arrive and when we look. One file a protocol, found by name, each with a function `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from palimpsest.errors import SettingsError
+
+PROTOCOLS = ("single_round", "consecutive")
+
+
+def protocol(name: str) -> Callable[..., Any]:
+    """The function `run(stream, checkpoints) -> Progress` of a protocol; SettingsError with the known names."""
+    if name not in PROTOCOLS:
+        raise SettingsError(f"there is no protocol {name!r} (there are: {', '.join(PROTOCOLS)})")
+    return import_module(f"palimpsest.protocols.{name}").run

@@ -1,0 +1,145 @@
+"""Checkpoints of a run: all it needs to go on after a crash and end with the same rows.
+
+A checkpoint is `step-000012.safetensors` (tensors) and `step-000012.json` (plain data, and the digest of the tensors).
+The JSON file is written last, so a checkpoint without it never happened. The last two are kept: should the newest be
+damaged, the one before serves. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from palimpsest.errors import PalimpsestError
+from palimpsest.files import read_json, write_atomic, write_json
+from palimpsest.provenance import file_fingerprint
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+# Saving may take at most this share of the time since the last save; a small state is saved after every batch.
+SAVING_SHARE = 0.1
+
+
+@dataclass
+class Checkpoint:
+    """Tensors and plain data of one moment between two batches."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    plain: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder.
+
+    Args:
+        folder: where they lie; made when the first is saved.
+        key: what a run is (spec, seed, fingerprints). Checkpoints with another key are not used.
+        every_batch: save after every batch, however long it takes.
+    """
+
+    def __init__(self, folder: Path | str, key: Mapping[str, Any], every_batch: bool = False):
+        self.folder, self.every_batch = Path(folder), every_batch
+        self.key = json.loads(json.dumps(dict(key)))  # as it will read from a file: lists, text keys
+        self._saved_at = -float("inf")
+        self._cost = 0.0
+
+    def due(self) -> bool:
+        """Whether enough time has passed for another save (the first one is always due)."""
+        return self.every_batch or time.monotonic() - self._saved_at >= self._cost / SAVING_SHARE
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write one checkpoint and drop those before the last two."""
+        start = time.monotonic()
+        tensors_path, plain_path = self._paths(checkpoint.step)
+        # Copies, because safetensors refuses tensors that share memory.
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
+        write_atomic(tensors_path, lambda temporary: save_file(tensors, temporary))
+        content = {"key": self.key, "tensors": file_fingerprint(tensors_path), "plain": checkpoint.plain}
+        write_json(plain_path, content)
+        for old in self._steps()[:-KEPT]:
+            self._drop(old)
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - start
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint of this very run, or None.
+
+        Those that are damaged or of another run are removed with a warning, lest they crowd out the new ones.
+        """
+        for step in reversed(self._steps()):
+            tensors_path, plain_path = self._paths(step)
+            try:
+                content = read_json(plain_path)
+                if content["key"] != self.key:
+                    raise PalimpsestError("it is of a run with other settings, data, model or code")
+                if file_fingerprint(tensors_path) != content["tensors"]:
+                    raise PalimpsestError(f"file {tensors_path} is not the one that {plain_path} was written with")
+                return Checkpoint(step, load_file(tensors_path), content["plain"])
+            except (PalimpsestError, KeyError, TypeError) as error:
+                log.warning("checkpoint of step %d is not used: %s", step, error)
+                self._drop(step)
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints: the run's results are written."""
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
+
+    def _drop(self, step: int) -> None:
+        tensors_path, plain_path = self._paths(step)
+        plain_path.unlink(missing_ok=True)  # first: without it the checkpoint does not count
+        tensors_path.unlink(missing_ok=True)
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.json"))
+
+    def _paths(self, step: int) -> tuple[Path, Path]:
+        stem = f"step-{step:06d}"
+        return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
+
+
+def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """State of every global source of random numbers (torch, numpy, Python), as tensors and plain data."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.astype(np.int64))}
+    for number, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
+        tensors[f"random.cuda.{number}"] = state
+    version, words, python_gauss = random.getstate()
+    plain = {
+        "python": [version, list(words), python_gauss],
+        "numpy": [str(name), int(position), int(has_gauss), float(gauss)],
+    }
+    return tensors, plain
+
+
+def set_random_state(tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(tensors["random.torch"])
+    name, position, has_gauss, gauss = plain["numpy"]
+    keys = tensors["random.numpy"].numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, has_gauss, gauss))
+    version, words, python_gauss = plain["python"]
+    random.setstate((version, tuple(words), python_gauss))
+    devices = [tensors[name] for name in sorted(tensors) if name.startswith("random.cuda.")]
+    if devices and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(devices)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every global source of random numbers."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,153 @@
+"""Which edits of a data set a run makes, and in which order: chosen by the seed, without edits that spoil the measure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from palimpsest.edits import Edit
+from palimpsest.errors import DataError, SettingsError
+
+SAMPLES = ("shuffled", "file_order")
+CONFLICTS = ("drop", "keep")
+RULES = {
+    "unknown": "the unedited model does not know the fact",
+    "too_long": "a text is longer than the model's context",
+    "same_prompt": "an earlier chosen edit has the same prompt",
+    "same_fact": "an earlier chosen edit has the same subject and relation",
+    "probe": "its subject or prompt stands in a locality probe of a chosen edit, or the reverse",
+}
+_WORD = re.compile(r"\w+")
+
+
+@dataclass
+class Sample:
+    """The chosen edits in order, the counts of those dropped by each rule, and further edits that were not chosen."""
+
+    edits: list[Edit]
+    dropped: Counter[str] = field(default_factory=Counter)
+    others: list[Edit] = field(default_factory=list)
+
+
+def choose(
+    edits: Sequence[Edit],
+    count: int,
+    seed: int,
+    *,
+    known: Collection[str] | None = None,
+    order: str = "shuffled",
+    conflicts: str = "drop",
+    fits: Callable[[Edit], bool] | None = None,
+    others: int = 0,
+    source: str = "the data set",
+) -> Sample:
+    """Take `count` edits in the order of a permutation given by the seed (or in file order).
+
+    Dropped, and counted: what the model does not know (when `known` lists what it knows); what does not fit its
+    context; and, unless `conflicts` is "keep", prompts or facts that are chosen already (a later edit would contradict
+    the earlier), and edits that a locality probe of a chosen edit asks about (an edited fact is no locality probe).
+
+    Args:
+        known: identifiers that pass; None = all pass.
+        fits: tells whether all texts of an edit fit into the model's context.
+        others: how many further usable edits about other subjects to list in `Sample.others`.
+        source: name of the data set, for messages.
+
+    Raises:
+        DataError: fewer edits are left than asked for; the message counts them by rule.
+    """
+    if order not in SAMPLES or conflicts not in CONFLICTS:
+        raise SettingsError(
+            f"sample {order!r} must be one of {', '.join(SAMPLES)}, conflicts {conflicts!r} one of {', '.join(CONFLICTS)}"
+        )
+    places = np.random.default_rng(seed).permutation(len(edits)) if order == "shuffled" else range(len(edits))
+    chosen = _Chosen(edits if conflicts == "drop" else [])
+    sample = Sample([])
+    subjects: set[str | None] = {None}
+    for place in places:
+        if len(sample.edits) == count and len(sample.others) >= others:
+            break
+        edit = edits[int(place)]
+        rule = _rule(edit, known, fits) or (chosen.rule_against(edit) if conflicts == "drop" else None)
+        if len(sample.edits) == count:
+            sample.others += [edit] if rule is None and edit.subject not in subjects else []
+        elif rule is not None:
+            sample.dropped[rule] += 1
+        else:
+            sample.edits.append(edit)
+            chosen.add(edit)
+            subjects.add(edit.subject)
+    if len(sample.edits) < count:
+        raise DataError(_too_few(sample, len(edits), count, source))
+    return sample
+
+
+def _too_few(sample: Sample, total: int, count: int, source: str) -> str:
+    lost = "; ".join(f"{number} dropped because {RULES[rule]}" for rule, number in sample.dropped.most_common())
+    return (
+        f"{count} edits are requested, but only {len(sample.edits)} of the {total} in {source} can be used"
+        f"{f' ({lost})' if lost else ''}. Ask for fewer edits, or use a larger data set"
+    )
+
+
+def _rule(edit: Edit, known: Collection[str] | None, fits: Callable[[Edit], bool] | None) -> str | None:
+    if known is not None and edit.identifier not in known:
+        return "unknown"
+    return "too_long" if fits is not None and not fits(edit) else None
+
+
+class _Chosen:
+    """What the chosen edits say, indexed so that one more candidate is checked without going through them."""
+
+    def __init__(self, edits: Sequence[Edit]):
+        self.longest = max((len(_words(edit.subject)) for edit in edits if edit.subject), default=0)
+        self.prompts: set[str] = set()
+        self.facts: set[tuple[str, str]] = set()
+        self.subjects: set[tuple[str, ...]] = set()
+        self.probe_prompts: set[str] = set()
+        self.probe_phrases: set[tuple[str, ...]] = set()
+
+    def rule_against(self, edit: Edit) -> str | None:
+        """Name of the rule that forbids `edit` beside those chosen so far, or None."""
+        if edit.prompt in self.prompts:
+            return "same_prompt"
+        if _fact(edit) in self.facts:
+            return "same_fact"
+        asked = edit.prompt in self.probe_prompts
+        asked |= edit.subject is not None and _words(edit.subject) in self.probe_phrases
+        asks = any(
+            probe.prompt in self.prompts or any(phrase in self.subjects for phrase in self._phrases(probe.prompt))
+            for probe in edit.locality
+        )
+        return "probe" if asked or asks else None
+
+    def add(self, edit: Edit) -> None:
+        """Take note of a chosen edit."""
+        self.prompts.add(edit.prompt)
+        fact = _fact(edit)
+        if fact is not None:
+            self.facts.add(fact)
+        if edit.subject and _words(edit.subject):
+            self.subjects.add(_words(edit.subject))
+        for probe in edit.locality:
+            self.probe_prompts.add(probe.prompt)
+            self.probe_phrases.update(self._phrases(probe.prompt))
+
+    def _phrases(self, text: str) -> Iterator[tuple[str, ...]]:
+        """Every run of words that is no longer than the longest subject: whole words, so that Rome is not in Romeo."""
+        words = _words(text)
+        for first in range(len(words)):
+            for last in range(first + 1, min(first + self.longest, len(words)) + 1):
+                yield words[first:last]
+
+
+def _fact(edit: Edit) -> tuple[str, str] | None:
+    return (edit.subject, edit.relation) if edit.subject and edit.relation else None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text))

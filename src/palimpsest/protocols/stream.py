@@ -1,0 +1,204 @@
+"""What all protocols share: the stream of edits, the rows measured so far, one batch, one look at the model."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from tqdm import tqdm
+
+from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name
+from palimpsest.edits import Edit
+from palimpsest.errors import EditError, SettingsError
+from palimpsest.metrics.answers import Batching
+from palimpsest.metrics.evaluation import Evaluation, Question, RecordValue, aggregate
+from palimpsest.metrics.perplexity import TextLoss
+from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints, random_state, set_random_state
+from palimpsest.protocols.inspection import shown
+
+log = logging.getLogger(__name__)
+
+EDITOR_PREFIX = "editor."
+
+
+@dataclass
+class Stream:
+    """One run's inputs.
+
+    Attributes:
+        run, seed: name of the run and its seed, for the rows.
+        editor: fresh, on the unedited model.
+        evaluation: built on the unedited model, over the same edits in the same order.
+        batch_size: edits made together; the last batch may be smaller.
+        snapshot_every: a look after every so many edits (rounded up to whole batches); None = at the end only.
+        text_loss: measures the text drift of the model as it is; None = not measured.
+    """
+
+    run: str
+    seed: int
+    editor: Editor
+    evaluation: Evaluation
+    batch_size: int
+    snapshot_every: int | None = None
+    text_loss: Callable[[], TextLoss] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be."""
+        if self.batch_size < 1 or (self.snapshot_every is not None and self.snapshot_every < 1):
+            raise SettingsError(f"run {self.run}: batch_size and snapshot_every must be whole numbers above 0")
+
+    @property
+    def edits(self) -> list[Edit]:
+        """All edits, in order."""
+        return self.evaluation.edits
+
+    def batches(self) -> Iterator[tuple[int, range]]:
+        """(step from 1, positions of the batch's edits)."""
+        for step, first in enumerate(range(0, len(self.edits), self.batch_size), start=1):
+            yield step, range(first, min(first + self.batch_size, len(self.edits)))
+
+    def bar(self, done: int) -> tqdm:
+        """Progress on stderr, in edits."""
+        pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
+        return tqdm(total=len(self.edits), initial=done, unit="edit", desc=self.editor.name, mininterval=pause)
+
+
+@dataclass
+class Progress:
+    """Everything measured so far; plain data, so that a checkpoint can hold it."""
+
+    step: int = 0
+    done: int = 0
+    held_from: int = 0  # the editor holds the edits from here to `done`
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    applied: list[str] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    alpha: dict[str, list[float | None]] = field(default_factory=dict)
+    state_bytes: int = 0
+    text_losses: list[list[float]] = field(default_factory=list)
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"edit": 0.0, "evaluate": 0.0})
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Progress:
+        """From what `asdict` gave."""
+        return cls(**{part.name: plain[part.name] for part in fields(cls)})
+
+
+def begin(stream: Stream, checkpoints: Checkpoints | None) -> Progress:
+    """Go on from the newest checkpoint, or start with the rows of the unedited model (step 0)."""
+    found = checkpoints.latest() if checkpoints is not None else None
+    if found is None:
+        progress = Progress()
+        progress.seconds["evaluate"] += stream.evaluation.seconds_before
+        values = stream.evaluation.before()
+        losses = [stream.text_loss()] if stream.text_loss is not None else []
+        add_rows(stream, progress, values, n_edits=0, losses=losses)
+        return progress
+    progress = Progress.from_plain(found.plain["progress"])
+    tensors = {
+        name.removeprefix(EDITOR_PREFIX): tensor
+        for name, tensor in found.tensors.items()
+        if name.startswith(EDITOR_PREFIX)
+    }
+    stream.editor.load_state(EditorState(tensors, found.plain["editor"]))
+    # Last: loading may draw random numbers.
+    set_random_state(found.tensors, found.plain["random"])
+    log.info("%s goes on after %d edits", stream.run, progress.done)
+    return progress
+
+
+def keep(stream: Stream, progress: Progress, checkpoints: Checkpoints | None) -> None:
+    """Save a checkpoint when one is due. Call it between batches only."""
+    if checkpoints is None or not checkpoints.due() or progress.done >= len(stream.edits):
+        return
+    state = stream.editor.state()
+    tensors, random_plain = random_state()
+    tensors.update({f"{EDITOR_PREFIX}{name}": tensor for name, tensor in state.tensors.items()})
+    plain = {"progress": asdict(progress), "editor": state.plain, "random": random_plain}
+    checkpoints.save(Checkpoint(progress.step, tensors, plain))
+
+
+def edit_batch(stream: Stream, progress: Progress, step: int, batch: Sequence[Edit]) -> None:
+    """Make one batch. Edits that cannot be made are noted with their reason, and the run goes on."""
+    start = time.perf_counter()
+    try:
+        report = stream.editor.edit(batch)
+        applied, failed = report.applied, report.failed
+    except EditError as error:
+        log.warning("step %d: the whole batch failed: %s", step, error)
+        applied, failed = [], [FailedEdit(edit_name(edit), str(error)) for edit in batch]
+    progress.seconds["edit"] += time.perf_counter() - start
+    progress.step, progress.done = step, progress.done + len(batch)
+    progress.applied += applied
+    progress.failed += [{"edit": failure.edit, "step": step, "reason": failure.reason} for failure in failed]
+    progress.state_bytes = max(progress.state_bytes, int(stream.editor.state_bytes()))
+    for layer, alpha in current_alpha(stream.editor).items():
+        series = progress.alpha.setdefault(str(layer), [])
+        series += [None] * (step - 1 - len(series))
+        series.append(alpha)
+
+
+def look(stream: Stream, progress: Progress, orders: Iterable[int]) -> list[RecordValue]:
+    """Scores of the edits at `orders` on the model as it is now, and its text drift (into `progress.text_losses`)."""
+    start = time.perf_counter()
+    values = stream.evaluation.after(orders, lambda asked: swapped(stream.editor, asked, stream.evaluation.batching))
+    if stream.text_loss is not None:
+        measured = stream.text_loss()
+        # JSON knows no infinity; a loss that is not finite is not a measurement.
+        if math.isfinite(measured.loss):
+            progress.text_losses.append([measured.loss, measured.tokens])
+    progress.seconds["evaluate"] += time.perf_counter() - start
+    return values
+
+
+def current_alpha(editor: Editor) -> dict[int, float | None]:
+    """The threshold alpha of every hook layer, None where it is not a finite number; empty for other editors."""
+    alpha = getattr(editor, "alpha", None) or {}
+    return {int(layer): float(value) if math.isfinite(value) else None for layer, value in alpha.items()}
+
+
+def swapped(editor: Editor, asked: Sequence[Question], batching: Batching) -> list[bool] | None:
+    """For each question, whether any token is swapped at any hook layer when prompt and answer are read together."""
+    rows = shown(editor, [q.text for q in asked], [None] * len(asked), batching)
+    if not rows:
+        return None
+    flags = [False] * len(asked)
+    for row in rows:
+        flags[row["prompt"]] |= any(row["swapped"])
+    return flags
+
+
+def add_rows(
+    stream: Stream,
+    progress: Progress,
+    values: Sequence[RecordValue],
+    n_edits: int,
+    losses: Sequence[TextLoss] = (),
+) -> None:
+    """Rows of one look: the mean of every score, and every record's own score."""
+    base = {"run": stream.run, "seed": stream.seed, "step": progress.step, "n_edits": n_edits}
+    for split, metric, value, count in aggregate(values):
+        progress.metrics.append({**base, "split": split, "metric": metric, "value": value, "n": count})
+    for value in values:
+        identity = {"edit": edit_name(stream.edits[value.order]), "order": value.order}
+        score = {"split": value.split, "metric": value.metric, "value": value.value}
+        progress.records.append({**base, **identity, **score})
+    if losses:
+        mean_loss = TextLoss(math.fsum(found.loss for found in losses) / len(losses), losses[0].tokens)
+        add_metric(stream, progress, n_edits, "text", "perplexity", mean_loss.perplexity, mean_loss.tokens)
+
+
+def add_metric(
+    stream: Stream, progress: Progress, n_edits: int, split: str, metric: str, value: float | None, count: int
+) -> None:
+    """One row of `metrics`, unless the value was not measured or is not finite."""
+    if value is not None and math.isfinite(value):
+        row = {"run": stream.run, "seed": stream.seed, "step": progress.step, "n_edits": n_edits}
+        progress.metrics.append({**row, "split": split, "metric": metric, "value": float(value), "n": count})

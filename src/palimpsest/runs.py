@@ -1,0 +1,315 @@
+"""One run from end to end: load, choose the edits, edit and judge by a protocol, write the result files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from palimpsest import provenance, results
+from palimpsest.editors import editor_class, make_editor
+from palimpsest.editors.base import edit_name
+from palimpsest.edits import Edit, read_edits
+from palimpsest.errors import DataError, PalimpsestError, SettingsError
+from palimpsest.files import read_json
+from palimpsest.metrics.answers import Batching
+from palimpsest.metrics.evaluation import Evaluation
+from palimpsest.metrics.perplexity import TEXT_TOKENS, TextLoss, held_out_passages, text_loss, token_rows
+from palimpsest.models.loading import LanguageModel, load_model
+from palimpsest.models.tokens import join
+from palimpsest.protocols import protocol
+from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
+from palimpsest.protocols.inspection import inspection_rows
+from palimpsest.protocols.sample import Sample, choose
+from palimpsest.protocols.stream import Progress, Stream
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+GATE_MODES = ("refuse", "warn", "off")
+REQUIRED = ("run", "protocol", "dataset", "model", "editor", "edits", "batch_size")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run chooses and judges.
+
+    Attributes:
+        inspect: write `inspection.parquet` rows after the last batch.
+        generation: also judge by free generation.
+        known_only: edit only facts that the unedited model knows (needs the list of the gate).
+        sample: "shuffled" by the seed, or "file_order".
+        conflicts: "drop" edits that contradict an earlier one or are asked about by a locality probe, or "keep" them.
+        gate: what a model that fails the gate means: "refuse", "warn" or "off".
+        text_tokens: budget of the text-drift meter; 0 = not measured.
+        batch_tokens: padded tokens of one evaluation pass.
+        dtype, device: of the model.
+        checkpoint_every_batch: save between all batches, even when saving is slow.
+    """
+
+    inspect: bool = False
+    generation: bool = True
+    known_only: bool = False
+    sample: str = "shuffled"
+    conflicts: str = "drop"
+    gate: str = "off"
+    text_tokens: int = TEXT_TOKENS
+    batch_tokens: int = 4096
+    dtype: str = "float32"
+    device: str = "cpu"
+    checkpoint_every_batch: bool = False
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Options:
+        """Refuse unknown names."""
+        known = [option.name for option in fields(cls)]
+        unknown = sorted(set(content) - set(known))
+        if unknown:
+            raise SettingsError(f"unknown option(s) {unknown} of a run; known: {', '.join(known)}")
+        options = cls(**content)
+        if options.gate not in GATE_MODES:
+            raise SettingsError(f"option 'gate' is {options.gate!r}; expected one of {', '.join(GATE_MODES)}")
+        return options
+
+
+def execute(
+    spec: Mapping[str, Any],
+    seed: int,
+    model_dir: Path | str,
+    dataset_dir: Path | str,
+    out: Path | str,
+    statistics: Path | str | None = None,
+    gate: Path | str | None = None,
+    known: Path | str | None = None,
+    text: Path | str | None = None,
+) -> Path:
+    """Carry out one run and write metrics, records and inspection tables and, last, `run.json` into `out`.
+
+    A run that was broken off goes on from its last checkpoint and ends with the same rows.
+
+    Args:
+        spec: the resolved run (experiments.py); kept whole in `run.json`.
+        seed: of the sample, the order, and everything the editor draws.
+        model_dir, dataset_dir: what the rules `model` and `dataset` wrote (the latter holds `edits.jsonl`).
+        statistics: folder of covariance statistics, for editors that need them.
+        gate: verdict on the model (JSON), needed unless options.gate is "off".
+        known: what the model knows (JSON), needed with options.known_only.
+        text: plain text whose last tenth was held out; without it no text drift is measured.
+
+    Returns:
+        The path of `run.json`.
+
+    Raises:
+        PalimpsestError: bad input; nothing is written then.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    options = _check_spec(spec)
+    _set_threads()
+    out = Path(out)
+    (out / results.RUN_FILE).unlink(missing_ok=True)  # an old result must not outlive a new attempt
+    verdict = _check_gate(spec, options, gate)
+    knows = _known(options, known)
+    edits_file = Path(dataset_dir) / "edits.jsonl"
+    edits = read_edits(edits_file)
+    model = load_model(model_dir, dtype=options.dtype, device=options.device)
+    sample = choose(
+        edits,
+        int(spec["edits"]),
+        seed,
+        known=knows,
+        order=options.sample,
+        conflicts=options.conflicts,
+        fits=_fits(model),
+        others=int(spec["edits"]) if options.inspect else 0,
+        source=f"{spec['dataset']} ({edits_file})",
+    )
+    seed_everything(seed)
+    editor = make_editor(spec["editor"], model, dict(spec.get("settings") or {}), statistics=statistics, seed=seed)
+    identity = _identity(spec, seed, model, edits_file, editor, sample)
+    stream = _stream(spec, seed, options, editor, sample, text)
+    checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
+    try:
+        progress = protocol(spec["protocol"])(stream, checkpoints)
+        inspected = _inspect(stream, progress, sample) if options.inspect else []
+    finally:
+        editor.remove()
+    results.write_metrics(out / results.METRICS_FILE, progress.metrics)
+    results.write_records(out / results.RECORDS_FILE, progress.records)
+    results.write_inspection(out / results.INSPECTION_FILE, inspected)
+    content = {
+        **_outcome(spec, seed, sample, progress, len(edits)),
+        **_circumstances(model, identity, verdict),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": {**progress.seconds, "total": time.perf_counter() - clock},
+    }
+    results.write_run(out / results.RUN_FILE, content)
+    checkpoints.clear()
+    return out / results.RUN_FILE
+
+
+def _check_spec(spec: Mapping[str, Any]) -> Options:
+    missing = [name for name in REQUIRED if spec.get(name) is None]
+    if missing:
+        raise SettingsError(f"the specification of the run lacks {', '.join(missing)}")
+    for name in ("edits", "batch_size"):
+        if not isinstance(spec[name], int) or spec[name] < 1:
+            raise SettingsError(f"run {spec['run']}: '{name}' is {spec[name]!r}; expected a whole number above 0")
+    protocol(spec["protocol"])
+    editor_class(spec["editor"])
+    return Options.from_dict(spec.get("options") or {})
+
+
+def _set_threads() -> None:
+    """As many threads as OMP_NUM_THREADS says, else one: rows must not depend on how many cores were free."""
+    words = os.environ.get("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(words) if words.isdigit() and int(words) > 0 else 1)
+
+
+def _check_gate(spec: Mapping[str, Any], options: Options, gate: Path | str | None) -> dict[str, Any]:
+    """The gate's verdict for `run.json`; refuses a model without a critical path for editors that stand on one."""
+    if options.gate == "off":
+        return {"mode": "off"}
+    if gate is None:
+        raise SettingsError(f"option gate is {options.gate!r}, so the verdict is needed: give --gate FILE (palimpsest gate --help)")
+    content = read_json(gate)
+    verdict = {"mode": options.gate, "verdict": content.get("verdict"), "reasons": content.get("reasons", [])}
+    if content.get("verdict") == "pass":
+        return verdict
+    because = "; ".join(map(str, verdict["reasons"])) or "no reason is given"
+    what = f"the model {spec['model']} failed the gate of data set {spec['dataset']}: {because} (see {gate})"
+    if options.gate == "refuse" and editor_class(spec["editor"]).needs_subject:
+        raise PalimpsestError(
+            f"{what}. The editor {spec['editor']} writes at the subject's last token and needs a model that keeps its "
+            "facts there. Train it longer or with more text, or set gate: warn to see the numbers all the same"
+        )
+    log.warning("%s", what)
+    return verdict
+
+
+def _known(options: Options, known: Path | str | None) -> set[str] | None:
+    if not options.known_only:
+        return None
+    if known is None:
+        raise SettingsError("option known_only needs the list of known facts: give --known FILE (palimpsest gate --help)")
+    content = read_json(known)
+    if not isinstance(content.get("known"), list):
+        raise DataError("no list of identifiers", file=known, field="known", remedy="Make it with palimpsest gate")
+    return set(content["known"])
+
+
+def _fits(model: LanguageModel) -> Callable[[Edit], bool]:
+    """Whether every text that an edit is judged by fits into the model's context."""
+    # Byte-level tokens hold a byte at least, and few special tokens are added: most texts need no tokenizer.
+    surely = model.context - 4
+
+    def fits(edit: Edit) -> bool:
+        texts = [join(prompt, edit.target) for prompt in (edit.prompt, *edit.rephrasings)]
+        texts += [join(probe.prompt, probe.answer) for probe in edit.locality]
+        unsure = [text for text in texts if len(text.encode()) > surely]
+        return all(len(model.tokenizer(text)["input_ids"]) <= model.context for text in unsure)
+
+    return fits
+
+
+def _stream(
+    spec: Mapping[str, Any], seed: int, options: Options, editor: Any, sample: Sample, text: Path | str | None
+) -> Stream:
+    """Everything the protocol needs; asks the unedited model all questions."""
+    # The official padding lets padding tokens change answers; without padding no row depends on its neighbours.
+    official = getattr(editor.settings, "padding", "masked") == "official"
+    batching = Batching(tokens=options.batch_tokens, equal_length=official)
+    measure: Callable[[], TextLoss] | None = None
+    if text is not None and options.text_tokens > 0:
+        rows = token_rows(editor.model, held_out_passages(text), options.text_tokens)
+        if rows:
+            measure = _drift_meter(editor.model, rows, Batching(tokens=1024, equal_length=official))
+    return Stream(
+        run=spec["run"],
+        seed=seed,
+        editor=editor,
+        evaluation=Evaluation(editor.model, sample.edits, options.generation, batching),
+        batch_size=spec["batch_size"],
+        snapshot_every=spec.get("snapshot_every"),
+        text_loss=measure,
+    )
+
+
+def _drift_meter(model: LanguageModel, rows: Sequence[Sequence[int]], batching: Batching) -> Callable[[], TextLoss]:
+    return lambda: text_loss(model, rows, batching)
+
+
+def _inspect(stream: Stream, progress: Progress, sample: Sample) -> list[dict[str, Any]]:
+    """Rows about the edits the editor holds now: all of them, or in a single round those of the last batch."""
+    base = {"run": stream.run, "seed": stream.seed, "step": progress.step}
+    failed = {failure["edit"] for failure in progress.failed}
+    made = [edit for edit in stream.edits[progress.held_from :] if edit_name(edit) not in failed]
+    return inspection_rows(stream.editor, made, sample.others, stream.evaluation.batching, base)
+
+
+def _identity(
+    spec: Mapping[str, Any], seed: int, model: LanguageModel, edits_file: Path, editor: Any, sample: Sample
+) -> dict[str, Any]:
+    """What this run is: checkpoints of anything else are not gone on from."""
+    chosen = hashlib.sha256("\n".join(edit_name(edit) for edit in sample.edits).encode()).hexdigest()
+    modules = ("palimpsest.runs", f"palimpsest.editors.{spec['editor']}", f"palimpsest.protocols.{spec['protocol']}")
+    used = editor.statistics
+    return {
+        "spec": dict(spec),
+        "seed": seed,
+        "model": {"name": spec["model"], "fingerprint": model.fingerprint},
+        "dataset": {"name": spec["dataset"], "fingerprint": provenance.file_fingerprint(edits_file)},
+        "statistics": used.describe() if hasattr(used, "describe") else None,
+        "sample": chosen[:16],
+        "code": provenance.source_digest(*modules),
+    }
+
+
+def _outcome(
+    spec: Mapping[str, Any], seed: int, sample: Sample, progress: Progress, available: int
+) -> dict[str, Any]:
+    return {
+        "spec": dict(spec),
+        "seed": seed,
+        "status": "complete",
+        "edits_requested": len(sample.edits),
+        "edits_applied": len(progress.applied),
+        "edits_failed": progress.failed,
+        "edits_available": available,
+        "edits_dropped": dict(sample.dropped),
+        "state_bytes": progress.state_bytes,
+        "history": {"alpha": progress.alpha},
+    }
+
+
+def _circumstances(model: LanguageModel, identity: Mapping[str, Any], gate: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "peak_rss_bytes": peak_memory(),
+        "versions": provenance.versions(),
+        "git": provenance.git_state(),
+        "code": identity["code"],
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "model": identity["model"],
+        "dataset": identity["dataset"],
+        "statistics": identity["statistics"],
+        "gate": gate,
+    }
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of this process so far, in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,184 @@
+"""The mechanism of a collection: text packed into rows, sums over batches, checkpoints of the sums."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from palimpsest.errors import StatisticsError
+from palimpsest.files import write_atomic
+from palimpsest.models.loading import LanguageModel
+
+log = logging.getLogger(__name__)
+
+
+class Sums:
+    """Sums so far, in memory and (when there is a path) on disk, so that a broken collection can go on."""
+
+    def __init__(self, path: Path | None, key: dict[str, Any], layers: tuple[int, ...], model: LanguageModel, batch_tokens: int):
+        self.path, self.layers = path, layers
+        # The batch size is part of this key: it decides which rows a counted batch held.
+        self.header = {**{n: str(v) for n, v in key.items()}, "layers": str(layers), "batch_tokens": str(batch_tokens)}
+        width = model.inner_width
+        self.sums = {layer: torch.zeros(width, width, dtype=torch.float64) for layer in layers}
+        self.tokens, self.batches = 0, 0
+        if path is not None and path.exists():
+            self._resume(path)
+
+    def _resume(self, path: Path) -> None:
+        try:
+            tensors, header = read_tensors(path)
+        except StatisticsError as error:
+            log.warning("cannot go on from a broken checkpoint, starting again: %s", error)
+            return
+        if all(header.get(name) == value for name, value in self.header.items()):
+            self.sums = {layer: tensors[f"layer_{layer}"] for layer in self.layers}
+            self.tokens, self.batches = int(header["tokens"]), int(header["batches"])
+            log.info("going on after %d tokens", self.tokens)
+
+    def add(self, layer: int, keys: torch.Tensor) -> None:
+        """Add the products of one batch; keys [tokens, d_k] of any dtype and device."""
+        keys = keys.to(torch.float32)
+        product = keys.T @ keys
+        if not torch.isfinite(product).all():
+            raise StatisticsError(
+                f"the keys of layer {layer} are not finite in batch {self.batches + 1}. Load the model in float32 and check it"
+            )
+        self.sums[layer] += product.to(device="cpu", dtype=torch.float64)
+
+    def save(self) -> None:
+        """Write the sums, if there is a place for them."""
+        if self.path is None:
+            return
+        header = {**self.header, "tokens": str(self.tokens), "batches": str(self.batches)}
+        tensors = {f"layer_{layer}": total for layer, total in self.sums.items()}
+        write_atomic(self.path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+    def remove(self) -> None:
+        """Forget the checkpoint: the result is written."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class _Enough(Exception):  # noqa: N818 - not an error: it ends a forward pass whose rest nobody reads
+    pass
+
+
+@contextmanager
+def _watching(model: LanguageModel, partial: Sums) -> Iterator[None]:
+    """Hang a reader in front of every wanted matrix; the last one stops the pass before its own product."""
+    last = max(partial.layers)
+
+    def reader(layer: int) -> Any:
+        def read(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            partial.add(layer, inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+            if layer == last:
+                raise _Enough
+
+        return read
+
+    handles = [model.mlp_out(layer).register_forward_pre_hook(reader(layer)) for layer in partial.layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def accumulate(
+    model: LanguageModel,
+    batches: Iterator[list[list[int]]],
+    partial: Sums,
+    budget: int,
+    checkpoint_batches: int,
+    progress: bool,
+) -> None:
+    """Run every batch not counted yet; leaves the sums and counts in `partial`."""
+    pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
+    bar = tqdm(
+        total=budget,
+        initial=partial.tokens,
+        unit="token",
+        desc="covariance",
+        disable=not progress,
+        mininterval=pause,
+    )
+    with bar, _watching(model, partial), torch.no_grad():
+        for batch in islice(batches, partial.batches, None):
+            tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
+            try:
+                model.network.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+            except _Enough:
+                pass
+            partial.tokens += tokens.numel()
+            partial.batches += 1
+            bar.update(tokens.numel())
+            if partial.batches % checkpoint_batches == 0:
+                partial.save()
+
+
+def packed_rows(model: LanguageModel, corpus: Path | str | Sequence[str], budget: int, context: int) -> Iterator[list[int]]:
+    """Passages one after another (end-of-text token between them), cut into rows of `context` tokens, no padding."""
+    separator = model.tokenizer.eos_token_id
+    waiting: list[int] = []
+    left = budget
+    for line in _lines(corpus):
+        tokens = model.tokenizer(line, add_special_tokens=False)["input_ids"]
+        waiting += [*tokens, separator] if separator is not None else tokens
+        while len(waiting) >= context and left > 0:
+            row, waiting = waiting[: min(context, left)], waiting[context:]
+            left -= len(row)
+            yield row
+        if left <= 0:
+            return
+    if waiting:
+        yield waiting[:left]
+
+
+def batched(rows: Iterator[list[int]], size: int) -> Iterator[list[list[int]]]:
+    """Groups of at most `size` rows of equal length; only the last row of a corpus is shorter."""
+    group: list[list[int]] = []
+    for row in rows:
+        if group and (len(group) == size or len(row) != len(group[0])):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _lines(corpus: Path | str | Sequence[str]) -> Iterator[str]:
+    if isinstance(corpus, (str, Path)):
+        with Path(corpus).open(encoding="utf-8") as file:
+            yield from (line.strip() for line in file if line.strip())
+    else:
+        yield from (line.strip() for line in corpus if line.strip())
+
+
+def corpus_digest(corpus: Path | str | Sequence[str]) -> str:
+    """sha256 over the passages as they are read, so that a file and its lines count as the same corpus."""
+    digest = hashlib.sha256()
+    for line in _lines(corpus):
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise StatisticsError(f"file {path} does not exist. Collect statistics: palimpsest statistics --help")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise StatisticsError(f"file {path} is damaged or truncated ({error}). Delete it and collect again") from error

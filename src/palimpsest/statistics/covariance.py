@@ -1,0 +1,258 @@
+"""Uncentered covariance of MLP keys, C0 = E_t[k_t k_t^T], of all wanted layers in one pass over a corpus.
+
+k_t (width d_k) is the input of the second MLP matrix at token t. ROME, MEMIT and COMEBA-HK stand on it:
+Eq. 15 of COMEBA-HK takes K0 K0^T = lambda C0. The sums run over every token of the corpus, in float64, of products
+taken in float32; the mean is stored in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from palimpsest.errors import ModelError, SettingsError, StatisticsError
+from palimpsest.files import write_atomic, write_json
+from palimpsest.statistics.accumulation import Sums, accumulate, batched, corpus_digest, packed_rows, read_tensors
+
+log = logging.getLogger(__name__)
+
+TENSORS_FILE = "covariance.safetensors"
+DESCRIPTION_FILE = "covariance.json"
+PARTIAL_FILE = "covariance-partial.safetensors"
+# What makes two collections the same one; `layers` is left out, so that missing layers can be added later.
+KEY_FIELDS = ("model_fingerprint", "corpus_sha256", "token_budget", "context")
+
+
+@dataclass(frozen=True)
+class CovarianceStatistics:
+    """Second moments of the keys of one model.
+
+    Attributes:
+        matrices: layer -> C0, float32, [d_k, d_k], symmetric positive semi-definite.
+        tokens: number of tokens averaged over.
+        model_fingerprint: `LanguageModel.fingerprint` of the model whose keys these are; empty = not known.
+        corpus_sha256, token_budget, context: the rest of the key; empty or 0 for matrices made by hand.
+        model_name: for messages only.
+    """
+
+    matrices: Mapping[int, torch.Tensor]
+    tokens: int
+    model_fingerprint: str = ""
+    corpus_sha256: str = ""
+    token_budget: int = 0
+    context: int = 0
+    model_name: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no solve could use: not square, not finite, no tokens."""
+        if not self.matrices or self.tokens < 1:
+            raise StatisticsError("covariance statistics need at least one layer and one token")
+        for layer, matrix in self.matrices.items():
+            if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+                raise StatisticsError(f"covariance of layer {layer} has shape {tuple(matrix.shape)}; expected [d_k, d_k]")
+            if not torch.isfinite(matrix).all():
+                raise StatisticsError(
+                    f"covariance of layer {layer} holds non-finite values. Collect it again, in float32, and check the model"
+                )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers there are, ascending."""
+        return tuple(sorted(self.matrices))
+
+    def matrix(self, layer: int) -> torch.Tensor:
+        """A fresh float64 copy of C0 of `layer`, [d_k, d_k]; a copy, so that no caller changes what others read."""
+        if layer not in self.matrices:
+            raise StatisticsError(
+                f"no covariance of layer {layer}; there are layers {list(self.layers)}. "
+                f"Collect it: palimpsest statistics --help"
+            )
+        return self.matrices[layer].to(torch.float64, copy=True)
+
+    def check(self, model: Any) -> None:
+        """Refuse statistics of another model, or of another inner width, with both fingerprints in the message."""
+        if self.model_fingerprint and self.model_fingerprint != model.fingerprint:
+            raise StatisticsError(
+                f"these statistics belong to model {self.model_name or '(unnamed)'} with fingerprint "
+                f"{self.model_fingerprint}, the model at hand is {model.name} with fingerprint {model.fingerprint}. "
+                f"Collect statistics for this model: palimpsest statistics --help"
+            )
+        for layer, matrix in self.matrices.items():
+            if matrix.shape[0] != model.inner_width:
+                raise StatisticsError(
+                    f"covariance of layer {layer} is {matrix.shape[0]} wide, keys of model {model.name} are "
+                    f"{model.inner_width} wide. Collect statistics for this model"
+                )
+
+    def save(self, path: Path | str) -> None:
+        """Write `covariance.safetensors` (matrices, with the description in its header) and `covariance.json`.
+
+        `path` is a folder, or the name of the safetensors file. The tensors come first, each file whole or not at all.
+        """
+        tensors_path, description_path = _places(path)
+        tensors = {f"layer_{layer}": self.matrices[layer].to(torch.float32).contiguous() for layer in self.layers}
+        header = {name: str(value) for name, value in self.describe().items() if name != "layers"}
+        write_atomic(tensors_path, lambda temporary: save_file(tensors, temporary, metadata=header))
+        write_json(description_path, self.describe())
+
+    @classmethod
+    def load(cls, path: Path | str) -> CovarianceStatistics:
+        """Read what `save` wrote; a missing, truncated or foreign file is refused by name."""
+        tensors_path, _ = _places(path)
+        tensors, header = read_tensors(tensors_path)
+        try:
+            matrices = {int(name.removeprefix("layer_")): tensor for name, tensor in tensors.items()}
+            numbers = {name: int(header[name]) for name in ("tokens", "token_budget", "context")}
+            words = {name: header[name] for name in ("model_fingerprint", "corpus_sha256", "model_name")}
+        except (KeyError, ValueError) as error:
+            raise StatisticsError(f"file {tensors_path} holds no covariance statistics ({error}). Collect them again") from error
+        try:
+            return cls(matrices=matrices, **numbers, **words)  # type: ignore[arg-type]
+        except StatisticsError as error:
+            raise StatisticsError(f"file {tensors_path}: {error}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the matrices, as plain data for JSON and for `run.json`."""
+        return {
+            "model_name": self.model_name,
+            "model_fingerprint": self.model_fingerprint,
+            "corpus_sha256": self.corpus_sha256,
+            "token_budget": self.token_budget,
+            "tokens": self.tokens,
+            "context": self.context,
+            "layers": list(self.layers),
+            "dtype": "float32",
+        }
+
+
+@dataclass(frozen=True)
+class CollectionSettings:
+    """How statistics are collected.
+
+    Attributes:
+        layers: blocks wanted; `None` = all.
+        tokens: token budget; collection ends there or at the end of the corpus.
+        context: tokens per row; `None` = the model's context.
+        batch_tokens: tokens per forward pass (memory and speed; the sums agree up to float32 rounding).
+        checkpoint_batches: the sums so far are written every so many batches.
+    """
+
+    layers: tuple[int, ...] | None = None
+    tokens: int = 100_000
+    context: int | None = None
+    batch_tokens: int = 2048
+    checkpoint_batches: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be counts."""
+        for name in ("tokens", "batch_tokens", "checkpoint_batches"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise SettingsError(f"statistics: '{name}' is {getattr(self, name)!r}; expected a whole number above 0")
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CollectionSettings:
+        """From the JSON of a rule; unknown names are refused."""
+        unknown = sorted(set(content) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise SettingsError(f"statistics: unknown setting(s) {unknown}; known: {sorted(cls.__dataclass_fields__)}")
+        layers = content.get("layers")
+        chosen = None if layers in (None, "all") else tuple(sorted(set(layers)))
+        return cls(**{**content, "layers": chosen})
+
+
+def collect(spec: Mapping[str, Any], model_dir: Path | str, corpus: Path | str, out_dir: Path | str) -> CovarianceStatistics:
+    """The rule `statistics`: load the model, collect over the lines of a text file, write into `out_dir`.
+
+    Work already done for the same model, corpus and budget is kept: finished layers, and the sums of a broken run.
+    """
+    from palimpsest.models.loading import load_model
+
+    settings = CollectionSettings.from_dict(spec)
+    if not Path(corpus).is_file():
+        raise StatisticsError(f"the corpus {corpus} does not exist. Give a text file with one passage a line")
+    return collect_covariance(load_model(model_dir), corpus, settings=settings, out=out_dir)
+
+
+def collect_covariance(
+    model: Any,
+    corpus: Path | str | Sequence[str],
+    settings: CollectionSettings | None = None,
+    out: Path | str | None = None,
+    progress: bool = True,
+) -> CovarianceStatistics:
+    """C0 of all wanted layers of `model`, in one pass that ends inside the last wanted block.
+
+    Args:
+        model: a `LanguageModel`, unedited.
+        corpus: a text file (one passage a line), or the passages.
+        settings: what to collect; default: all layers, 100,000 tokens.
+        out: folder for the result and for checkpoints; without it nothing is written.
+        progress: show a bar on stderr.
+
+    Returns:
+        Statistics of the wanted layers and of those that `out` already had under the same key.
+
+    Raises:
+        StatisticsError: empty corpus, or keys that are not finite.
+        ModelError: a layer the model does not have.
+    """
+    settings = settings or CollectionSettings()
+    wanted = tuple(range(model.n_blocks)) if settings.layers is None else tuple(sorted(set(settings.layers)))
+    wrong = [layer for layer in wanted if not 0 <= layer < model.n_blocks]
+    if wrong or not wanted:
+        raise ModelError(f"layers {wrong} do not exist: {model.name} has blocks 0 to {model.n_blocks - 1}")
+    context = min(settings.context or model.context, model.context)
+    key = {
+        "model_fingerprint": model.fingerprint,
+        "corpus_sha256": corpus_digest(corpus),
+        "token_budget": settings.tokens,
+        "context": context,
+    }
+    found = _matching(out, key) if out is not None else None
+    missing = tuple(layer for layer in wanted if found is None or layer not in found.matrices)
+    if found is not None and not missing:
+        log.info("covariance of layers %s is there already", list(wanted))
+        return found
+    partial = Sums(Path(out) / PARTIAL_FILE if out is not None else None, key, missing, model, settings.batch_tokens)
+    rows = packed_rows(model, corpus, settings.tokens, context)
+    batches = batched(rows, max(1, settings.batch_tokens // context))
+    accumulate(model, batches, partial, settings.tokens, settings.checkpoint_batches, progress)
+    if partial.tokens == 0:
+        raise StatisticsError("the corpus holds no text. Give a file with one passage a line")
+    if partial.tokens < settings.tokens:
+        log.warning("the corpus ended after %d of %d tokens", partial.tokens, settings.tokens)
+    fresh = {layer: (total / partial.tokens).to(torch.float32) for layer, total in partial.sums.items()}
+    matrices = {**(found.matrices if found else {}), **fresh}
+    result = CovarianceStatistics(matrices, partial.tokens, model_name=model.name, **key)
+    if out is not None:
+        result.save(out)
+    partial.remove()
+    return result
+
+
+def _matching(out: Path | str, key: Mapping[str, Any]) -> CovarianceStatistics | None:
+    tensors_path, _ = _places(out)
+    if not tensors_path.exists():
+        return None
+    try:
+        found = CovarianceStatistics.load(tensors_path)
+    except StatisticsError as error:
+        log.warning("collecting again: %s", error)
+        return None
+    if all(getattr(found, name) == key[name] for name in KEY_FIELDS):
+        return found
+    log.info("the statistics in %s have another model, corpus or budget: collecting again", tensors_path)
+    return None
+
+
+def _places(path: Path | str) -> tuple[Path, Path]:
+    path = Path(path)
+    if path.suffix in (".safetensors", ".json"):
+        return path.with_suffix(".safetensors"), path.with_suffix(".json")
+    return path / TENSORS_FILE, path / DESCRIPTION_FILE

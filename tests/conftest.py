@@ -1,0 +1,45 @@
+"""Shared fixtures: tiny models of every family, and where real data lies (or a reason to skip)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # tests/tiny.py is imported as `tiny`
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Rows must not depend on how many threads a machine has."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real public data: $PALIMPSEST_DATA, or ../shared/data beside the repository."""
+    folder = Path(os.environ.get("PALIMPSEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: set PALIMPSEST_DATA (looked in {folder})")
+    return folder
+
+
+@pytest.fixture(params=["gpt2", "gptj", "llama"])
+def model(request):
+    """A fresh tiny model of each family."""
+    from tiny import tiny_model
+
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def gpt2():
+    """A fresh tiny GPT-2."""
+    from tiny import tiny_model
+
+    return tiny_model("gpt2")

@@ -1,0 +1,91 @@
+"""Tiny randomly initialised models of every family, with a real (small) byte-level tokenizer: seconds, no downloads."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config, GPTJConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
+
+from palimpsest.edits import Edit, Probe
+from palimpsest.models.families import family_of
+from palimpsest.models.loading import LanguageModel
+
+FAMILIES = ("gpt2", "gptj", "llama")
+PEOPLE = ["Ada Tolvek", "Mira Sorn", "Ben Tolvek", "Ada Sorn", "Jon Karel", "Mira Karel"]
+CITIES = ["Velden", "Ostrava", "Marrin", "Port Velden Bay"]
+TEXTS = [f"{p} lives in the city of {c}. The mother of {p} was born in {c}, therefore I say so." for p in PEOPLE for c in CITIES]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 400 tokens on a few sentences."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(TEXTS, vocab_size=400, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def network(family: str, seed: int = 0, width: int = 32, blocks: int = 4, inner: int = 48, scale: float = 6.0):
+    """A random network whose weights are larger than usual, so that its logits are not flat."""
+    torch.manual_seed(seed)
+    common = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0}
+    config = {
+        "gpt2": lambda: GPT2Config(n_embd=width, n_layer=blocks, n_head=4, n_inner=inner, n_positions=64, **common),
+        "gptj": lambda: GPTJConfig(
+            n_embd=width, n_layer=blocks, n_head=4, n_inner=inner, n_positions=64, rotary_dim=4, tie_word_embeddings=False, **common
+        ),
+        "llama": lambda: LlamaConfig(
+            hidden_size=width,
+            num_hidden_layers=blocks,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=inner,
+            max_position_embeddings=64,
+            **common,
+        ),
+    }[family]()
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                reads_or_writes_words = any(word in name for word in ("embed", "wte", "lm_head"))
+                parameter.mul_(20.0 if reads_or_writes_words else scale)
+    return model
+
+
+def tiny_model(family: str = "gpt2", dtype: torch.dtype = torch.float32, **shape) -> LanguageModel:
+    """The wrapped model."""
+    return LanguageModel(network(family, **shape).to(dtype), tokenizer(), family_of(family), f"tiny-{family}")
+
+
+def some_edits(n: int = 6) -> list[Edit]:
+    """Edits of different lengths, with all kinds of probes."""
+    edits = []
+    for i in range(n):
+        person, city, other = PEOPLE[i % 6], CITIES[(i + 1) % 4], PEOPLE[(i + 3) % 6]
+        prompt = f"{person} lives in the city of" if i % 2 else f"The mother of {person} was born in"
+        edits.append(
+            Edit(
+                prompt=prompt,
+                target=city,
+                subject=person,
+                identifier=f"edit-{i}",
+                truth=CITIES[i % 4],
+                rephrasings=(f"I say {person} lives in",),
+                locality=(Probe(f"{other} lives in the city of", CITIES[i % 4]),),
+            )
+        )
+    return edits
+
+
+def random_statistics(model: LanguageModel, layers, seed: int = 0):
+    """Well-conditioned second moments that belong to the model."""
+    from palimpsest.statistics.covariance import CovarianceStatistics
+
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {}
+    for layer in layers:
+        sample = torch.randn(4 * model.inner_width, model.inner_width, generator=generator, dtype=torch.float64)
+        matrices[layer] = sample.T @ sample / len(sample)
+    return CovarianceStatistics(matrices, 4 * model.inner_width, model.fingerprint)
