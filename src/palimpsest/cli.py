@@ -171,8 +171,8 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
 def _run_commands(groups: argparse._SubParsersAction) -> None:
     def run(o: argparse.Namespace) -> None:
         _torch_threads(o)
-        inputs = {key: getattr(o, key) for key in ("model", "dataset", "statistics", "gate", "known", "text", "device")}
-        commands.run_run(commands.read_spec(o.spec), o.seed, o.out, **inputs)
+        inputs = {key: getattr(o, key) for key in ("statistics", "gate", "known", "text")}
+        commands.run_run(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, **inputs)
 
     parser = _add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
                   "Checkpoints between batches and resumes. `palimpsest list experiments` and snakemake -n show the specs.")  # fmt: skip
@@ -183,7 +183,6 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         ("--gate", "the model's gate file"), ("--known", "which edits the model knows"), ("--text", "text for the drift meter"),
     ):  # fmt: skip
         parser.add_argument(flag, type=Path, default=None, required=flag in ("--model", "--dataset"), help=text)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
     _out(parser)
     _threads(parser)
 

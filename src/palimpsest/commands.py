@@ -77,10 +77,15 @@ def run_world(spec: dict[str, Any], seed: int, out: Path) -> None:
 
 
 def run_source(spec: dict[str, Any], out: Path) -> None:
-    """Prepare a real split for pre-training."""
-    from palimpsest.data.prepare import build_source
+    """Prepare a real split for pre-training; without records (no `reader`), text alone."""
+    if "reader" in spec:
+        from palimpsest.data.prepare import build_source
 
-    build_source(spec, out)
+        build_source(spec, out)
+    else:
+        from palimpsest.data.text_source import build_text_source
+
+        build_text_source(spec, out)
 
 
 def run_dataset(spec: dict[str, Any], source: Path | None, out: Path) -> None:
@@ -112,17 +117,22 @@ def run_gate(spec: dict[str, Any], model: Path, dataset: Path, source: Path | No
 
 
 def run_statistics(spec: dict[str, Any], model: Path, corpus: Path, out: Path) -> None:
-    """Collect the covariance of keys."""
-    from palimpsest.statistics.covariance import collect
+    """Collect the covariance of keys; `device` and `dtype` of the spec say how the model is loaded."""
+    from palimpsest.models.loading import load_model
+    from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
 
-    collect(spec, model, corpus, out)
+    where = {key: spec[key] for key in ("device", "dtype") if key in spec}
+    settings = CollectionSettings.from_dict({key: value for key, value in spec.items() if key not in where})
+    if not corpus.is_file():
+        raise PalimpsestError(f"the corpus {corpus} does not exist. Give a text file with one passage a line")
+    collect_covariance(load_model(model, **where), corpus, settings=settings, out=out)
 
 
-def run_run(spec: dict[str, Any], seed: int, out: Path, **inputs: Any) -> None:
+def run_run(spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path, **inputs: Path | None) -> None:
     """Execute one run."""
     from palimpsest.runs import execute
 
-    execute(spec, seed=seed, out=out, **inputs)
+    execute(spec, seed, model, dataset, out, **inputs)
 
 
 def run_figure(name: str, spec: dict[str, Any], runs: list[Path], out: Path) -> list[Path]:

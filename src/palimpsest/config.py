@@ -178,11 +178,15 @@ def complete_settings(config: Config, editor: str, settings: Mapping[str, Any]) 
     for name, entry in properties.items():
         if name in settings:
             complete[name] = settings[name]
-        elif name in taken:
+        elif name in taken and _may_be_null(entry):
             complete[name] = None
         elif "default" in entry:
             complete[name] = entry["default"]
     return complete
+
+
+def _may_be_null(entry: Mapping[str, Any]) -> bool:
+    return any(option.get("type") == "null" for option in entry.get("anyOf", ()))
 
 
 def _load_editors(names: list[str], root: Path, schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -86,7 +86,7 @@ def write_edits(path: Path | str, edits: Iterable[Edit]) -> None:
 def read_edits(path: Path | str) -> list[Edit]:
     """Read what `write_edits` wrote; a bad line is refused with file, line and field."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError as error:
         raise DataError("the file does not exist", file=path, remedy="Run the rule 'dataset' that makes it") from error
     edits = []

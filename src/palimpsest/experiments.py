@@ -124,8 +124,8 @@ def _reference_problems(config: Config) -> Iterator[str]:
     for name, entry in scale["datasets"].items():
         if entry.get("source") and entry["source"] not in scale["sources"]:
             yield f"datasets.{name}.source = {entry['source']!r}: no such source{suggest(entry['source'], scale['sources'])}"
-        if not (entry.get("source") or entry.get("path") or entry.get("hub")):
-            yield f"datasets.{name}: give `source` (made here), `path` (a local file) or `hub` (a pinned download)"
+        if not (entry.get("source") or entry.get("file") or entry.get("hub")):
+            yield f"datasets.{name}: give `source` (made here), `file` (a local file) or `hub` (a pinned download)"
     for name, entry in scale["models"].items():
         for key in ("source", "corpus"):
             if entry.get(key) and entry[key] not in scale["sources"]:
@@ -186,7 +186,8 @@ def _resolve(
     suffix = ""
     if point is not None:
         settings, batch_size, suffix = _sweep(entry["sweep"]["setting"], point, settings, batch_size)
-    options = {**scale["protocol"], "gate": scale["gate"]["mode"], "inspect": False, **(entry.get("run_options") or {})}
+    where = {"device": scale["device"], "dtype": scale["models"][model]["dtype"], "gate": scale["gate"]["mode"]}
+    options = {**scale["protocol"], **where, "inspect": False, **(entry.get("run_options") or {})}
     spec = {
         "scale": scale["scale"],
         "protocol": entry["protocol"],

@@ -1,7 +1,7 @@
 """The result files of a run: three tables and `run.json`, their schemas, checked writers and readers.
 
-Every table is tidy: one measured value a row. What was not measured is an absent row (in `inspection`: an empty
-cell), never a zero and never a NaN. No table holds a time, so the same run gives the same rows.
+Every table is tidy: one measured value a row. What was not measured is an absent row (in `inspection`: an
+empty cell), never a zero and never a NaN. No table holds a time, so the same run gives the same rows.
 """
 
 from __future__ import annotations
@@ -112,7 +112,12 @@ INSPECTION_SCHEMA = TableSchema(
         {"z_subject", "z_max", "z_max_other", "alpha", "ceiling", "swapped_subject", "swapped_any"}
     ),
 )
-_PYTHON_TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
+_PYTHON_TYPES: dict[str, Any] = {
+    "string": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+}
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]], schema: TableSchema) -> None:
@@ -125,7 +130,9 @@ def check_rows(rows: Sequence[Mapping[str, Any]], schema: TableSchema) -> None:
         where = f"table '{schema.name}', row {number}"
         if set(row) != set(schema.columns):
             wrong = sorted(set(row) ^ set(schema.columns))
-            raise ResultError(f"{where}: missing or unknown column(s) {wrong}; expected {list(schema.columns)}")
+            raise ResultError(
+                f"{where}: missing or unknown column(s) {wrong}; expected {list(schema.columns)}"
+            )
         for column, kind in schema.columns.items():
             _check_cell(row[column], kind, column in schema.optional, f"{where}, column '{column}'")
         _check_names(row, where)
@@ -143,7 +150,9 @@ def _check_cell(value: Any, kind: str, optional: bool, where: str) -> None:
     if not isinstance(value, _PYTHON_TYPES[kind]) or (kind in ("int", "float") and isinstance(value, bool)):
         raise ResultError(f"{where}: {value!r} is not of type {kind}")
     if kind == "float" and not math.isfinite(value):
-        raise ResultError(f"{where}: {value!r} is not finite. Leave the row out when a value was not measured")
+        raise ResultError(
+            f"{where}: {value!r} is not finite. Leave the row out when a value was not measured"
+        )
 
 
 def _check_names(row: Mapping[str, Any], where: str) -> None:
@@ -163,7 +172,9 @@ def write_table(path: Path | str, rows: Sequence[Mapping[str, Any]], schema: Tab
 
     check_rows(rows, schema)
     layout = _arrow_schema(schema)
-    columns = {name: pa.array([row[name] for row in rows], layout.field(name).type) for name in schema.columns}
+    columns = {
+        name: pa.array([row[name] for row in rows], layout.field(name).type) for name in schema.columns
+    }
     table = pa.Table.from_pydict(columns, schema=layout)
     write_atomic(path, lambda temporary: parquet.write_table(table, temporary, compression="zstd"))
 
@@ -178,7 +189,9 @@ def read_table(path: Path | str, schema: TableSchema) -> pd.DataFrame:
     try:
         table = parquet.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ResultError(f"file {path} is not a readable parquet file ({error}). Delete it and run again") from error
+        raise ResultError(
+            f"file {path} is not a readable parquet file ({error}). Delete it and run again"
+        ) from error
     if table.schema.names != list(schema.columns):
         raise ResultError(
             f"file {path}: the columns are {table.schema.names}, the table '{schema.name}' has "
@@ -219,7 +232,9 @@ def read_inspection(run_dirs: Path | str | Iterable[Path | str]) -> pd.DataFrame
 
 def write_run(path: Path | str, content: Mapping[str, Any]) -> None:
     """Write `run.json`. It is written last, so its presence says that the run is complete."""
-    missing = [name for name in ("spec", "seed", "status", "edits_requested", "edits_applied") if name not in content]
+    missing = [
+        name for name in ("spec", "seed", "status", "edits_requested", "edits_applied") if name not in content
+    ]
     if missing:
         raise ResultError(f"run.json lacks {missing}")
     write_json(path, dict(content))
@@ -247,5 +262,8 @@ def _arrow_schema(schema: TableSchema) -> pa.Schema:
 
     types = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     return pa.schema(
-        [pa.field(name, types[kind], nullable=name in schema.optional) for name, kind in schema.columns.items()]
+        [
+            pa.field(name, types[kind], nullable=name in schema.optional)
+            for name, kind in schema.columns.items()
+        ]
     )

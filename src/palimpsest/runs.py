@@ -48,7 +48,8 @@ class Options:
         generation: also judge by free generation.
         known_only: edit only facts that the unedited model knows (needs the list of the gate).
         sample: "shuffled" by the seed, or "file_order".
-        conflicts: "drop" edits that contradict an earlier one or are asked about by a locality probe, or "keep" them.
+        conflicts: "drop" edits that contradict an earlier one or are asked about by a locality probe, or
+            "keep" them.
         gate: what a model that fails the gate means: "refuse", "warn" or "off".
         text_tokens: budget of the text-drift meter; 0 = not measured.
         batch_tokens: padded tokens of one evaluation pass.
@@ -121,19 +122,11 @@ def execute(
     edits_file = Path(dataset_dir) / "edits.jsonl"
     edits = read_edits(edits_file)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
-    sample = choose(
-        edits,
-        int(spec["edits"]),
-        seed,
-        known=knows,
-        order=options.sample,
-        conflicts=options.conflicts,
-        fits=_fits(model),
-        others=int(spec["edits"]) if options.inspect else 0,
-        source=f"{spec['dataset']} ({edits_file})",
-    )
+    sample = _choose(spec, seed, options, edits, model, knows, f"{spec['dataset']} ({edits_file})")
     seed_everything(seed)
-    editor = make_editor(spec["editor"], model, dict(spec.get("settings") or {}), statistics=statistics, seed=seed)
+    editor = make_editor(
+        spec["editor"], model, dict(spec.get("settings") or {}), statistics=statistics, seed=seed
+    )
     identity = _identity(spec, seed, model, edits_file, editor, sample)
     stream = _stream(spec, seed, options, editor, sample, text)
     checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
@@ -142,18 +135,46 @@ def execute(
         inspected = _inspect(stream, progress, sample) if options.inspect else []
     finally:
         editor.remove()
-    results.write_metrics(out / results.METRICS_FILE, progress.metrics)
-    results.write_records(out / results.RECORDS_FILE, progress.records)
-    results.write_inspection(out / results.INSPECTION_FILE, inspected)
     content = {
         **_outcome(spec, seed, sample, progress, len(edits)),
         **_circumstances(model, identity, verdict),
         "started": started.isoformat(timespec="seconds"),
         "seconds": {**progress.seconds, "total": time.perf_counter() - clock},
     }
-    results.write_run(out / results.RUN_FILE, content)
+    _write(out, progress, inspected, content)
     checkpoints.clear()
     return out / results.RUN_FILE
+
+
+def _choose(
+    spec: Mapping[str, Any],
+    seed: int,
+    options: Options,
+    edits: Sequence[Edit],
+    model: LanguageModel,
+    known: set[str] | None,
+    source: str,
+) -> Sample:
+    count = int(spec["edits"])
+    return choose(
+        edits,
+        count,
+        seed,
+        known=known,
+        order=options.sample,
+        conflicts=options.conflicts,
+        fits=_fits(model),
+        others=count if options.inspect else 0,
+        source=source,
+    )
+
+
+def _write(out: Path, progress: Progress, inspected: list[dict[str, Any]], content: dict[str, Any]) -> None:
+    """The three tables, then `run.json`, whose presence says that all is there."""
+    results.write_metrics(out / results.METRICS_FILE, progress.metrics)
+    results.write_records(out / results.RECORDS_FILE, progress.records)
+    results.write_inspection(out / results.INSPECTION_FILE, inspected)
+    results.write_run(out / results.RUN_FILE, content)
 
 
 def _check_spec(spec: Mapping[str, Any]) -> Options:
@@ -162,7 +183,9 @@ def _check_spec(spec: Mapping[str, Any]) -> Options:
         raise SettingsError(f"the specification of the run lacks {', '.join(missing)}")
     for name in ("edits", "batch_size"):
         if not isinstance(spec[name], int) or spec[name] < 1:
-            raise SettingsError(f"run {spec['run']}: '{name}' is {spec[name]!r}; expected a whole number above 0")
+            raise SettingsError(
+                f"run {spec['run']}: '{name}' is {spec[name]!r}; expected a whole number above 0"
+            )
     protocol(spec["protocol"])
     editor_class(spec["editor"])
     return Options.from_dict(spec.get("options") or {})
@@ -175,11 +198,14 @@ def _set_threads() -> None:
 
 
 def _check_gate(spec: Mapping[str, Any], options: Options, gate: Path | str | None) -> dict[str, Any]:
-    """The gate's verdict for `run.json`; refuses a model without a critical path for editors that stand on one."""
+    """The verdict for `run.json`; without a critical path, editors that stand on one are refused."""
     if options.gate == "off":
         return {"mode": "off"}
     if gate is None:
-        raise SettingsError(f"option gate is {options.gate!r}, so the verdict is needed: give --gate FILE (palimpsest gate --help)")
+        raise SettingsError(
+            f"option gate is {options.gate!r}, so the verdict is needed: "
+            "give --gate FILE (palimpsest gate --help)"
+        )
     content = read_json(gate)
     verdict = {"mode": options.gate, "verdict": content.get("verdict"), "reasons": content.get("reasons", [])}
     if content.get("verdict") == "pass":
@@ -188,8 +214,8 @@ def _check_gate(spec: Mapping[str, Any], options: Options, gate: Path | str | No
     what = f"the model {spec['model']} failed the gate of data set {spec['dataset']}: {because} (see {gate})"
     if options.gate == "refuse" and editor_class(spec["editor"]).needs_subject:
         raise PalimpsestError(
-            f"{what}. The editor {spec['editor']} writes at the subject's last token and needs a model that keeps its "
-            "facts there. Train it longer or with more text, or set gate: warn to see the numbers all the same"
+            f"{what}. The editor {spec['editor']} writes at the subject's last token and needs a model "
+            "that keeps its facts there. Train it longer or with more text, or set gate: warn"
         )
     log.warning("%s", what)
     return verdict
@@ -199,10 +225,14 @@ def _known(options: Options, known: Path | str | None) -> set[str] | None:
     if not options.known_only:
         return None
     if known is None:
-        raise SettingsError("option known_only needs the list of known facts: give --known FILE (palimpsest gate --help)")
+        raise SettingsError(
+            "option known_only needs the list of known facts: give --known FILE (palimpsest gate --help)"
+        )
     content = read_json(known)
     if not isinstance(content.get("known"), list):
-        raise DataError("no list of identifiers", file=known, field="known", remedy="Make it with palimpsest gate")
+        raise DataError(
+            "no list of identifiers", file=known, field="known", remedy="Make it with palimpsest gate"
+        )
     return set(content["known"])
 
 
@@ -224,7 +254,7 @@ def _stream(
     spec: Mapping[str, Any], seed: int, options: Options, editor: Any, sample: Sample, text: Path | str | None
 ) -> Stream:
     """Everything the protocol needs; asks the unedited model all questions."""
-    # The official padding lets padding tokens change answers; without padding no row depends on its neighbours.
+    # The official padding lets padding change answers; without any, no row depends on its neighbours.
     official = getattr(editor.settings, "padding", "masked") == "official"
     batching = Batching(tokens=options.batch_tokens, equal_length=official)
     measure: Callable[[], TextLoss] | None = None
@@ -243,12 +273,14 @@ def _stream(
     )
 
 
-def _drift_meter(model: LanguageModel, rows: Sequence[Sequence[int]], batching: Batching) -> Callable[[], TextLoss]:
+def _drift_meter(
+    model: LanguageModel, rows: Sequence[Sequence[int]], batching: Batching
+) -> Callable[[], TextLoss]:
     return lambda: text_loss(model, rows, batching)
 
 
 def _inspect(stream: Stream, progress: Progress, sample: Sample) -> list[dict[str, Any]]:
-    """Rows about the edits the editor holds now: all of them, or in a single round those of the last batch."""
+    """Rows about the edits the editor holds now: all, or in a single round those of the last batch."""
     base = {"run": stream.run, "seed": stream.seed, "step": progress.step}
     failed = {failure["edit"] for failure in progress.failed}
     made = [edit for edit in stream.edits[progress.held_from :] if edit_name(edit) not in failed]
@@ -260,7 +292,11 @@ def _identity(
 ) -> dict[str, Any]:
     """What this run is: checkpoints of anything else are not gone on from."""
     chosen = hashlib.sha256("\n".join(edit_name(edit) for edit in sample.edits).encode()).hexdigest()
-    modules = ("palimpsest.runs", f"palimpsest.editors.{spec['editor']}", f"palimpsest.protocols.{spec['protocol']}")
+    modules = (
+        "palimpsest.runs",
+        f"palimpsest.editors.{spec['editor']}",
+        f"palimpsest.protocols.{spec['protocol']}",
+    )
     used = editor.statistics
     return {
         "spec": dict(spec),

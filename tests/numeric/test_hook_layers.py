@@ -63,18 +63,23 @@ def edited(model, **extra):
     return used
 
 
-def test_batch_equals_one_by_one_and_official_padding_does_not(gpt2):
-    """Quirk 3: with masked statistics an answer does not depend on what it is batched with."""
-    prompts = [edit.prompt for edit in some_edits()] + ["Mira"]
-    for padding, same in (("masked", True), ("official", False)):
-        used = edited(gpt2, padding=padding, alpha_z=1.0)
-        together = gpt2.logits(encode_prompts(gpt2, prompts))
-        close = []
-        for row, prompt in enumerate(prompts):
-            alone = gpt2.logits(encode_prompts(gpt2, [prompt]))[0]
-            close.append(torch.allclose(together[row, : len(alone)], alone, atol=1e-4))
-        assert all(close) is same
-        used.remove()
+@pytest.mark.parametrize(("padding", "same"), [("masked", True), ("official", False)])
+def test_batch_equals_one_by_one_unless_padding_counts(gpt2, padding, same):
+    """Quirk 3: with masked statistics a z-score does not depend on what the prompt is batched with."""
+    used = edited(gpt2, padding=padding)
+    prompts = [some_edits()[0].prompt, "Mira Sorn lives in", "Velden"]
+    with used.hooked.noting() as together:
+        logits = gpt2.logits(encode_prompts(gpt2, prompts))
+        noted = dict(together)
+    agree = []
+    for row, prompt in enumerate(prompts):
+        with used.hooked.noting() as alone:
+            single = gpt2.logits(encode_prompts(gpt2, [prompt]))[0]
+            z = alone[1].z[0]
+        agree.append(torch.allclose(noted[1].z[row, : len(z)], z, atol=1e-3, equal_nan=True))
+        if same:
+            assert torch.allclose(logits[row, : len(single)], single, atol=1e-4)
+    assert all(agree) is same
 
 
 def test_gate_is_eq_17_computed_by_hand(gpt2):

@@ -72,3 +72,15 @@ def test_subject_twice_takes_the_last_occurrence(gpt2):
     row = tokenise(gpt2, [text])[0]
     first, last = row.spans[index]
     assert text.rfind("Sorn") < last <= text.rfind("Sorn") + 4 and first >= text.rfind("Ada")
+
+
+def test_fused_activation_is_the_same_function():
+    """The kernel put in at loading equals the composed tanh GELU."""
+    from palimpsest.models.loading import fuse_activations
+    from transformers.activations import NewGELUActivation
+
+    holder = torch.nn.Sequential(NewGELUActivation())
+    x = torch.linspace(-8, 8, 1001, dtype=torch.float64)
+    before = holder(x)
+    assert not isinstance(fuse_activations(holder)[0], NewGELUActivation)
+    assert torch.allclose(holder(x), before, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Run directories from a known random process, so that drawn numbers and verdicts can be checked another way."""
+"""Run directories from a known random process, so that drawn numbers can be checked another way."""
 
 from __future__ import annotations
 
@@ -30,16 +30,29 @@ def fabricate(
     inspect: bool = False,
     state_bytes: tuple[int, int] = (1000, 1000),
 ) -> list[Path]:
-    """Write `root/runs/{run}/seed=N`; `chance(metric, n_edits)` is the success probability of a record."""
+    """Write `root/runs/{run}/seed=N`; `chance(metric, n_edits)`: success probability of a record."""
     spec = {
-        "run": run, "scale": "mini", "protocol": protocol, "dataset": dataset, "model": model, "editor": editor,
-        "variant": variant, "title": title or editor, "settings": settings or {}, "edits": edits,
-        "batch_size": batch_size, "snapshot_every": None, "options": {"inspect": inspect},
-    }  # fmt: skip
+        "run": run,
+        "scale": "mini",
+        "protocol": protocol,
+        "dataset": dataset,
+        "model": model,
+        "editor": editor,
+        "variant": variant,
+        "title": title or editor,
+        "settings": settings or {},
+        "edits": edits,
+        "batch_size": batch_size,
+        "snapshot_every": None,
+        "options": {"inspect": inspect},
+    }
     directories = []
     for seed in seeds:
         # The luck of a record is shared by all methods: paired differences are narrower than unpaired ones.
-        luck = {m: np.random.default_rng([seed, k]).random((2, edits)) for k, m in enumerate((*SPLITS, "generation"))}
+        luck = {
+            m: np.random.default_rng([seed, k]).random((2, edits))
+            for k, m in enumerate((*SPLITS, "generation"))
+        }
         metrics, records, inspection = [], [], []
         for n_edits in snapshots or (edits,):
             key = {"run": run, "seed": seed, "step": -(-n_edits // batch_size), "n_edits": n_edits}
@@ -50,22 +63,57 @@ def fabricate(
                 names["generation_match"] = names["exact_match"] * (luck["generation"][0][:n_edits] < 0.8)
                 for name, column in names.items():
                     records += [
-                        {**key, "edit": f"e{i}", "order": i, "split": split, "metric": name, "value": float(v)}
+                        {
+                            **key,
+                            "edit": f"e{i}",
+                            "order": i,
+                            "split": split,
+                            "metric": name,
+                            "value": float(v),
+                        }
                         for i, v in enumerate(column)
                     ]
-                    metrics.append({**key, "split": split, "metric": name, "value": float(column.mean()), "n": len(column)})
-        for step, n_edits, size in ((1, batch_size, state_bytes[0]), (-(-edits // batch_size), edits, state_bytes[1])):
+                    metrics.append(
+                        {
+                            **key,
+                            "split": split,
+                            "metric": name,
+                            "value": float(column.mean()),
+                            "n": len(column),
+                        }
+                    )
+        for step, n_edits, size in (
+            (1, batch_size, state_bytes[0]),
+            (-(-edits // batch_size), edits, state_bytes[1]),
+        ):
             if not any(row["metric"] == "state_bytes" and row["step"] == step for row in metrics):
-                metrics.append({"run": run, "seed": seed, "step": step, "n_edits": n_edits, "split": "edit",
-                                "metric": "state_bytes", "value": float(size), "n": 1})  # fmt: skip
+                metrics.append(
+                    {
+                        "run": run,
+                        "seed": seed,
+                        "step": step,
+                        "n_edits": n_edits,
+                        "split": "edit",
+                        "metric": "state_bytes",
+                        "value": float(size),
+                        "n": 1,
+                    }
+                )
         if inspect:
             inspection = inspection_rows(run, seed, edits, edits // batch_size)
         directory = root / "runs" / run / f"seed={seed}"
         results.write_metrics(directory / results.METRICS_FILE, metrics)
         results.write_records(directory / results.RECORDS_FILE, records)
         results.write_inspection(directory / results.INSPECTION_FILE, inspection)
-        info = {"spec": spec, "seed": seed, "status": "complete", "edits_requested": edits, "edits_applied": edits,
-                "edits_failed": [], "state_bytes": state_bytes[1]}  # fmt: skip
+        info = {
+            "spec": spec,
+            "seed": seed,
+            "status": "complete",
+            "edits_requested": edits,
+            "edits_applied": edits,
+            "edits_failed": [],
+            "state_bytes": state_bytes[1],
+        }
         results.write_run(directory / results.RUN_FILE, info)
         directories.append(directory)
     return directories
@@ -83,9 +131,22 @@ def inspection_rows(run: str, seed: int, edits: int, step: int) -> list[dict]:
             subject = ceiling * float(np.clip(generator.normal(centre, 0.06), 0.05, 1))
             other = ceiling * float(np.clip(generator.normal(0.25, 0.1), 0.0, 0.9))
             for layer in (0, 1, 2):
-                rows.append({
-                    "run": run, "seed": seed, "step": step, "edit": f"e{number}", "split": split, "layer": layer,
-                    "tokens": tokens, "z_subject": subject, "z_max": max(subject, other), "z_max_other": other,
-                    "alpha": 1.7, "ceiling": ceiling, "swapped_subject": subject >= 1.7, "swapped_any": max(subject, other) >= 1.7,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "run": run,
+                        "seed": seed,
+                        "step": step,
+                        "edit": f"e{number}",
+                        "split": split,
+                        "layer": layer,
+                        "tokens": tokens,
+                        "z_subject": subject,
+                        "z_max": max(subject, other),
+                        "z_max_other": other,
+                        "alpha": 1.7,
+                        "ceiling": ceiling,
+                        "swapped_subject": subject >= 1.7,
+                        "swapped_any": max(subject, other) >= 1.7,
+                    }
+                )
     return rows

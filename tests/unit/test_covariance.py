@@ -39,11 +39,15 @@ def corpus_file(folder):
 def test_equals_the_plain_sum_over_single_rows(family):
     model = tiny_model(family)
     found = collect_covariance(model, TEXTS, settings(), progress=False)
-    plain = {layer: torch.zeros(model.inner_width, model.inner_width, dtype=torch.float64) for layer in (0, 2)}
+    plain = {
+        layer: torch.zeros(model.inner_width, model.inner_width, dtype=torch.float64) for layer in (0, 2)
+    }
     count = 0
     for row in packed_rows(model, TEXTS, 300, model.context):
         with captured_inputs({layer: model.mlp_out(layer) for layer in plain}) as inputs, torch.no_grad():
-            model.network(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long))
+            model.network(
+                input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long)
+            )
         for layer in plain:
             keys = inputs[layer][0].double()
             plain[layer] += keys.T @ keys
@@ -57,7 +61,11 @@ def test_equals_the_plain_sum_over_single_rows(family):
 def test_rows_are_full_and_the_budget_is_kept(model):
     rows = list(packed_rows(model, TEXTS, 150, 64))
     assert [len(row) for row in rows] == [64, 64, 22]
-    stream = [token for text in TEXTS for token in [*model.tokenizer(text)["input_ids"], model.tokenizer.eos_token_id]]
+    stream = [
+        token
+        for text in TEXTS
+        for token in [*model.tokenizer(text)["input_ids"], model.tokenizer.eos_token_id]
+    ]
     assert [token for row in rows for token in row] == stream[:150]
     assert [len(group) for group in batched(iter(rows), 2)] == [2, 1]
     assert [len(group) for group in batched(iter(rows), 5)] == [2, 1]  # the short row is alone: no padding

@@ -1,4 +1,4 @@
-"""Upstream records of every form become Edits; a bad one is refused with file, record and field, or skipped and listed."""
+"""Upstream records of every form become Edits; a bad one is refused by name, or skipped and listed."""
 
 from __future__ import annotations
 
@@ -41,8 +41,12 @@ ORIGINAL = {
     "neighborhood_prompts": ["Bo Lind plays", "Cy Orr plays"],
     "attribute_prompts": ["Di Penn plays"],
     "generation_prompts": ["Ada Tolvek is good at"],
-    "portability": {"Recalled Relation": "(x)", "New Question": "Which body governs it?", "New Answer":
-    "FIFA"}, "alternative_subject": "A. Tolvek",
+    "portability": {
+        "Recalled Relation": "(x)",
+        "New Question": "Which body governs it?",
+        "New Answer": "FIFA",
+    },
+    "alternative_subject": "A. Tolvek",
     "unrelated_relation": {"relation_id": "P19", "object": "Renn", "question": "Where was Ada born?"},
     "distracting_neighborhood_prompts": ["Ada Tolvek is a professional soccer. Bo Lind plays"],
 }
@@ -121,8 +125,9 @@ def test_original_counterfact_with_every_extra():
     (edit,) = read("counterfact", ORIGINAL).edits
     assert edit.prompt == "Ada Tolvek is a professional" and edit.relation == "P641"
     assert (edit.target, edit.truth, len(edit.rephrasings)) == ("soccer", "tennis", 2)
-    assert [probe.kind for probe in edit.locality] == ["locality"] * 2 + ["distracting_neighborhood",
-    "other_attribute"] assert edit.locality[0] == Probe("Bo Lind plays", "tennis")
+    kinds = [probe.kind for probe in edit.locality]
+    assert kinds == ["locality", "locality", "distracting_neighborhood", "other_attribute"]
+    assert edit.locality[0] == Probe("Bo Lind plays", "tennis")
     assert edit.portability == (
         Probe("Which body governs it?", "FIFA", "one_hop"),
         Probe("A. Tolvek is a professional", "soccer", "subject_replace"),
@@ -138,10 +143,11 @@ def test_mend_zsre_strips_blanks_and_the_nq_prefix():
 def test_zsre_without_locality_but_with_consequences():
     bare = {name: value for name, value in MEND.items() if not name.startswith("loc")}
     (edit,) = read("zsre", {**bare, "inverse question": "Which genus is of Arctiinae?"}).edits
-    assert edit.locality == () and edit.portability == (Probe("Which genus is of Arctiinae?", "Platypat",
-    "inverse_relation"),) (edit,) = read("zsre", {**bare, "alternative_subject": "PP",
-    "alter_subject_question": "Family of PP?"}).edits assert edit.portability == (Probe("Family of PP?",
-    "Arctiinae", "subject_replace"),)
+    assert edit.locality == ()
+    assert edit.portability == (Probe("Which genus is of Arctiinae?", "Platypat", "inverse_relation"),)
+    alias = {"alternative_subject": "PP", "alter_subject_question": "Family of PP?"}
+    (edit,) = read("zsre", {**bare, **alias}).edits
+    assert edit.portability == (Probe("Family of PP?", "Arctiinae", "subject_replace"),)
 
 
 def test_knowedit_and_many_rephrasings():
@@ -165,8 +171,12 @@ def test_slim_with_its_companion():
 
 def test_bad_record_is_refused_with_file_record_and_field():
     with pytest.raises(DataError) as caught:
-        read("counterfact", FLAT, {**FLAT, "case_id": 8, "subject": "Bo"}, {**FLAT, "case_id": 9,
-        "target_new": " "})
+        read(
+            "counterfact",
+            FLAT,
+            {**FLAT, "case_id": 8, "subject": "Bo"},
+            {**FLAT, "case_id": 9, "target_new": " "},
+        )
     message = str(caught.value)
     assert message.startswith("file x.json, record number 1 (counted from 0), case_id 8, field 'subject'")
     assert "does not occur in the prompt" in message and "bad_records: skip" in message
@@ -238,7 +248,7 @@ def places(value, here=()):
         yield from places(inner, (*here, step))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(case=st.sampled_from(EVERY), data=st.data())
 def test_one_damaged_field_is_read_or_refused_by_name(case, data):
     reader, schema, record = case
@@ -262,7 +272,7 @@ def test_one_damaged_field_is_read_or_refused_by_name(case, data):
             json.dumps(edit.to_dict(), ensure_ascii=False).encode("utf-8")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(records=st.lists(junk, min_size=1, max_size=4), reader=st.sampled_from(sorted(READERS)))
 def test_any_list_is_read_or_refused(records, reader):
     for policy in ("refuse", "skip"):

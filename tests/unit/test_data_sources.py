@@ -167,7 +167,7 @@ def test_hub_failure_is_a_data_error(monkeypatch):
         read_hub({"id": "a/b", "revision": COMMIT})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), text=st.text(max_size=200))
 def test_any_text_gives_records_or_a_data_error(data, text):
     whole = json.dumps(RECORDS)

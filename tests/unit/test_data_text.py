@@ -30,7 +30,10 @@ End of the Project Gutenberg EBook of Nothing
 
 License text
 """
-WIKI = " \n = Lobster = \n \n The lobster is a well @-@ known <unk> of 2 @,@ 000 grams . \n = = Parts = = \n It has claws . \n"
+WIKI = (
+    " \n = Lobster = \n \n The lobster is a well @-@ known <unk> of 2 @,@ 000 grams . \n"
+    " = = Parts = = \n It has claws . \n"
+)
 
 
 def test_book_loses_header_credits_and_licence(tmp_path):

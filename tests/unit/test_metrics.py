@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from tiny import TEXTS, some_edits, tiny_model
+from tiny import TEXTS, random_statistics, some_edits, tiny_model
 
+from palimpsest.editors import make_editor
 from palimpsest.edits import Edit, Probe
 from palimpsest.errors import DataError
 from palimpsest.metrics.answers import Batching, predict_answers
@@ -53,7 +54,9 @@ def test_predictions_are_those_of_the_plain_pass(model):
         ids = model.tokenizer(f"{prompt} {answer}")["input_ids"]
         start = len(model.tokenizer(prompt)["input_ids"])
         with torch.no_grad():
-            logits = model.network(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0]
+            logits = model.network(
+                input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))
+            ).logits[0]
         assert found.wanted == tuple(ids[start:])
         assert found.predicted == tuple(logits[start - 1 : -1].argmax(dim=-1).tolist())
 
@@ -87,7 +90,9 @@ def test_generation_is_greedy_and_the_same_in_batches(model):
         ids = model.tokenizer(prompt)["input_ids"]
         for _ in range(count):
             with torch.no_grad():
-                logits = model.network(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits
+                logits = model.network(
+                    input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))
+                ).logits
             ids = [*ids, int(logits[0, -1].argmax())]
         assert tokens == tuple(ids[-count:])
     assert as_text(model, model.tokenizer(" Velden")["input_ids"]) == "Velden"
@@ -154,9 +159,35 @@ def test_several_probes_count_as_one_record():
         rephrasings=("I say Ada Tolvek lives in", "The mother of Ada Tolvek lives in"),
         locality=(Probe("Ben Tolvek lives in", "Marrin"), Probe("The city of", "Ostrava", "unrelated")),
     )
-    values = Evaluation(model, [edit], generation=False).after([0], lambda asked: [q.split == "rephrase" for q in asked])
+    values = Evaluation(model, [edit], generation=False).after(
+        [0], lambda asked: [q.split == "rephrase" for q in asked]
+    )
     found = {(v.split, v.metric): v.value for v in values}
     assert len(found) == len(values)
     assert ("rephrase", "generality") in found and ("unrelated", "locality") in found
     assert found["rephrase", "swap_rate"] == 1.0 and found["edit", "swap_rate"] == 0.0
     assert not any(metric == "generation_match" for _, metric in found)
+
+
+@pytest.mark.parametrize("padding", ["masked", "official"])
+def test_hook_layers_give_the_same_answers_in_batches_as_one_by_one(padding):
+    model = tiny_model("gpt2")
+    settings = {"layers": [0, 1], "steps": 3, "padding": padding}
+    editor = make_editor("comeba_hk", model, settings, random_statistics(model, (0, 1)))
+    before = predict_answers(model, PAIRS)
+    editor.edit(some_edits(2))
+    state = editor.state()
+    for name, tensor in state.tensors.items():  # strong and wide enough to change many answers
+        if name.startswith("difference"):
+            tensor.normal_(generator=torch.Generator().manual_seed(0)).mul_(30.0)
+    state.plain["alpha"] = {"0": 0.2, "1": 0.2}
+    editor.load_state(state)
+    alone = [predict_answers(model, [pair])[0] for pair in PAIRS]
+    assert alone != before
+    assert predict_answers(model, PAIRS, Batching(4096, equal_length=padding == "official")) == alone
+    prompts, counts = [prompt for prompt, _ in PAIRS], [2] * len(PAIRS)
+    batching = Batching(100, equal_length=padding == "official")
+    one_by_one = [generate_tokens(model, [prompt], [2])[0] for prompt in prompts]
+    assert generate_tokens(model, prompts, counts, batching) == one_by_one
+    editor.remove()
+    assert predict_answers(model, PAIRS) == before

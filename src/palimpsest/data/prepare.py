@@ -63,21 +63,14 @@ def load_edits(
     source, reading = read_source(spec, folder)
     edits = reading.edits
     if spec.get("deduplicate"):
-        edits = list({edit.prompt: edit for edit in reversed(edits)}.values())[::-1]
-    removed = len(reading.edits) - len(edits)
-    limit = spec.get("limit")
+        first: dict[str, Edit] = {}
+        for edit in edits:
+            first.setdefault(edit.prompt, edit)
+        edits = list(first.values())
+    removed, limit = len(reading.edits) - len(edits), spec.get("limit")
     if limit is not None and len(edits) < limit:
         log.warning("%s: %d edits were asked for, %d are there", source.name, limit, len(edits))
-    edits = edits[:limit]
-    prompts = {edit.prompt for edit in edits}
-    edited_locality = [
-        edit.identifier for edit in edits if any(probe.prompt in prompts for probe in edit.locality)
-    ]
-    if spec.get("drop_edited_locality"):
-        edits = [
-            replace(edit, locality=tuple(probe for probe in edit.locality if probe.prompt not in prompts))
-            for edit in edits
-        ]
+    edits, asked = _locality(edits[:limit], bool(spec.get("drop_edited_locality")))
     kept = {edit.identifier for edit in edits}
     manifest = {
         "kind": "dataset",
@@ -94,10 +87,22 @@ def load_edits(
         "limit": limit,
         "edits": len(edits),
         "subject_twice": [identifier for identifier in reading.subject_twice if identifier in kept],
-        "edited_locality": {"edits": edited_locality, "dropped": bool(spec.get("drop_edited_locality"))},
+        "edited_locality": asked,
         **describe(edits),
     }
     return edits, manifest
+
+
+def _locality(edits: list[Edit], drop: bool) -> tuple[list[Edit], dict[str, Any]]:
+    """Find, and with `drop` take out, locality probes whose prompt is itself edited."""
+    prompts = {edit.prompt for edit in edits}
+    asked = [edit.identifier for edit in edits if any(probe.prompt in prompts for probe in edit.locality)]
+    if drop:
+        edits = [
+            replace(edit, locality=tuple(probe for probe in edit.locality if probe.prompt not in prompts))
+            for edit in edits
+        ]
+    return edits, {"edits": asked, "dropped": drop}
 
 
 def describe(edits: Sequence[Edit]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,7 @@ from palimpsest.data.readers import read_source, reader_of
 from palimpsest.data.relations import SLOT, majority_share
 from palimpsest.data.sentences import as_upstream, write_sentences
 from palimpsest.data.sources import digest
-from palimpsest.data.text import read_passages
+from palimpsest.data.text import one_line, read_passages
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json, write_text
 
@@ -96,7 +98,8 @@ def build_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, Any]:
 
     `out`/{reader}.json has the upstream form (CF-flat or MEND's) with one more field, `relation`; facts.jsonl
     the sentences that are shown, held_out.jsonl, in the same form, the phrasings that are not; text.txt plain
-    text; manifest.json, written last, what was chosen and why. See `SourceSettings` for `spec`.
+    text (its last tenth measures drift); corpus.txt what was shown and the rest of the text, for statistics
+    of keys; manifest.json, written last, what was chosen and why. See `SourceSettings` for `spec`.
 
     Raises:
         DataError: a bad file or record, or fewer records than `size` qualify.
@@ -120,26 +123,25 @@ def build_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, Any]:
     (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     records = [as_upstream(candidate, reader.name) for candidate in chosen]
     write_text(out / f"{reader.name}.json", json.dumps(records, indent=1, ensure_ascii=True) + "\n")
-    sentences = write_sentences(chosen, candidates, settings, reader.name, out)
+    shown, sentences = write_sentences(chosen, candidates, settings, reader.name, out)
     passages = read_passages(settings.text)
     write_text(out / "text.txt", "".join(passage + "\n" for passage in passages))
+    corpus = [one_line(text) + "." for text in shown] + passages[: math.ceil(len(passages) * 0.9)]
+    random.Random(f"corpus {settings.seed}").shuffle(corpus)
+    write_text(out / "corpus.txt", "".join(line + "\n" for line in corpus))
     manifest = {
         "kind": "real",
         "dataset": reader.name,
         "schema": reading.schema,
         "file": source.name,
+        "revision": source.revision,
         "source_sha256": source.sha256,
         "settings": asdict(settings),
         "records_in_file": reading.total,
         "skipped": reading.skipped,
         "closed": len(closed),
         "refused": dict(sorted(refused.items())),
-        "records": len(chosen),
-        "subjects": len({candidate.edit.subject for candidate in chosen}),
-        "answers": len(
-            {candidate.edit.truth for candidate in chosen} | {candidate.edit.target for candidate in chosen}
-        ),
-        "relations": dict(Counter(candidate.relation for candidate in chosen).most_common()),
+        **counts(chosen),
         **baselines(chosen, candidates),
         **sentences,
         "text_passages": len(passages),
@@ -149,13 +151,21 @@ def build_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, Any]:
     }
     write_json(out / "manifest.json", manifest)
     log.info(
-        "%s: %d of %d records chosen, %d sentences",
-        reader.name,
-        len(chosen),
-        reading.total,
-        sentences["sentences"],
+        "%s: %d of %d records, %d sentences", reader.name, len(chosen), reading.total, sentences["sentences"]
     )
     return manifest
+
+
+def counts(chosen: Sequence[Candidate]) -> dict[str, Any]:
+    """How many records, subjects, different answers, and records of each relation were chosen."""
+    return {
+        "records": len(chosen),
+        "subjects": len({candidate.edit.subject for candidate in chosen}),
+        "answers": len(
+            {answer for candidate in chosen for answer in (candidate.edit.truth, candidate.edit.target)}
+        ),
+        "relations": dict(Counter(candidate.relation for candidate in chosen).most_common()),
+    }
 
 
 def closed_answers(

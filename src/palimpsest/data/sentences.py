@@ -53,8 +53,8 @@ def sentence(prompt: str, answer: str, subject: str | None, fact: str, dataset: 
 
 def write_sentences(
     chosen: Sequence[Candidate], candidates: Sequence[Candidate], settings: HoldOut, dataset: str, out: Path
-) -> dict[str, Any]:
-    """Write `out`/facts.jsonl (shown) and `out`/held_out.jsonl (not shown); return counts for the manifest.
+) -> tuple[list[str], dict[str, Any]]:
+    """Write `out`/facts.jsonl (shown) and `out`/held_out.jsonl (not shown); return shown texts and counts.
 
     A phrasing that another fact completes differently is dropped; a held-out text is never among the shown.
     """
@@ -83,7 +83,7 @@ def write_sentences(
     for candidate in chosen:
         for kind in dict.fromkeys(candidate.rephrasing_kinds):
             kinds[kind].append(candidate.edit.identifier)
-    return {
+    return [line["text"] for line in shown], {
         "sentences": len(shown),
         "sentences_by_kind": dict(sorted(Counter(line["kind"] for line in shown).items())),
         "held_out_by_kind": dict(sorted(Counter(line["kind"] for line in held_out).items())),

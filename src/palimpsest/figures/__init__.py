@@ -39,7 +39,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: Sequence[Path | str], out: P
 
     Args:
         name: stem of the files written.
-        spec: which drawer, what to show and how (drawer, title, item, scale, methods, models, datasets, options, ...).
+        spec: what to show and how (drawer, title, item, scale, methods, models, datasets, options, ...).
         run_dirs: directories `results/runs/{run}/seed=N`.
         out: folder for the files.
 

@@ -19,7 +19,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     runs = read.select(spec, run_dirs)
     options = spec.get("options") or {}
     methods = [method for method in read.methods_of(spec, runs) if any(method.fits(run) for run in runs)]
-    rows = read.ordered(None, ((run.spec["model"], run.spec["dataset"]) for run in runs))  # type: ignore[misc]
+    rows = list(dict.fromkeys((run.spec["model"], run.spec["dataset"]) for run in runs))
     sizes = sorted({int(run.spec["batch_size"]) for run in runs})
     points: list[dict[str, Any]] = []
     with style.house_style():

@@ -1,7 +1,7 @@
-"""Bootstrap over records, within a seed: how sure are we of a mean, or of anything computed from several means.
+"""Bootstrap over records, within a seed: how sure are we of a mean, or of what follows from several.
 
-Records are resampled *jointly* for all quantities of one seed, so a difference of two methods judged on the same records
-is a paired difference. Nothing here reads files.
+Records are resampled *jointly* for all quantities of one seed, so a difference of two methods judged on the
+same records is a paired difference. Nothing here reads files.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Interval(NamedTuple):
 def mean_draws(values: Floats, draws: int = DRAWS, stream: int = _STREAM) -> Floats:
     """Bootstrap means of one sample, shape [draws].
 
-    Token accuracies take few different values, and drawing how often each of them appears (a multinomial) is the same
-    distribution as drawing records one by one, at a fraction of the cost.
+    Token accuracies take few different values, and drawing how often each of them appears (a multinomial)
+    is the same distribution as drawing records one by one, at a fraction of the cost.
     """
     unique, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     drawn = np.random.default_rng(stream).multinomial(counts.sum(), counts / counts.sum(), size=draws)
@@ -44,7 +44,7 @@ def mean_draws(values: Floats, draws: int = DRAWS, stream: int = _STREAM) -> Flo
 
 
 def interval_over_seeds(per_seed: dict[int, Floats], draws: int = DRAWS, level: float = LEVEL) -> Interval:
-    """Mean over seeds with a bootstrap interval in which the records of every seed are resampled on their own."""
+    """Mean over seeds with a bootstrap interval; the records of every seed are resampled on their own."""
     seeds = sorted(per_seed)
     means = [float(np.mean(per_seed[seed])) for seed in seeds]
     drawn = np.mean([mean_draws(per_seed[seed], draws, _STREAM + seed) for seed in seeds], axis=0)
@@ -67,7 +67,7 @@ def joint_means(cells: pd.DataFrame, draws: int = DRAWS, stream: int = _STREAM) 
     """Means of several cells over records, and their joint bootstrap draws.
 
     Args:
-        cells: records x cells; NaN where a record does not belong to a cell. All cells share the resampled records.
+        cells: records x cells; NaN where a record is not in a cell. All cells share the resampled records.
 
     Returns:
         means [cells] and draws [draws, cells].

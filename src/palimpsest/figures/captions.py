@@ -10,18 +10,18 @@ from palimpsest.figures.read import Run
 from palimpsest.files import read_json
 
 _SCALES = {
-    "smoke": "Smoke scale: a few edits on barely trained models, made to test the workflow; the numbers mean nothing.",
+    "smoke": "Smoke scale: a few edits on barely trained models; the numbers mean nothing.",
     "mini": "Mini scale: models trained here on generated worlds, not the paper's models or data.",
-    "mini-counterfact": "Mini scale on real CounterFact records: models trained here on true facts of the real file.",
+    "mini-counterfact": "Mini scale on real CounterFact records: models trained here on its true facts.",
     "mini-zsre": "Mini scale on real ZsRE records: models trained here on the real file.",
-    "rehearsal": "Rehearsal: small randomly initialised models in the shapes of the paper's; the numbers mean nothing.",
+    "rehearsal": "Rehearsal: small random models in the shapes of the paper's; the numbers mean nothing.",
     "small": "Small scale: public models of about 100 M parameters on real data.",
     "paper": "Paper scale: the paper's models, data and sizes.",
 }
 _DATASETS = {"zsre": "ZsRE", "counterfact": "CounterFact"}
 _METRICS = (
-    "Reliability, generality and locality are teacher-forced token accuracies on edit prompts, rephrasings and "
-    "locality prompts (locality: agreement with the unedited model)."
+    "Reliability, generality and locality are teacher-forced token accuracies on edit prompts, "
+    "rephrasings and locality prompts (locality: agreement with the unedited model)."
 )
 
 
@@ -31,14 +31,14 @@ def scale_words(scale: str | None) -> str:
 
 
 def dataset_title(name: str) -> str:
-    """How a data set is written in figures; unknown names stay as they are."""
-    return _DATASETS.get(name, name)
+    """How a data set is written in figures, without the scale's name before it."""
+    return _DATASETS.get(name.rsplit("-", 1)[-1], name)
 
 
 def printed_dataset(name: str, published: dict[str, Any]) -> str | None:
     """The paper's name of one of our data sets."""
     names: dict[str, str] = published.get("datasets") or _DATASETS
-    return names.get(name)
+    return names.get(name, names.get(name.rsplit("-", 1)[-1]))
 
 
 def gate_failures(paths: Iterable[str | Path]) -> list[str]:

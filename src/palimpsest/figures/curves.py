@@ -114,13 +114,13 @@ def _method_line(method: Method, runs: Sequence[Run]) -> Line:
 
 def lambda_of(run: Run) -> float:
     """lambda as a multiple of the key width where the run says so, else the absolute lambda."""
-    value = run.settings.get("lam")
     ratio = run.settings.get("lam_ratio")
-    return float(value if value is not None else ratio if ratio is not None else float("nan"))
+    value = ratio if ratio is not None else run.settings.get("lam")
+    return float(value) if value is not None else float("nan")
 
 
 def _lambda_key(run: Run) -> tuple[Any, ...]:
-    return False, run.settings.get("lam") is not None, lambda_of(run), run.spec["editor"]
+    return False, run.settings.get("lam_ratio") is None, lambda_of(run), run.spec["editor"]
 
 
 def _alpha_key(run: Run) -> tuple[Any, ...]:
@@ -286,7 +286,8 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
         words.append("Hollow marks: the number printed in the paper.")
     elif options.get("published"):
         words.append(
-            f"The paper prints numbers only at {options['published'].get('at', 1000):,} edits, beyond these runs."
+            f"The paper prints numbers only at {options['published'].get('at', 1000):,} edits, "
+            "beyond these runs."
         )
     if options.get("baseline"):
         words.append("Dotted: the unedited model.")

@@ -27,7 +27,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
 
 
 def measured_points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]) -> pd.DataFrame:
-    """One row per model, data set, method and metric: measured mean with intervals, printed value, difference."""
+    """One row per model, data set, method and metric: measured with intervals, printed, difference."""
     options = spec.get("options") or {}
     rows = []
     for model in spec.get("models") or read.ordered(None, (run.spec["model"] for run in runs)):
@@ -92,7 +92,7 @@ def layout(points: pd.DataFrame, spec: dict[str, Any], methods: Sequence[Method]
         columns += [style.METRIC_TITLES.get(metric, metric), "printed", "diff."]
     groups, emphasis, faint = [], set(), set()
     for number, ((model, dataset), part) in enumerate(points.groupby(["model", "dataset"], sort=False)):
-        best = part.groupby("metric")["mean"].max() if "mean" in part else {}
+        best: Any = part.groupby("metric")["mean"].max() if "mean" in part else {}
         rows = []
         for index, method in enumerate(methods):
             cells = [method.title]
@@ -129,7 +129,8 @@ def _words(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method])
     if pairs:
         beside = ", ".join(f"{ours} beside {theirs}" for ours, theirs in pairs.items())
         words.append(
-            f"Printed numbers are the paper's, set beside the model of the same shape ({beside}); diff. = measured − printed."
+            f"Printed numbers are the paper's, set beside the model of the same shape ({beside}); "
+            "diff. = measured − printed."
         )
     missing = [
         method.title for method in methods if method.not_run or not any(method.fits(run) for run in runs)

@@ -9,7 +9,7 @@ from palimpsest.files import write_atomic, write_text
 
 
 def collect(figures_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Copy picture, caption and markdown table of every finished figure and write `README.md`; returns the files.
+    """Copy picture, caption and markdown table of every finished figure; write `README.md`; return the files.
 
     Pictures of figures that are gone from `figures_dir` are removed from the gallery.
 

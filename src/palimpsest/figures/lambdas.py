@@ -1,4 +1,4 @@
-"""COMEBA-HK and MEMIT at equal lambda and at the paper's ratios: what is the hook's doing, what is lambda's?"""
+"""COMEBA-HK and MEMIT at equal lambda and at the paper's ratios: what does the hook, what does lambda?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from palimpsest.files import write_text
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
-    """One block per protocol, model and data set; one row per method and lambda; one column of dots per metric."""
+    """Blocks: protocol, model and data set; rows: method and lambda; a column of dots per metric."""
     runs = read.select(spec, run_dirs)
     methods = read.methods_of(spec, runs)
     points = pd.DataFrame(_points(spec, runs, methods))
@@ -78,7 +78,7 @@ def _points(spec: dict[str, Any], runs: list[Run], methods: list[Method]) -> lis
             and lambda_of(run) == lam
             and (run.spec["protocol"], run.spec["model"], run.spec["dataset"]) == (protocol, model, dataset)
         ]
-        absolute = own[0].settings.get("lam") is not None
+        absolute = own[0].settings.get("lam_ratio") is None
         title = _METHODS.get((method.editor, bool(own[0].settings.get("hooks", True))), method.title)
         for metric in METRICS:
             split = options.get("locality_split") if metric == "locality" else None
@@ -139,7 +139,7 @@ def _panel(axis: Axes, rows: pd.DataFrame, names: bool) -> None:
 
 
 def _place(place: Any) -> str:
-    protocol, model, dataset = place
+    protocol, model, dataset = map(str, place)
     return f"{protocol.replace('_', ' ')}, {model}, {captions.dataset_title(dataset)}"
 
 
@@ -148,13 +148,19 @@ def _markdown(points: pd.DataFrame) -> str:
         "| protocol | model | data set | method | λ | " + " | ".join(METRICS) + " |",
         "|" + " --- |" * 5 + " ---: |" * len(METRICS),
     ]
-    for key, rows in points.groupby(["protocol", "model", "dataset", "method", "lambda"], sort=False):
+    names = ["protocol", "model", "dataset", "method", "lambda"]
+    for _, rows in points.groupby(names, sort=False):
         values = rows.set_index("metric")
-        cells = [
-            f"{values.loc[m, 'mean']:.3f} [{values.loc[m, 'low']:.2f}, {values.loc[m, 'high']:.2f}]"
-            if m in values.index
-            else "not run"
-            for m in METRICS
-        ]
-        lines.append("| " + " | ".join([*(str(part) for part in key[:-1]), f"{key[-1]:g}", *cells]) + " |")
+        cells = [_measured(values.loc[metric].to_dict()) if metric in values.index else "not run" for metric in METRICS]
+        lines.append(
+            "| "
+            + " | ".join(
+                [*rows.iloc[0][names[:-1]].astype(str), f"{float(rows['lambda'].iloc[0]):g}", *cells]
+            )
+            + " |"
+        )
     return "\n".join(lines) + "\n"
+
+
+def _measured(point: dict[str, Any]) -> str:
+    return f"{float(point['mean']):.3f} [{float(point['low']):.2f}, {float(point['high']):.2f}]"

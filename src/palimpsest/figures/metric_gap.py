@@ -66,7 +66,8 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             captions.counts(runs),
             "Last snapshot: all edits made.",
             captions.intervals((spec.get("options") or {}).get("level", LEVEL), "Bars"),
-            "The three definitions judge the same edited models; numbers of papers that use different ones cannot be compared.",
+            "The three definitions judge the same edited models; numbers made by different ones cannot be "
+            "compared.",
         ]
         return style.save_figure(figure, name, out, pd.DataFrame(points), captions.caption(spec, *words))
 

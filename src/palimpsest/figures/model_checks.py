@@ -1,4 +1,4 @@
-"""Are the models fit to be edited? Target-vector ceiling per block and recall, and the loss of pre-training."""
+"""Are the models fit to be edited? Target-vector ceiling per block, recall, and loss of pre-training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from palimpsest.errors import DataError
 from palimpsest.figures import captions, style
@@ -88,13 +89,13 @@ def _ceiling_lines(axis: Axes, gate: dict[str, Any], number: int) -> list[dict[s
         ]
     if isinstance(gate.get("threshold"), int | float):
         axis.axhline(float(gate["threshold"]), color=style.FAINT, lw=0.9, ls="--", zorder=1)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return points
 
 
 def _recall_bars(axis: Axes, gates: list[dict[str, Any]], models: list[str]) -> list[dict[str, Any]]:
     points = []
-    names = []
+    names: list[str] = []
     fields = (("recall", "seen phrasing", 1.0), ("recall_rephrased", "new phrasing", 0.55))
     for gate in gates:
         colour = _COLOURS[models.index(gate["model"]) % len(_COLOURS)]
@@ -146,9 +147,10 @@ def _gate_words(gates: list[dict[str, Any]]) -> str:
         for gate in gates
     )
     return (
-        "Ceiling: share of facts whose new answer becomes the top prediction when the output of one block at the last "
-        "subject token may be chosen freely within the clamp. State swap: share in which another subject's state at that "
-        "token carries its own answer along. Dashed: the gate's threshold. Dotted in the right panels: the most frequent answer's share. "
+        "Ceiling: share of facts whose new answer becomes the top prediction when the output of one block at "
+        "the last subject token may be chosen freely within the clamp. State swap: share in which "
+        "another subject's state at that token carries its own answer along. Dashed: the gate's "
+        "threshold. Dotted in the right panels: the most frequent answer's share. "
         f"Gate verdicts: {verdicts}."
     )
 
@@ -186,7 +188,8 @@ def draw_training_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], 
         style.panel_letters([left, right])
         style.stamp(figure, captions.stamp_text(spec))
         words = "; ".join(
-            f"{frame['model'].iloc[0]}: {int(frame['step'].iloc[-1]):,} steps, {frame['tokens'].iloc[-1] / 1e6:.2f} million tokens, "
+            f"{frame['model'].iloc[0]}: {int(frame['step'].iloc[-1]):,} steps, "
+            f"{frame['tokens'].iloc[-1] / 1e6:.2f} million tokens, "
             f"{frame['seconds'].iloc[-1] / 60:.1f} minutes, last loss {frame['loss'].iloc[-1]:.2f}"
             for frame in frames
         )

@@ -34,6 +34,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """The run's seed."""
         return int(self.info["seed"])
 
     @property
@@ -61,24 +62,31 @@ class Run:
         """Rows of inspection.parquet (none where nothing was inspected)."""
         return results.read_table(self.directory / results.INSPECTION_FILE, results.INSPECTION_SCHEMA)
 
-    def record_values(self, metric: str, split: str | None = None, n_edits: int | None = None) -> pd.Series:
-        """Value per record (index: edit identifier) at one snapshot; the last one if `n_edits` is None. May be empty."""
-        split = split or METRIC_SPLITS.get(metric, "edit")
-        rows = self.records
-        rows = rows[(rows["metric"] == metric) & (rows["split"] == split)]
-        if n_edits is None:
-            rows = rows[rows["step"] == rows["step"].max()]
-        else:
-            rows = rows[rows["n_edits"] == n_edits]
+    @cached_property
+    def _by_cell(self) -> dict[tuple[str, str, int], pd.Series]:
+        """Records once sorted into (metric, split, n_edits): every figure asks for many of them."""
         # An edit may have several probes of a split: the record's value is their mean.
-        return rows.groupby("edit", sort=True)["value"].mean()
+        means = self.records.groupby(["metric", "split", "n_edits", "edit"], sort=True)["value"].mean()
+        cells = {}
+        key: Any  # (metric, split, n_edits)
+        for key, values in means.groupby(level=[0, 1, 2], sort=True):
+            metric, split, n_edits = key
+            cells[str(metric), str(split), int(n_edits)] = values.droplevel([0, 1, 2])
+        return cells
+
+    def record_values(self, metric: str, split: str | None = None, n_edits: int | None = None) -> pd.Series:
+        """Value per record (index: edit identifier) at one snapshot, by default the last. May be empty."""
+        split = split or METRIC_SPLITS.get(metric, "edit")
+        if n_edits is None:
+            n_edits = max(
+                (n for name, part, n in self._by_cell if (name, part) == (metric, split)), default=0
+            )
+        return self._by_cell.get((metric, split, n_edits), pd.Series(dtype="float64"))
 
     def snapshots(self, metric: str, split: str | None = None) -> list[int]:
         """Numbers of edits at which records of this metric exist, without 0 (before editing)."""
         split = split or METRIC_SPLITS.get(metric, "edit")
-        rows = self.records
-        rows = rows[(rows["metric"] == metric) & (rows["split"] == split) & (rows["n_edits"] > 0)]
-        return sorted(int(value) for value in rows["n_edits"].unique())
+        return sorted(n for name, part, n in self._by_cell if (name, part) == (metric, split) and n > 0)
 
 
 def load_runs(run_dirs: Iterable[Path | str]) -> list[Run]:
@@ -126,6 +134,7 @@ class Method:
     not_run: bool = False
 
     def fits(self, run: Run) -> bool:
+        """Whether a run belongs to this method."""
         editor, variant = run.method
         return editor == self.editor and self.variant in ("*", variant)
 

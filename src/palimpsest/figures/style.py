@@ -1,4 +1,4 @@
-"""One look for all figures: colours and marks of methods, fonts, panel letters, labels at line ends, stamps, saving."""
+"""One look for all figures: colours and marks of methods, fonts, letters, labels, stamps, saving."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INK = "#222222"
 FAINT = "#8a8a8a"
 GRID = "#e6e6e6"
 
-# Okabe and Ito's palette: safe for the common forms of colour blindness. A method keeps its colour in every figure.
+# Okabe and Ito's palette, safe for colour-blind readers. A method keeps its colour in every figure.
 METHOD_COLOURS = {
     ("comeba_hk", "default"): "#D55E00",
     ("comeba_hk", "no_hooks"): "#E69F00",
@@ -92,7 +92,8 @@ _RC = {
 @contextmanager
 def house_style() -> Iterator[None]:
     """Use the house style inside the block; the caller's settings come back afterwards."""
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_RC}):
+    settings: Any = {**matplotlib.rcParamsDefault, "backend": "agg", **_RC}  # type: ignore[dict-item]
+    with matplotlib.rc_context(settings):
         yield
 
 
@@ -116,6 +117,7 @@ def method_colour(editor: str, variant: str = "default") -> str:
 
 
 def method_marker(editor: str) -> str:
+    """The mark of an editor, so that lines can be told apart without colour."""
     return METHOD_MARKERS.get(editor, "h")
 
 
@@ -138,7 +140,7 @@ def unit_axis(axis: Axes, low: float = 0.0) -> None:
 
 
 def spread_apart(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move label positions so that neighbours are at least `gap` apart and stay in [low, high], changing them little."""
+    """Move label positions, as little as needed, at least `gap` apart and into [low, high]."""
     order = np.argsort(positions, kind="stable")
     placed = [float(positions[index]) for index in order]
     gap = min(gap, (high - low) / max(len(placed) - 1, 1))
@@ -220,6 +222,9 @@ def stamp(figure: Figure, text: str) -> None:
 
 def save_figure(figure: Figure, name: str, out: Path, points: pd.DataFrame, caption: str) -> list[Path]:
     """Write pdf, svg, png, csv of the plotted points and caption; the same input gives the same bytes."""
+    with house_style():
+        figure.draw_without_rendering()  # one layout for the three formats
+    figure.set_layout_engine("none")
     for suffix in (".pdf", ".svg", ".png"):
         write_atomic(out / f"{name}{suffix}", lambda path, suffix=suffix: _save(figure, path, suffix))  # type: ignore[misc]
     save_points(points, out / f"{name}.csv")

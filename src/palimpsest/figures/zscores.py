@@ -1,7 +1,7 @@
 """What the hooks see: Figure 3 of COMEBA-HK, and two figures the paper lacks.
 
-The z-score of a token says how far the edited weights move it, compared with the other tokens of its own sequence
-(paper Eq. 17). It cannot exceed (n - 1) / sqrt(n) in a sequence of n tokens, whatever was edited.
+The z-score of a token says how far the edited weights move it, compared with the other tokens of its own
+sequence (paper Eq. 17). It cannot exceed (n - 1) / sqrt(n) in a sequence of n tokens, whatever was edited.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def inspected(spec: dict[str, Any], runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def draw_zscores(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
-    """Figure 3: the z-score at the last subject token of every record, with the ceiling of its prompt's length."""
+    """Figure 3: the z-score at the last subject token of every record, with its prompt's ceiling."""
     runs = read.select(spec, run_dirs)
     table = inspected(spec, runs)
     splits = [
@@ -151,9 +151,13 @@ def _record_panel(axis: Axes, rows: pd.DataFrame, split: str, last: bool) -> Non
 
 def _distribution_panel(axis: Axes, rows: pd.DataFrame, last: bool) -> None:
     finite = rows[["z_subject", "z_max_other"]].to_numpy(dtype=float)
+    if not np.isfinite(finite).any():
+        return
     edges = np.linspace(np.nanmin(finite) - 0.05, np.nanmax(finite) + 0.05, 28)
     for column, colour in (("z_max_other", "#56B4E9"), ("z_subject", "#D55E00")):
-        axis.hist(rows[column].dropna(), bins=edges, orientation="horizontal", color=colour, alpha=0.75, lw=0)
+        axis.hist(
+            rows[column].dropna(), bins=list(edges), orientation="horizontal", color=colour, alpha=0.75, lw=0
+        )
     axis.grid(axis="x", visible=False)
     axis.tick_params(labelleft=False)
     if last:
@@ -161,15 +165,16 @@ def _distribution_panel(axis: Axes, rows: pd.DataFrame, last: bool) -> None:
 
 
 def _zscore_words(rows: pd.DataFrame, splits: Sequence[str], seed: int) -> list[str]:
-    words = [
-        f"Hook layer {', '.join(str(layer) for layer in sorted(rows['layer'].unique()))}, records of seed {seed}."
-    ]
+    words = [f"Hook layer {', '.join(map(str, sorted(rows['layer'].unique())))}, records of seed {seed}."]
     for split in splits:
         own = rows[rows["split"] == split]
+        if own.empty:
+            continue
         first = (own["z_subject"] > own["z_max_other"]).mean()
         words.append(
-            f"{SPLIT_TITLES.get(split, split).capitalize()} (n = {len(own)}): minimum {own['z_subject'].min():.2f}, "
-            f"median {own['z_subject'].median():.2f}; the subject's token is the largest in {first:.0%}; "
+            f"{SPLIT_TITLES.get(split, split).capitalize()} (n = {len(own)}): "
+            f"minimum {own['z_subject'].min():.2f}, median {own['z_subject'].median():.2f}; "
+            f"the subject's token is the largest in {first:.0%}; "
             f"median share of the ceiling {(own['z_subject'] / own['ceiling']).median():.0%}."
         )
     words.append(
@@ -179,7 +184,7 @@ def _zscore_words(rows: pd.DataFrame, splits: Sequence[str], seed: int) -> list[
 
 
 def draw_unedited_subjects(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
-    """Do subjects that were never edited light up as well? Distributions of z at the subject, edited and unedited."""
+    """Do subjects that were never edited light up as well? Distributions of z at the subject."""
     runs = read.select(spec, run_dirs)
     table = inspected(spec, runs)
     table = table[table["z_subject"].notna()]
@@ -222,7 +227,7 @@ def _median_rows(axis: Axes, table: pd.DataFrame, splits: Sequence[str]) -> pd.D
         axis.plot([q05, q95], [row, row], color=SPLIT_COLOURS[split], lw=1.2)
         axis.plot([q25, q75], [row, row], color=SPLIT_COLOURS[split], lw=5, solid_capstyle="butt")
         axis.plot([q50], [row], marker="o", color="white", mec=SPLIT_COLOURS[split], mew=1.4, ms=6)
-        swapped = pd.to_numeric(own["swapped_subject"], errors="coerce").mean()
+        swapped = own["swapped_subject"].dropna().astype(bool).mean()
         points.append(
             {
                 "split": split,
@@ -252,8 +257,9 @@ def _unedited_words(table: pd.DataFrame, splits: Sequence[str]) -> str:
         for split in splits
     )
     return (
-        f"Medians: {medians}. The z-score compares a token with the other tokens of its own sequence, so a high value "
-        "for unedited subjects means that it finds the subject rather than the edited subject. Dashed: median α."
+        f"Medians: {medians}. The z-score compares a token with the other tokens of its own sequence, so a "
+        "high value for unedited subjects means that it finds the subject rather than the edited subject. "
+        "Dashed: median α."
     )
 
 
@@ -277,12 +283,12 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
                 if ((table["split"] == split) & (table["dataset"] == dataset)).any()
             ]:
                 points += _reach_line(axis, table, dataset, split, grid, options.get("draws", DRAWS))
-            for value, words in ((options.get("alpha", 2.2), "paper's start"), (3.0, "fixed 3")):
+            for value, mark in ((options.get("alpha", 2.2), "paper's start"), (3.0, "fixed 3")):
                 axis.axvline(value, color=style.INK, lw=0.8, ls="--", zorder=1)
                 axis.text(
                     value - 0.03,
                     0.98,
-                    words,
+                    mark,
                     ha="right",
                     va="top",
                     rotation=90,

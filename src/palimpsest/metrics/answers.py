@@ -1,8 +1,8 @@
 """What a model says at the places where an answer stands: teacher-forced predictions, in padded batches.
 
-The pair prompt + " " + answer is run once; the answer's token at position t is predicted by the logits at t - 1.
-Rows are sorted by length and padded on the right. Causal attention and masked scope statistics make the numbers the
-same as one row at a time. Only the logits that are read are computed.
+The pair prompt + " " + answer is run once; the answer's token at position t is predicted by the logits at t -
+1. Rows are sorted by length and padded on the right. Causal attention and masked scope statistics make the
+numbers the same as one row at a time. Only the logits that are read are computed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Answer:
-    """Token ids of one answer: what the model predicts, given all earlier right tokens, and what is written."""
+    """Token ids of one answer: predicted ones (given the right tokens before each), and those written."""
 
     predicted: tuple[int, ...]
     wanted: tuple[int, ...]
@@ -34,8 +34,8 @@ class Batching:
 
     Attributes:
         tokens: padded tokens of a pass, at most (one row may be longer).
-        equal_length: only rows of the same length share a pass. Needed when a method lets padding tokens change its
-            answers, as the official code of COMEBA-HK does (spec quirk 3).
+        equal_length: only rows of the same length share a pass. Needed when a method lets padding tokens
+            change its answers, as the official code of COMEBA-HK does (spec quirk 3).
     """
 
     tokens: int = BATCH_TOKENS

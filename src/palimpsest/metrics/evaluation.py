@@ -1,4 +1,4 @@
-"""Judging edits: every probe of every edit asked in few passes, against what the unedited model said before."""
+"""Judging edits: every probe of every edit in few passes, beside what the unedited model said."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def questions_of(order: int, edit: Edit) -> list[Question]:
 class Evaluation:
     """Scores of a fixed stream of edits on a model that is being edited.
 
-    Build it while the model is still unedited: its answers are recorded then, and are what locality compares with.
+    Build it while the model is still unedited: its answers are recorded then, and are what locality compares
+    with.
 
     Args:
         model: the model, unedited now.
@@ -74,7 +75,9 @@ class Evaluation:
     ):
         self.model, self.edits, self.generation = model, list(edits), generation
         self.batching = batching or Batching()
-        self.questions = [question for order, edit in enumerate(self.edits) for question in questions_of(order, edit)]
+        self.questions = [
+            question for order, edit in enumerate(self.edits) for question in questions_of(order, edit)
+        ]
         self._places: dict[int, list[int]] = defaultdict(list)
         for place, question in enumerate(self.questions):
             self._places[question.order].append(place)
@@ -94,8 +97,8 @@ class Evaluation:
     ) -> list[RecordValue]:
         """Scores of the edits at these positions of the stream, on the model as it is now.
 
-        `swapped` tells for each question whether a hook layer's scope decision let any token pass (or None when the
-        editor has no such decision); it adds `swap_rate`.
+        `swapped` tells for each question whether a hook layer's scope decision let any token pass (or None
+        when the editor has no such decision); it adds `swap_rate`.
         """
         places = [place for order in orders for place in self._places[order]]
         values = self._score(places, *self._ask(places))

@@ -1,8 +1,8 @@
 """Greedy generation without forcing, in batches, each row as many tokens as its answer has.
 
-Every step runs the whole row again, without kept keys and values: methods that decide their scope over the whole
-sequence (COMEBA-HK) then decide at each step as they do in teacher forcing, which they cannot when a step sees one
-token. Answers are short, so this costs little.
+Every step runs the whole row again, without kept keys and values: methods that decide their scope over the
+whole sequence (COMEBA-HK) then decide at each step as they do in teacher forcing, which they cannot when a
+step sees one token. Answers are short, so this costs little.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from palimpsest.models.tokens import pad, tokenise
 def generate_tokens(
     model: LanguageModel, prompts: Sequence[str], counts: Sequence[int], batching: Batching | None = None
 ) -> list[tuple[int, ...]]:
-    """Greedy continuation of each prompt, `counts[i]` token ids long (shorter only at the end of the context)."""
+    """Greedy continuation of each prompt: `counts[i]` token ids (fewer only where the context ends)."""
     batching = batching or Batching()
     rows = [list(row.ids) for row in tokenise(model, prompts)]
     starts = [len(row) for row in rows]

@@ -1,6 +1,7 @@
 """Text drift: perplexity of a model on held-out plain text, a meter of what editing does to everything else.
 
-At mini scale it tells drift, not fluency (the models are small): compare it with its own value before editing.
+At mini scale it tells drift, not fluency (the models are small): compare it with its own value before
+editing.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ class TextLoss:
 
 
 def held_out_passages(path: Path | str, share: float = HELD_OUT_SHARE) -> list[str]:
-    """The last `share` of the lines of a text file (one passage a line), at least one; the rest was for training."""
+    """The last `share` of the lines of a file (one passage a line), at least one line."""
     if not Path(path).is_file():
-        raise DataError("the file does not exist", file=path, remedy="Give the text the model was pre-trained with")
+        raise DataError(
+            "the file does not exist", file=path, remedy="Give the text the model was pre-trained with"
+        )
     lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
         raise DataError("the file holds no text", file=path, remedy="Give a file with one passage a line")
@@ -60,7 +63,9 @@ def token_rows(model: LanguageModel, passages: Sequence[str], budget: int = TEXT
 
 
 @torch.no_grad()
-def text_loss(model: LanguageModel, rows: Sequence[Sequence[int]], batching: Batching | None = None) -> TextLoss:
+def text_loss(
+    model: LanguageModel, rows: Sequence[Sequence[int]], batching: Batching | None = None
+) -> TextLoss:
     """Mean loss of predicting each token of each row from those before it, row by row in padded batches."""
     total, count = 0.0, 0
     for group in (batching or Batching(tokens=1024)).groups([len(row) for row in rows]):

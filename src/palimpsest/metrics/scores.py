@@ -1,4 +1,4 @@
-"""Definitions of the scores. Each has its own name, because papers and toolkits use one word for several of them."""
+"""Definitions of the scores. Each has its own name: papers and toolkits use one word for several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 
 def token_accuracy(predicted: Sequence[int], wanted: Sequence[int]) -> float:
-    """Share of equal tokens, position by position: reliability, generality and locality of COMEBA-HK (spec 4.2).
+    """Share of equal tokens, position by position: reliability, generality and locality of COMEBA-HK (spec
+    4.2).
 
     Teacher-forced: token t is predicted with the right tokens before it. This is neither exact match nor free
     generation. For locality `wanted` are the unedited model's predictions, not the gold answer.

@@ -29,7 +29,7 @@ class LanguageModel:
     """
 
     def __init__(self, network: nn.Module, tokenizer, family: Family, name: str = "model"):
-        self.network = network.eval().requires_grad_(False)
+        self.network = fuse_activations(network).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.family = family
         self.name = name
@@ -136,6 +136,20 @@ class LanguageModel:
         if positions is not None:
             hidden = hidden[positions[0].to(hidden.device), positions[1].to(hidden.device)]
         return self.head(hidden)
+
+
+def fuse_activations(network: nn.Module) -> nn.Module:
+    """Replace the many-step tanh GELU of GPT-2 and GPT-J by its fused kernel: the same function, up to rounding.
+
+    On small models half of the time of a pass goes into that one function otherwise.
+    """
+    from transformers.activations import GELUTanh, NewGELUActivation
+
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, GELUTanh())
+    return network
 
 
 def load_model(

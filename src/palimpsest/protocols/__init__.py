@@ -12,7 +12,7 @@ PROTOCOLS = ("single_round", "consecutive")
 
 
 def protocol(name: str) -> Callable[..., Any]:
-    """The function `run(stream, checkpoints) -> Progress` of a protocol; SettingsError with the known names."""
+    """The function `run(stream, checkpoints) -> Progress` of a protocol; SettingsError names the known."""
     if name not in PROTOCOLS:
         raise SettingsError(f"there is no protocol {name!r} (there are: {', '.join(PROTOCOLS)})")
     return import_module(f"palimpsest.protocols.{name}").run

@@ -1,8 +1,8 @@
 """Checkpoints of a run: all it needs to go on after a crash and end with the same rows.
 
-A checkpoint is `step-000012.safetensors` (tensors) and `step-000012.json` (plain data, and the digest of the tensors).
-The JSON file is written last, so a checkpoint without it never happened. The last two are kept: should the newest be
-damaged, the one before serves. Nothing is pickled.
+A checkpoint is `step-000012.safetensors` (tensors) and `step-000012.json` (plain data, and the digest of the
+tensors). The JSON file is written last, so a checkpoint without it never happened. The last two are kept:
+should the newest be damaged, the one before serves. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from palimpsest.provenance import file_fingerprint
 log = logging.getLogger(__name__)
 
 KEPT = 2
-# Saving may take at most this share of the time since the last save; a small state is saved after every batch.
+# Saving takes at most this share of the time since the last save; small states are saved after every batch.
 SAVING_SHARE = 0.1
 
 
@@ -65,7 +65,9 @@ class Checkpoints:
         start = time.monotonic()
         tensors_path, plain_path = self._paths(checkpoint.step)
         # Copies, because safetensors refuses tensors that share memory.
-        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
+        tensors = {
+            name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()
+        }
         write_atomic(tensors_path, lambda temporary: save_file(tensors, temporary))
         content = {"key": self.key, "tensors": file_fingerprint(tensors_path), "plain": checkpoint.plain}
         write_json(plain_path, content)
@@ -86,7 +88,9 @@ class Checkpoints:
                 if content["key"] != self.key:
                     raise PalimpsestError("it is of a run with other settings, data, model or code")
                 if file_fingerprint(tensors_path) != content["tensors"]:
-                    raise PalimpsestError(f"file {tensors_path} is not the one that {plain_path} was written with")
+                    raise PalimpsestError(
+                        f"file {tensors_path} is not the one that {plain_path} was written with"
+                    )
                 return Checkpoint(step, load_file(tensors_path), content["plain"])
             except (PalimpsestError, KeyError, TypeError) as error:
                 log.warning("checkpoint of step %d is not used: %s", step, error)
@@ -113,8 +117,9 @@ class Checkpoints:
 
 def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """State of every global source of random numbers (torch, numpy, Python), as tensors and plain data."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.astype(np.int64))}
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    words_of_numpy = np.asarray(keys, dtype=np.int64)
+    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(words_of_numpy)}
     for number, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
         tensors[f"random.cuda.{number}"] = state
     version, words, python_gauss = random.getstate()

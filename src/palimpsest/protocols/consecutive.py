@@ -11,7 +11,7 @@ from palimpsest.protocols.stream import Progress, Stream, add_metric, add_rows, 
 
 
 def run(stream: Stream, checkpoints: Checkpoints | None = None) -> Progress:
-    """Edit the whole stream; rows at step 0, at every snapshot and at the end. The editor keeps its last state."""
+    """Edit the whole stream; rows at step 0, at snapshots and at the end. The editor keeps its last state."""
     progress = begin(stream, checkpoints)
     with stream.bar(progress.done) as bar:
         for step, orders in stream.batches():
@@ -30,7 +30,9 @@ def _due(stream: Stream, before: int, done: int) -> bool:
     """A snapshot is due at the end, and whenever a multiple of `snapshot_every` was reached or passed."""
     if done == len(stream.edits):
         return True
-    return stream.snapshot_every is not None and done // stream.snapshot_every > before // stream.snapshot_every
+    return (
+        stream.snapshot_every is not None and done // stream.snapshot_every > before // stream.snapshot_every
+    )
 
 
 def _snapshot(stream: Stream, progress: Progress) -> None:
@@ -38,7 +40,7 @@ def _snapshot(stream: Stream, progress: Progress) -> None:
     progress.text_losses = []
     values = look(stream, progress, range(done))
     add_rows(stream, progress, values, done, [TextLoss(loss, int(n)) for loss, n in progress.text_losses])
-    for layer, series in progress.alpha.items():
+    for layer, series in progress.alpha_by_layer():
         add_metric(stream, progress, done, f"layer_{layer}", "alpha", series[-1], 1)
     add_metric(stream, progress, done, "edit", "failed_edits", len(progress.failed), done)
     add_metric(stream, progress, done, "edit", "state_bytes", stream.editor.state_bytes(), 1)

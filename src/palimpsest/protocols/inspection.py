@@ -29,7 +29,8 @@ def shown(
 def inspection_rows(
     editor: Editor, edits: Iterable[Edit], others: Iterable[Edit], batching: Batching, base: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of `inspection.parquet`: edit prompts, first rephrasings, first locality prompts, and unedited subjects.
+    """Rows of `inspection.parquet`: edit prompts, first rephrasings, first locality prompts, and unedited
+    subjects.
 
     Prompts are read without their answers, as in Fig. 3 of COMEBA-HK.
 
@@ -46,11 +47,14 @@ def inspection_rows(
         asked += [(edit_name(edit), "locality", probe.prompt, None) for probe in probes[:1]]
     asked += [(edit_name(edit), "unedited", edit.prompt, edit.subject) for edit in others]
     seen = shown(editor, [prompt for *_, prompt, _ in asked], [subject for *_, subject in asked], batching)
-    return [{**base, "edit": asked[row["prompt"]][0], "split": asked[row["prompt"]][1], **_numbers(row)} for row in seen]
+    return [
+        {**base, "edit": asked[row["prompt"]][0], "split": asked[row["prompt"]][1], **_numbers(row)}
+        for row in seen
+    ]
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """One prompt at one layer; None where there is nothing to say (no subject, or z undefined because n = 1)."""
+    """One prompt at one layer; None where there is nothing to say (no subject, or z undefined)."""
     z, swapped, at = row["z"], row["swapped"], row["subject_index"]
     others = [value for place, value in enumerate(z) if place != at]
     return {

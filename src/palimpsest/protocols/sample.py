@@ -1,4 +1,4 @@
-"""Which edits of a data set a run makes, and in which order: chosen by the seed, without edits that spoil the measure."""
+"""Which edits of a data set a run makes, and in which order; those that spoil the measure are left out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass
 class Sample:
-    """The chosen edits in order, the counts of those dropped by each rule, and further edits that were not chosen."""
+    """The chosen edits in order, counts of those dropped by each rule, and further edits not chosen."""
 
     edits: list[Edit]
     dropped: Counter[str] = field(default_factory=Counter)
@@ -47,9 +47,10 @@ def choose(
 ) -> Sample:
     """Take `count` edits in the order of a permutation given by the seed (or in file order).
 
-    Dropped, and counted: what the model does not know (when `known` lists what it knows); what does not fit its
-    context; and, unless `conflicts` is "keep", prompts or facts that are chosen already (a later edit would contradict
-    the earlier), and edits that a locality probe of a chosen edit asks about (an edited fact is no locality probe).
+    Dropped, and counted: what the model does not know (when `known` lists what it knows); what does not fit
+    its context; and, unless `conflicts` is "keep", prompts or facts that are chosen already (a later edit
+    would contradict the earlier), and edits that a locality probe of a chosen edit asks about (an edited fact
+    is no locality probe).
 
     Args:
         known: identifiers that pass; None = all pass.
@@ -62,7 +63,8 @@ def choose(
     """
     if order not in SAMPLES or conflicts not in CONFLICTS:
         raise SettingsError(
-            f"sample {order!r} must be one of {', '.join(SAMPLES)}, conflicts {conflicts!r} one of {', '.join(CONFLICTS)}"
+            f"sample {order!r} must be one of {', '.join(SAMPLES)}, "
+            f"conflicts {conflicts!r} one of {', '.join(CONFLICTS)}"
         )
     places = np.random.default_rng(seed).permutation(len(edits)) if order == "shuffled" else range(len(edits))
     chosen = _Chosen(edits if conflicts == "drop" else [])
@@ -87,7 +89,9 @@ def choose(
 
 
 def _too_few(sample: Sample, total: int, count: int, source: str) -> str:
-    lost = "; ".join(f"{number} dropped because {RULES[rule]}" for rule, number in sample.dropped.most_common())
+    lost = "; ".join(
+        f"{number} dropped because {RULES[rule]}" for rule, number in sample.dropped.most_common()
+    )
     return (
         f"{count} edits are requested, but only {len(sample.edits)} of the {total} in {source} can be used"
         f"{f' ({lost})' if lost else ''}. Ask for fewer edits, or use a larger data set"
@@ -120,7 +124,8 @@ class _Chosen:
         asked = edit.prompt in self.probe_prompts
         asked |= edit.subject is not None and _words(edit.subject) in self.probe_phrases
         asks = any(
-            probe.prompt in self.prompts or any(phrase in self.subjects for phrase in self._phrases(probe.prompt))
+            probe.prompt in self.prompts
+            or any(phrase in self.subjects for phrase in self._phrases(probe.prompt))
             for probe in edit.locality
         )
         return "probe" if asked or asks else None
@@ -138,7 +143,7 @@ class _Chosen:
             self.probe_phrases.update(self._phrases(probe.prompt))
 
     def _phrases(self, text: str) -> Iterator[tuple[str, ...]]:
-        """Every run of words that is no longer than the longest subject: whole words, so that Rome is not in Romeo."""
+        """Runs of words no longer than the longest subject: whole words, so that Rome is not in Romeo."""
         words = _words(text)
         for first in range(len(words)):
             for last in range(first + 1, min(first + self.longest, len(words)) + 1):

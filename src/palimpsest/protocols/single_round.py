@@ -1,4 +1,5 @@
-"""Single-round batch editing: each batch on a fresh model, judged on its own records, then discarded (Table 1).
+"""Single-round batch editing: each batch on a fresh model, judged on its own records, then discarded (Table
+1).
 
 All batches together make one set of rows at the end, whose step is the number of batches (spec 4.3).
 """
@@ -15,7 +16,7 @@ from palimpsest.protocols.stream import Progress, Stream, add_metric, add_rows, 
 
 
 def run(stream: Stream, checkpoints: Checkpoints | None = None) -> Progress:
-    """Edit, judge and roll back batch after batch. After the last batch the editor keeps that batch's state."""
+    """Edit, judge and roll back batch after batch; the editor keeps the last batch's state."""
     progress = begin(stream, checkpoints)
     with stream.bar(progress.done) as bar:
         for step, orders in stream.batches():
@@ -36,8 +37,10 @@ def _finish(stream: Stream, progress: Progress) -> None:
     done = progress.done
     values = [RecordValue(**value) for value in progress.pending]
     add_rows(stream, progress, values, done, [TextLoss(loss, int(n)) for loss, n in progress.text_losses])
-    for layer, series in progress.alpha.items():
+    for layer, series in progress.alpha_by_layer():
         known = [alpha for alpha in series if alpha is not None]
-        add_metric(stream, progress, done, f"layer_{layer}", "alpha", mean(known) if known else None, len(known))
+        add_metric(
+            stream, progress, done, f"layer_{layer}", "alpha", mean(known) if known else None, len(known)
+        )
     add_metric(stream, progress, done, "edit", "failed_edits", len(progress.failed), done)
     add_metric(stream, progress, done, "edit", "state_bytes", progress.state_bytes, 1)

@@ -1,4 +1,4 @@
-"""What all protocols share: the stream of edits, the rows measured so far, one batch, one look at the model."""
+"""What all protocols share: the stream of edits, the rows so far, one batch, one look at the model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Stream:
         editor: fresh, on the unedited model.
         evaluation: built on the unedited model, over the same edits in the same order.
         batch_size: edits made together; the last batch may be smaller.
-        snapshot_every: a look after every so many edits (rounded up to whole batches); None = at the end only.
+        snapshot_every: a look after every so many edits (rounded up to whole batches); None = at the end
+            only.
         text_loss: measures the text drift of the model as it is; None = not measured.
     """
 
@@ -50,7 +51,9 @@ class Stream:
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
         if self.batch_size < 1 or (self.snapshot_every is not None and self.snapshot_every < 1):
-            raise SettingsError(f"run {self.run}: batch_size and snapshot_every must be whole numbers above 0")
+            raise SettingsError(
+                f"run {self.run}: batch_size and snapshot_every must be whole numbers above 0"
+            )
 
     @property
     def edits(self) -> list[Edit]:
@@ -65,7 +68,9 @@ class Stream:
     def bar(self, done: int) -> tqdm:
         """Progress on stderr, in edits."""
         pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
-        return tqdm(total=len(self.edits), initial=done, unit="edit", desc=self.editor.name, mininterval=pause)
+        return tqdm(
+            total=len(self.edits), initial=done, unit="edit", desc=self.editor.name, mininterval=pause
+        )
 
 
 @dataclass
@@ -89,6 +94,10 @@ class Progress:
     def from_plain(cls, plain: dict[str, Any]) -> Progress:
         """From what `asdict` gave."""
         return cls(**{part.name: plain[part.name] for part in fields(cls)})
+
+    def alpha_by_layer(self) -> list[tuple[str, list[float | None]]]:
+        """History of each hook layer, in the order of the layers (JSON sorts them as text)."""
+        return sorted(self.alpha.items(), key=lambda item: int(item[0]))
 
 
 def begin(stream: Stream, checkpoints: Checkpoints | None) -> Progress:
@@ -146,9 +155,11 @@ def edit_batch(stream: Stream, progress: Progress, step: int, batch: Sequence[Ed
 
 
 def look(stream: Stream, progress: Progress, orders: Iterable[int]) -> list[RecordValue]:
-    """Scores of the edits at `orders` on the model as it is now, and its text drift (into `progress.text_losses`)."""
+    """Scores of the edits at `orders` on the model as it is; its text loss goes to `progress.text_losses`."""
     start = time.perf_counter()
-    values = stream.evaluation.after(orders, lambda asked: swapped(stream.editor, asked, stream.evaluation.batching))
+    values = stream.evaluation.after(
+        orders, lambda asked: swapped(stream.editor, asked, stream.evaluation.batching)
+    )
     if stream.text_loss is not None:
         measured = stream.text_loss()
         # JSON knows no infinity; a loss that is not finite is not a measurement.
@@ -159,13 +170,13 @@ def look(stream: Stream, progress: Progress, orders: Iterable[int]) -> list[Reco
 
 
 def current_alpha(editor: Editor) -> dict[int, float | None]:
-    """The threshold alpha of every hook layer, None where it is not a finite number; empty for other editors."""
+    """Threshold alpha of every hook layer, None where it is not finite; empty for other editors."""
     alpha = getattr(editor, "alpha", None) or {}
     return {int(layer): float(value) if math.isfinite(value) else None for layer, value in alpha.items()}
 
 
 def swapped(editor: Editor, asked: Sequence[Question], batching: Batching) -> list[bool] | None:
-    """For each question, whether any token is swapped at any hook layer when prompt and answer are read together."""
+    """For each question: is any token swapped at any hook layer when prompt and answer are read?"""
     rows = shown(editor, [q.text for q in asked], [None] * len(asked), batching)
     if not rows:
         return None
@@ -184,8 +195,8 @@ def add_rows(
 ) -> None:
     """Rows of one look: the mean of every score, and every record's own score."""
     base = {"run": stream.run, "seed": stream.seed, "step": progress.step, "n_edits": n_edits}
-    for split, metric, value, count in aggregate(values):
-        progress.metrics.append({**base, "split": split, "metric": metric, "value": value, "n": count})
+    for split, metric, mean_value, count in aggregate(values):
+        progress.metrics.append({**base, "split": split, "metric": metric, "value": mean_value, "n": count})
     for value in values:
         identity = {"edit": edit_name(stream.edits[value.order]), "order": value.order}
         score = {"split": value.split, "metric": value.metric, "value": value.value}

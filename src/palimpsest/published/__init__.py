@@ -1,7 +1,8 @@
 """The numbers that papers print and the claims they make, as data beside the code.
 
-Tables are CSV files with one row per printed cell; `printed` keeps the string as it stands in the paper. Claims are YAML
-files whose tests `palimpsest.claims` judges. Only the standard library and PyYAML are needed here.
+Tables are CSV files with one row per printed cell; `printed` keeps the string as it stands in the paper.
+Claims are YAML files whose tests `palimpsest.claims` judges. Only the standard library and PyYAML are
+needed here.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def load_table(name: str) -> tuple[PrintedValue, ...]:
             raise DataError(
                 "value and printed differ", file=f"{name}.csv", record=f"line {number}", field="value"
             )
-        cells.append(PrintedValue(**{**row, "value": float(row["value"])}))
+        cells.append(
+            PrintedValue._make(float(row[name]) if name == "value" else row[name] for name in COLUMNS)
+        )
     return tuple(cells)
 
 

@@ -1,0 +1,1 @@
+"""What the workflow learns from a corpus once per model."""

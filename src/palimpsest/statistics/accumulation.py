@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -26,10 +26,21 @@ log = logging.getLogger(__name__)
 class Sums:
     """Sums so far, in memory and (when there is a path) on disk, so that a broken collection can go on."""
 
-    def __init__(self, path: Path | None, key: dict[str, Any], layers: tuple[int, ...], model: LanguageModel, batch_tokens: int):
+    def __init__(
+        self,
+        path: Path | None,
+        key: dict[str, Any],
+        layers: tuple[int, ...],
+        model: LanguageModel,
+        batch_tokens: int,
+    ):
         self.path, self.layers = path, layers
         # The batch size is part of this key: it decides which rows a counted batch held.
-        self.header = {**{n: str(v) for n, v in key.items()}, "layers": str(layers), "batch_tokens": str(batch_tokens)}
+        self.header = {
+            **{n: str(v) for n, v in key.items()},
+            "layers": str(layers),
+            "batch_tokens": str(batch_tokens),
+        }
         width = model.inner_width
         self.sums = {layer: torch.zeros(width, width, dtype=torch.float64) for layer in layers}
         self.tokens, self.batches = 0, 0
@@ -53,7 +64,8 @@ class Sums:
         product = keys.T @ keys
         if not torch.isfinite(product).all():
             raise StatisticsError(
-                f"the keys of layer {layer} are not finite in batch {self.batches + 1}. Load the model in float32 and check it"
+                f"the keys of layer {layer} are not finite in batch {self.batches + 1}. "
+                "Load the model in float32 and check it"
             )
         self.sums[layer] += product.to(device="cpu", dtype=torch.float64)
 
@@ -71,7 +83,7 @@ class Sums:
             self.path.unlink(missing_ok=True)
 
 
-class _Enough(Exception):  # noqa: N818 - not an error: it ends a forward pass whose rest nobody reads
+class _Enough(Exception):
     pass
 
 
@@ -114,11 +126,12 @@ def accumulate(
         disable=not progress,
         mininterval=pause,
     )
+    trunk: Any = model.network.base_model
     with bar, _watching(model, partial), torch.no_grad():
         for batch in islice(batches, partial.batches, None):
             tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
             try:
-                model.network.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+                trunk(input_ids=tokens, attention_mask=torch.ones_like(tokens))
             except _Enough:
                 pass
             partial.tokens += tokens.numel()
@@ -128,8 +141,10 @@ def accumulate(
                 partial.save()
 
 
-def packed_rows(model: LanguageModel, corpus: Path | str | Sequence[str], budget: int, context: int) -> Iterator[list[int]]:
-    """Passages one after another (end-of-text token between them), cut into rows of `context` tokens, no padding."""
+def packed_rows(
+    model: LanguageModel, corpus: Path | str | Sequence[str], budget: int, context: int
+) -> Iterator[list[int]]:
+    """Passages one after another, an end-of-text token after each, cut into rows of `context` tokens."""
     separator = model.tokenizer.eos_token_id
     waiting: list[int] = []
     left = budget
@@ -175,10 +190,13 @@ def corpus_digest(corpus: Path | str | Sequence[str]) -> str:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file; a missing or damaged one is refused by name."""
     if not path.is_file():
         raise StatisticsError(f"file {path} does not exist. Collect statistics: palimpsest statistics --help")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise StatisticsError(f"file {path} is damaged or truncated ({error}). Delete it and collect again") from error
+        raise StatisticsError(
+            f"file {path} is damaged or truncated ({error}). Delete it and collect again"
+        ) from error

@@ -1,8 +1,8 @@
 """Uncentered covariance of MLP keys, C0 = E_t[k_t k_t^T], of all wanted layers in one pass over a corpus.
 
 k_t (width d_k) is the input of the second MLP matrix at token t. ROME, MEMIT and COMEBA-HK stand on it:
-Eq. 15 of COMEBA-HK takes K0 K0^T = lambda C0. The sums run over every token of the corpus, in float64, of products
-taken in float32; the mean is stored in float32.
+Eq. 15 of COMEBA-HK takes K0 K0^T = lambda C0. The sums run over every token of the corpus, in float64, of
+products taken in float32; the mean is stored in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from safetensors.torch import save_file
 
 from palimpsest.errors import ModelError, SettingsError, StatisticsError
 from palimpsest.files import write_atomic, write_json
-from palimpsest.statistics.accumulation import Sums, accumulate, batched, corpus_digest, packed_rows, read_tensors
+from palimpsest.statistics.accumulation import (
+    Sums,
+    accumulate,
+    batched,
+    corpus_digest,
+    packed_rows,
+    read_tensors,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +62,13 @@ class CovarianceStatistics:
             raise StatisticsError("covariance statistics need at least one layer and one token")
         for layer, matrix in self.matrices.items():
             if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-                raise StatisticsError(f"covariance of layer {layer} has shape {tuple(matrix.shape)}; expected [d_k, d_k]")
+                raise StatisticsError(
+                    f"covariance of layer {layer} has shape {tuple(matrix.shape)}; expected [d_k, d_k]"
+                )
             if not torch.isfinite(matrix).all():
                 raise StatisticsError(
-                    f"covariance of layer {layer} holds non-finite values. Collect it again, in float32, and check the model"
+                    f"covariance of layer {layer} holds non-finite values. "
+                    "Collect it again, in float32, and check the model"
                 )
 
     @property
@@ -67,7 +77,7 @@ class CovarianceStatistics:
         return tuple(sorted(self.matrices))
 
     def matrix(self, layer: int) -> torch.Tensor:
-        """A fresh float64 copy of C0 of `layer`, [d_k, d_k]; a copy, so that no caller changes what others read."""
+        """C0 of `layer`, [d_k, d_k], float64; a copy, so that no caller changes what others read."""
         if layer not in self.matrices:
             raise StatisticsError(
                 f"no covariance of layer {layer}; there are layers {list(self.layers)}. "
@@ -76,11 +86,12 @@ class CovarianceStatistics:
         return self.matrices[layer].to(torch.float64, copy=True)
 
     def check(self, model: Any) -> None:
-        """Refuse statistics of another model, or of another inner width, with both fingerprints in the message."""
+        """Refuse statistics of another model (the message has both fingerprints) or of another width."""
         if self.model_fingerprint and self.model_fingerprint != model.fingerprint:
             raise StatisticsError(
                 f"these statistics belong to model {self.model_name or '(unnamed)'} with fingerprint "
-                f"{self.model_fingerprint}, the model at hand is {model.name} with fingerprint {model.fingerprint}. "
+                f"{self.model_fingerprint}, the model at hand is {model.name} with fingerprint "
+                f"{model.fingerprint}. "
                 f"Collect statistics for this model: palimpsest statistics --help"
             )
         for layer, matrix in self.matrices.items():
@@ -91,12 +102,16 @@ class CovarianceStatistics:
                 )
 
     def save(self, path: Path | str) -> None:
-        """Write `covariance.safetensors` (matrices, with the description in its header) and `covariance.json`.
+        """Write `covariance.safetensors` (matrices, with the description in its header) and
+        `covariance.json`.
 
-        `path` is a folder, or the name of the safetensors file. The tensors come first, each file whole or not at all.
+        `path` is a folder, or the name of the safetensors file. The tensors come first, each file whole or
+        not at all.
         """
         tensors_path, description_path = _places(path)
-        tensors = {f"layer_{layer}": self.matrices[layer].to(torch.float32).contiguous() for layer in self.layers}
+        tensors = {
+            f"layer_{layer}": self.matrices[layer].to(torch.float32).contiguous() for layer in self.layers
+        }
         header = {name: str(value) for name, value in self.describe().items() if name != "layers"}
         write_atomic(tensors_path, lambda temporary: save_file(tensors, temporary, metadata=header))
         write_json(description_path, self.describe())
@@ -111,7 +126,9 @@ class CovarianceStatistics:
             numbers = {name: int(header[name]) for name in ("tokens", "token_budget", "context")}
             words = {name: header[name] for name in ("model_fingerprint", "corpus_sha256", "model_name")}
         except (KeyError, ValueError) as error:
-            raise StatisticsError(f"file {tensors_path} holds no covariance statistics ({error}). Collect them again") from error
+            raise StatisticsError(
+                f"file {tensors_path} holds no covariance statistics ({error}). Collect them again"
+            ) from error
         try:
             return cls(matrices=matrices, **numbers, **words)  # type: ignore[arg-type]
         except StatisticsError as error:
@@ -153,30 +170,39 @@ class CollectionSettings:
         """Refuse numbers that cannot be counts."""
         for name in ("tokens", "batch_tokens", "checkpoint_batches"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise SettingsError(f"statistics: '{name}' is {getattr(self, name)!r}; expected a whole number above 0")
+                raise SettingsError(
+                    f"statistics: '{name}' is {getattr(self, name)!r}; expected a whole number above 0"
+                )
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CollectionSettings:
         """From the JSON of a rule; unknown names are refused."""
         unknown = sorted(set(content) - set(cls.__dataclass_fields__))
         if unknown:
-            raise SettingsError(f"statistics: unknown setting(s) {unknown}; known: {sorted(cls.__dataclass_fields__)}")
+            raise SettingsError(
+                f"statistics: unknown setting(s) {unknown}; known: {sorted(cls.__dataclass_fields__)}"
+            )
         layers = content.get("layers")
         chosen = None if layers in (None, "all") else tuple(sorted(set(layers)))
         return cls(**{**content, "layers": chosen})
 
 
-def collect(spec: Mapping[str, Any], model_dir: Path | str, corpus: Path | str, out_dir: Path | str) -> CovarianceStatistics:
+def collect(
+    spec: Mapping[str, Any], model_dir: Path | str, corpus: Path | str, out_dir: Path | str
+) -> CovarianceStatistics:
     """The rule `statistics`: load the model, collect over the lines of a text file, write into `out_dir`.
 
-    Work already done for the same model, corpus and budget is kept: finished layers, and the sums of a broken run.
+    Work already done for the same model, corpus and budget is kept: finished layers, and the sums of a broken
+    run.
     """
     from palimpsest.models.loading import load_model
 
-    settings = CollectionSettings.from_dict(spec)
+    # Of the model, not of the collection: the fingerprint is taken in the precision the runs will use.
+    loading = {name: spec[name] for name in ("dtype", "device") if name in spec}
+    settings = CollectionSettings.from_dict({k: v for k, v in spec.items() if k not in loading})
     if not Path(corpus).is_file():
         raise StatisticsError(f"the corpus {corpus} does not exist. Give a text file with one passage a line")
-    return collect_covariance(load_model(model_dir), corpus, settings=settings, out=out_dir)
+    return collect_covariance(load_model(model_dir, **loading), corpus, settings=settings, out=out_dir)
 
 
 def collect_covariance(
@@ -203,10 +229,7 @@ def collect_covariance(
         ModelError: a layer the model does not have.
     """
     settings = settings or CollectionSettings()
-    wanted = tuple(range(model.n_blocks)) if settings.layers is None else tuple(sorted(set(settings.layers)))
-    wrong = [layer for layer in wanted if not 0 <= layer < model.n_blocks]
-    if wrong or not wanted:
-        raise ModelError(f"layers {wrong} do not exist: {model.name} has blocks 0 to {model.n_blocks - 1}")
+    wanted = _wanted_layers(model, settings)
     context = min(settings.context or model.context, model.context)
     key = {
         "model_fingerprint": model.fingerprint,
@@ -219,7 +242,9 @@ def collect_covariance(
     if found is not None and not missing:
         log.info("covariance of layers %s is there already", list(wanted))
         return found
-    partial = Sums(Path(out) / PARTIAL_FILE if out is not None else None, key, missing, model, settings.batch_tokens)
+    partial = Sums(
+        Path(out) / PARTIAL_FILE if out is not None else None, key, missing, model, settings.batch_tokens
+    )
     rows = packed_rows(model, corpus, settings.tokens, context)
     batches = batched(rows, max(1, settings.batch_tokens // context))
     accumulate(model, batches, partial, settings.tokens, settings.checkpoint_batches, progress)
@@ -234,6 +259,14 @@ def collect_covariance(
         result.save(out)
     partial.remove()
     return result
+
+
+def _wanted_layers(model: Any, settings: CollectionSettings) -> tuple[int, ...]:
+    wanted = tuple(range(model.n_blocks)) if settings.layers is None else tuple(sorted(set(settings.layers)))
+    wrong = [layer for layer in wanted if not 0 <= layer < model.n_blocks]
+    if wrong or not wanted:
+        raise ModelError(f"layers {wrong} do not exist: {model.name} has blocks 0 to {model.n_blocks - 1}")
+    return wanted
 
 
 def _matching(out: Path | str, key: Mapping[str, Any]) -> CovarianceStatistics | None:

@@ -1,0 +1,60 @@
+# make figures            set up, then the whole workflow at scale mini (about 45 minutes on two cores)
+# make figures SCALE=smoke    the same, small, in about 3 minutes
+# make test               set up, then lint-free tests; what .ci/run and the public CI call
+PYTHON ?= python3
+VENV ?= .venv
+SCALE ?= mini
+CORES ?= all
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: help setup figures report test lint format bench gallery schema clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup                  create $(VENV) with the tested versions"
+	@echo "make figures [SCALE=smoke]  tables, figures and claims into figures/"
+	@echo "make report [SCALE=...]     results/report.zip after a run"
+	@echo "make gallery                copy the finished pictures to docs/gallery/"
+	@echo "make test | lint | bench    tests, checks of the source, speed comparisons"
+
+setup: $(STAMP)
+
+# The stamp is renewed when what is installed would change. Versions are those of constraints.txt.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workflow,test]"
+	@touch $(STAMP)
+
+figures: $(STAMP)
+	$(BIN)/snakemake --cores $(CORES) --configfile config/$(SCALE).yaml
+
+report: $(STAMP)
+	$(BIN)/snakemake --cores 1 --configfile config/$(SCALE).yaml --report results/report.zip
+
+gallery: $(STAMP)
+	$(BIN)/palimpsest gallery --figures figures --out docs/gallery
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/snakefmt Snakefile workflow
+
+schema: $(STAMP)
+	$(BIN)/palimpsest schema --write
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks -p no:cacheprovider --benchmark-only $(PYTEST_ARGS)
+
+clean:
+	rm -rf results logs .snakemake

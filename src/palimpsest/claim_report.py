@@ -1,0 +1,121 @@
+"""The table of claims and verdicts, as csv and markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from palimpsest.claims import VERDICTS, Outcome
+from palimpsest.figures.captions import dataset_title, scale_words
+
+Judged = Sequence[tuple[dict[str, Any], str, list[Outcome]]]
+
+
+def write_report(
+    judged: Judged, spec: dict[str, Any], out: Path, write: Callable[[Path, str], None]
+) -> list[Path]:
+    """Write claims.csv (one row a claim), claims_tests.csv (one row a test) and claims.md."""
+    rows = [
+        {
+            "claim": claim["id"], "verdict": verdict, "text": claim["text"], "location": claim["location"],
+            "paper": paper_numbers(claim), "tests": len(outcomes), **_counts(outcomes),
+            "scale": spec.get("scale", ""),
+            "evidence": " | ".join(f"{place(outcome)}: {outcome.evidence}" for outcome in outcomes),
+        }
+        for claim, verdict, outcomes in judged
+    ]  # fmt: skip
+    write(out / "claims.csv", _csv(rows))
+    write(
+        out / "claims_tests.csv",
+        _csv([_test_row(claim, outcome) for claim, _, found in judged for outcome in found]),
+    )
+    write(out / "claims.md", markdown(judged, spec))
+    return [out / name for name in ("claims.csv", "claims_tests.csv", "claims.md")]
+
+
+def markdown(judged: Judged, spec: dict[str, Any]) -> str:
+    """A table of all claims, then the numbers behind every verdict."""
+    counts = Counter(verdict for _, verdict, _ in judged)
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    lines = [
+        "# Claims and verdicts", "", f"{scale_words(spec.get('scale'))} {summary}.", "",
+        "*holds*: in every seed, and the bootstrap interval over records excludes the opposite; *fails*: the "
+        "interval excludes the claim; *undecided*: the interval crosses; *not run*: a needed run or editor "
+        "is missing. A statistic is positive where the claim is right.", "",
+        "| | claim | paper | verdict | tests |", "| --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for claim, verdict, outcomes in judged:
+        tests = ", ".join(f"{count} {name}" for name, count in _counts(outcomes).items() if count)
+        lines.append(
+            f"| [{claim['id']}](#{claim['id'].lower()}) | {claim['text']} | {claim['location']} "
+            f"| **{verdict}** | {tests} |"
+        )
+    for claim, verdict, outcomes in judged:
+        lines += ["", f"## {claim['id']}", "", f"{claim['text']} ({claim['location']}) **{verdict}.**", ""]
+        if claim.get("paper"):
+            lines += [f"Paper: {paper_numbers(claim)}.", ""]
+        if claim.get("note"):
+            lines += [claim["note"], ""]
+        if claim.get("hedge") == "may":
+            lines += ["The paper says that this can happen, so not seeing it decides nothing.", ""]
+        lines += [f"- {place(outcome)}: {outcome.evidence}. *{outcome.verdict}*" for outcome in outcomes]
+    return "\n".join(lines) + "\n"
+
+
+def place(outcome: Outcome) -> str:
+    """Model, data set and metric of a test."""
+    test = outcome.test
+    return f"{test.model}, {' and '.join(map(dataset_title, test.datasets))}, {', '.join(test.metrics)}"
+
+
+def paper_numbers(claim: dict[str, Any]) -> str:
+    """The paper's values in one line."""
+
+    def words(value: Any) -> str:
+        if isinstance(value, dict):
+            return "; ".join(
+                f"{name}: {words(part)}" if not isinstance(part, dict) else f"{name} ({words(part)})"
+                for name, part in value.items()
+            )
+        if isinstance(value, list):
+            return " / ".join(words(part) for part in value)
+        return str(value)
+
+    return words(claim.get("paper") or {})
+
+
+def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    return {verdict: counts[verdict] for verdict in VERDICTS}
+
+
+def _test_row(claim: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    test = outcome.test
+    numbers = {
+        name: "" if (value := getattr(outcome, name)) is None else f"{value:.6g}"
+        for name in ("value", "low", "high")
+    }
+    return {
+        "claim": claim["id"],
+        "verdict": outcome.verdict,
+        "statistic": test.part["statistic"],
+        "model": test.model,
+        "dataset": " ".join(test.datasets),
+        "metric": " ".join(test.metrics),
+        **numbers,
+        "per_seed": " ".join(f"{value:.6g}" for value in outcome.per_seed),
+        "n": outcome.n or "",
+        "evidence": outcome.evidence,
+    }
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,137 @@
+"""Which sentences of a paper hold for the runs at hand? Claims are data; this judges them.
+
+A test *holds* when its statistic is positive in every seed and its bootstrap interval over records (of the
+mean over seeds) lies above zero; it *fails* when the interval lies below zero; otherwise it is *undecided*.
+A claim holds when all its tests hold and fails when one fails. A test whose runs are missing is *not run*,
+and so is its claim unless another test fails. Sentences that only say that something *may* happen hold when
+it is seen and are undecided otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.errors import SettingsError
+from palimpsest.files import write_text
+from palimpsest.published import claims_document
+
+if TYPE_CHECKING:
+    from palimpsest.figures.read import Run
+
+log = logging.getLogger(__name__)
+VERDICTS = ("holds", "fails", "undecided", "not run")
+
+
+@dataclass(frozen=True)
+class ClaimTest:
+    """One part of a claim on one model, with the data sets and metrics that are judged in it."""
+
+    claim: str
+    part: dict[str, Any]
+    model: str
+    datasets: tuple[str, ...]
+    metrics: tuple[str, ...]
+    hedged: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test found. `value`, `low`, `high` and `per_seed` are of the statistic that must be positive."""
+
+    test: ClaimTest
+    verdict: str
+    evidence: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    per_seed: tuple[float, ...] = field(default_factory=tuple)
+    n: int = 0
+
+
+def judge(spec: dict[str, Any], results_dir: Path | str, out: Path | str) -> list[Path]:
+    """Judge every claim of a paper and write `claims.csv`, `claims_tests.csv` and `claims.md` into `out`.
+
+    Args:
+        spec: scale; paper (key of the claims file `published/claims_*.yaml`); models {weaker, stronger} and
+            datasets {zsre, counterfact} as they are named in the runs;
+            experiments {name: [run names]}; optional draws and level.
+        results_dir: folder that holds `runs/{run}/seed=N`.
+        out: folder for the files.
+
+    Raises:
+        SettingsError: the spec names no experiments, or a claim uses an unknown statistic.
+        DataError: a run directory that exists is damaged.
+    """
+    from palimpsest.claim_report import write_report
+
+    if not isinstance(spec.get("experiments"), dict):
+        raise SettingsError("claims: 'experiments' must map each experiment to its run names")
+    document = claims_document(spec.get("paper") or "comeba_hk")
+    runs = _load(spec["experiments"], Path(results_dir))
+    judged = []
+    for claim in document["claims"]:
+        outcomes = [judge_test(test, document["methods"], runs, spec) for test in tests_of(claim, spec)]
+        judged.append((claim, verdict_of(outcomes), outcomes))
+        log.info("claim %s: %s", claim["id"], judged[-1][1])
+    return write_report(judged, spec, Path(out), write_text)
+
+
+def tests_of(claim: dict[str, Any], spec: dict[str, Any]) -> Iterator[ClaimTest]:
+    """Every combination of model, data set and metric (or split) that the parts of a claim list."""
+    models = spec.get("models") or {}
+    names = spec.get("datasets") or {}
+    for part in claim["parts"]:
+        datasets = tuple(names.get(dataset, dataset) for dataset in part["datasets"])
+        metrics = tuple(part.get("metrics") or part.get("splits") or ())
+        for role in part["models"]:
+            model = models.get(role, role)
+            hedged = claim.get("hedge") == "may"
+            if part.get("together"):
+                yield ClaimTest(claim["id"], part, model, datasets, metrics, hedged)
+                continue
+            for dataset in datasets:
+                for metric in metrics:
+                    yield ClaimTest(claim["id"], part, model, (dataset,), (metric,), hedged)
+
+
+def verdict_of(outcomes: Sequence[Outcome]) -> str:
+    """The verdict on a claim from those on its tests."""
+    found = {outcome.verdict for outcome in outcomes}
+    if "fails" in found:
+        return "fails"
+    if "not run" in found or not found:
+        return "not run"
+    return "undecided" if "undecided" in found else "holds"
+
+
+def judge_test(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    """Find the runs of a test and judge it; a missing run or snapshot makes it "not run", with the reason."""
+    from palimpsest import claim_judging
+
+    try:
+        terms = claim_judging.find_terms(test, methods, runs)
+        return claim_judging.judge_terms(test, terms, spec)
+    except claim_judging.NotMeasuredError as reason:
+        return Outcome(test, "not run", str(reason))
+
+
+def _load(experiments: dict[str, Any], results_dir: Path) -> dict[str, list[Run]]:
+    """Finished runs of every experiment; one whose folder is missing is left out ("not run")."""
+    from palimpsest.figures.read import load_runs
+
+    opened: dict[str, list[Run]] = {}
+    found = {}
+    for experiment, entry in experiments.items():
+        names = entry.get("runs", []) if isinstance(entry, dict) else entry
+        for name in names:
+            if name not in opened:
+                folders = sorted((results_dir / "runs" / name).glob("seed=*"))
+                opened[name] = load_runs(folder for folder in folders if (folder / "run.json").is_file())
+        found[experiment] = [run for name in names for run in opened[name]]
+    return found

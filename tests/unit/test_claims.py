@@ -1,0 +1,238 @@
+"""Verdicts: what is built into fabricated runs is found, what is not measured is never judged."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricated_runs import fabricate
+
+from palimpsest import claims
+from palimpsest.claim_judging import decide
+from palimpsest.claim_tests import (
+    Cell,
+    Layout,
+    interior_maximum,
+    level,
+    majority,
+    slope,
+    steadiest,
+    sweep_decline,
+)
+from palimpsest.claims import Outcome, verdict_of
+from palimpsest.errors import SettingsError
+from palimpsest.figures.read import load_runs
+
+
+def _layout(values, part=None, times=(1.0,)):
+    """Cells from {(term, metric, dataset, n_edits): mean}."""
+    return np.array(list(values.values())), Layout([Cell(*key) for key in values], part or {}, times)
+
+
+def test_slope_is_per_hundred_edits():
+    means, layout = _layout({(0, "m", "d", n): 0.9 - 0.001 * n for n in (50, 100, 200)})
+    assert slope(means, layout) == pytest.approx(-0.1)
+    assert slope(np.stack([means, means + 1]), layout) == pytest.approx([-0.1, -0.1])
+
+
+def test_majority_needs_more_than_half():
+    values = {
+        (term, m, "d", 9): (0.5 + (0.1 if m in "ab" else -0.1) * (term == 0))
+        for term in (0, 1)
+        for m in "abcd"
+    }
+    means, layout = _layout(values, times=(1.0, -1.0))
+    assert majority(means, layout) == pytest.approx(-0.1)  # two of four is not most
+    values[0, "c", "d", 9] = 0.7
+    assert majority(*_layout(values, times=(1.0, -1.0))) == pytest.approx(0.1)
+
+
+def test_sweep_statistics():
+    inner, ends = (
+        {(k, "m", "d", 9): v for k, v in enumerate(values)} for values in ((0.5, 0.8, 0.6), (0.9, 0.8, 0.6))
+    )
+    assert interior_maximum(*_layout(inner, times=(1, 1, 1))) == pytest.approx(0.2)
+    assert interior_maximum(*_layout(ends, times=(1, 1, 1))) == pytest.approx(-0.1)
+    assert sweep_decline(*_layout(ends, {"rise": 0.02, "drop": 0.1}, (1, 1, 1))) == pytest.approx(-0.2)
+    flat = {(k, "m", "d", 9): v for k, v in enumerate((0.9, 0.9, 0.88))}
+    assert sweep_decline(*_layout(flat, {"rise": 0.02, "drop": 0.1}, (1, 1, 1))) == pytest.approx(0.02)
+
+
+def test_level_and_steadiest_over_snapshots():
+    means, layout = _layout(
+        {(0, "m", "d", n): v for n, v in ((20, 0.9), (40, 0.6), (100, 0.58))}, {"from": 0.4, "below": 0.05}
+    )
+    assert level(means, layout) == pytest.approx(0.03)
+    values = {
+        (term, "m", "d", n): 0.9 - (0.1 if term == 0 else 0.4) * (n == 40)
+        for term in (0, 1, 2)
+        for n in (20, 40)
+    }
+    assert steadiest(*_layout(values, times=(1, -1, -1))) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("per_seed", "low", "high", "hedged", "verdict"),
+    [
+        ((0.1, 0.2), 0.05, 0.3, False, "holds"),
+        ((-0.01, 0.4), 0.05, 0.3, False, "undecided"),  # not the sign in every seed
+        ((0.1, 0.2), -0.01, 0.3, False, "undecided"),
+        ((-0.1, -0.2), -0.3, -0.05, False, "fails"),
+        ((-0.1, -0.2), -0.3, -0.05, True, "undecided"),  # "may" cannot fail
+        ((0.0, 0.0), 0.0, 0.0, False, "undecided"),
+    ],
+)
+def test_decision(per_seed, low, high, hedged, verdict):
+    assert decide(per_seed, low, high, hedged) == verdict
+
+
+def test_claim_from_its_tests():
+    def outcomes(*names):
+        return [Outcome(None, name, "") for name in names]
+
+    assert verdict_of(outcomes("holds", "holds")) == "holds"
+    assert verdict_of(outcomes("holds", "undecided")) == "undecided"
+    assert verdict_of(outcomes("holds", "undecided", "not run")) == "not run"
+    assert verdict_of(outcomes("fails", "not run")) == "fails"
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """COMEBA-HK far above MEMIT everywhere but in reliability on CounterFact, single round."""
+    root = tmp_path_factory.mktemp("results")
+    names: dict[str, list[str]] = {
+        "comeba_table1": [],
+        "comeba_table2": [],
+        "comeba_fig3": [],
+        "comeba_fig10": [],
+    }
+    height = {"comeba_hk": 0.85, "memit": 0.5, "ft": 0.05}
+    for experiment, protocol in (("comeba_table1", "single_round"), ("comeba_table2", "consecutive")):
+        for dataset in ("zsre", "counterfact"):
+            for editor in ("comeba_hk", "memit", "ft"):
+                lower = (
+                    0.6
+                    if editor == "comeba_hk" and dataset == "counterfact" and protocol == "single_round"
+                    else 0.0
+                )
+
+                def chance(metric, n_edits, editor=editor, lower=lower):
+                    return height[editor] - (lower if metric == "reliability" else 0.0)
+
+                run = f"{experiment}-{dataset}-{editor}"
+                growth = (1000, 1000) if editor == "comeba_hk" else (1000, 2000)
+                fabricate(
+                    root,
+                    run,
+                    editor=editor,
+                    dataset=dataset,
+                    protocol=protocol,
+                    edits=80,
+                    chance=chance,
+                    settings={"lam_ratio": 0.5, "hooks": True},
+                    state_bytes=growth,
+                )
+                names[experiment].append(run)
+    fabricate(root, "z", editor="comeba_hk", edits=40, inspect=True, seeds=(0,), settings={"hooks": True})
+    names["comeba_fig3"].append("z")
+    for alpha, fixed in ((1.0, False), (1.5, False), (3.0, False), (3.0, True)):
+        run = f"alpha-{alpha:g}-{fixed}".lower().replace(".", "_")
+
+        def chance(metric, n_edits, alpha=alpha, fixed=fixed):
+            if fixed:
+                return 2.0 if metric == "locality" else 0.02
+            return 0.4 if alpha == 1.0 and metric == "locality" else 0.9
+
+        fabricate(
+            root,
+            run,
+            editor="comeba_hk",
+            variant=run,
+            edits=80,
+            seeds=(0, 1),
+            chance=chance,
+            settings={"alpha_z": alpha, "fixed_alpha": fixed},
+        )
+        names["comeba_fig10"].append(run)
+    names["comeba_fig7"] = ["never-made"]
+    out = tmp_path_factory.mktemp("figures")
+    spec = {
+        "scale": "mini",
+        "paper": "comeba_hk",
+        "models": {"weaker": "mini-gpt2", "stronger": "mini-gpt2"},
+        "datasets": {"zsre": "zsre", "counterfact": "counterfact"},
+        "experiments": names,
+        "draws": 400,
+    }
+    claims.judge(spec, root, out)
+    return root, out
+
+
+def _rows(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_verdicts_follow_what_was_built_in(judged):
+    _, out = judged
+    verdicts = {row["claim"]: row["verdict"] for row in _rows(out / "claims.csv")}
+    assert verdicts["C1"] == "fails"  # reliability on CounterFact
+    assert verdicts["C3"] == "holds"  # the sentence that it may
+    assert verdicts["C4"] == verdicts["C20"] == "not run"  # MEND does not exist
+    assert verdicts["C16"] == verdicts["C18"] == verdicts["C21"] == "holds"
+    assert verdicts["C2"] == "not run"  # no lambda below MEMIT's
+    assert verdicts["C15"] == "not run"  # its runs were never made
+    assert set(verdicts) == {f"C{number}" for number in range(1, 22)}
+
+
+def test_parts_are_judged_even_where_an_editor_is_missing(judged):
+    _, out = judged
+    order = [row for row in _rows(out / "claims_tests.csv") if row["claim"] == "C4"]
+    assert {row["verdict"] for row in order if "MEND" in row["evidence"]} == {"not run"}
+    assert {row["verdict"] for row in order if "MEND" not in row["evidence"]} == {"holds"}
+    assert all(not row["value"] for row in order if row["verdict"] == "not run")
+
+
+def test_value_and_interval_are_the_paired_difference(judged):
+    root, out = judged
+    row = next(
+        r
+        for r in _rows(out / "claims_tests.csv")
+        if (r["claim"], r["dataset"], r["metric"]) == ("C1", "zsre", "generality")
+    )
+    differences = []
+    for seed in (0, 1, 2):
+        left, right = (
+            load_runs([root / "runs" / f"comeba_table1-zsre-{editor}" / f"seed={seed}"])[0].record_values(
+                "generality"
+            )
+            for editor in ("comeba_hk", "memit")
+        )
+        differences.append(left - right)
+    assert float(row["value"]) == pytest.approx(np.mean([d.mean() for d in differences]), abs=1e-5)
+    assert [float(v) for v in row["per_seed"].split()] == pytest.approx(
+        [d.mean() for d in differences], abs=1e-5
+    )
+    error = np.sqrt(np.sum([d.var(ddof=0) / len(d) for d in differences])) / 3  # of the mean over three seeds
+    assert (float(row["high"]) - float(row["low"])) == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert int(row["n"]) == sum(map(len, differences))
+
+
+def test_report_for_readers(judged):
+    _, out = judged
+    text = (out / "claims.md").read_text()
+    assert (
+        "models trained here" in text
+        and "| [C21](#c21) |" in text
+        and "Paper: ZsRE (reliability: 0.8221 / 0.6119" in text
+    )
+    assert pd.read_csv(out / "claims.csv")["tests"].min() >= 1
+
+
+def test_judging_twice_gives_the_same_and_a_bad_spec_is_refused(judged, tmp_path):
+    with pytest.raises(SettingsError, match="experiments"):
+        claims.judge({"paper": "comeba_hk"}, tmp_path, tmp_path)
+    claims.judge({"scale": "mini", "experiments": {}, "models": {}}, tmp_path, tmp_path)
+    assert {row["verdict"] for row in _rows(tmp_path / "claims.csv")} == {"not run"}

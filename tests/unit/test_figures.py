@@ -1,0 +1,282 @@
+"""Figures and tables from fabricated runs: the numbers drawn are those computed another way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricated_runs import SPLITS, fabricate
+
+from palimpsest import figures, results
+from palimpsest.errors import DataError, SettingsError
+from palimpsest.figures import bootstrap, gallery, read, style
+
+CHANCE = {"memit": (0.5, 0.2, 0.6), "comeba_hk": (0.8, 0.4, 0.9)}
+
+
+def _chance(editor):
+    return lambda metric, n_edits: CHANCE[editor][list(SPLITS).index(metric)] - n_edits / 400
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two methods on two data sets; COMEBA-HK inspected; and a sweep of lambda with a fixed alpha."""
+    root = tmp_path_factory.mktemp("results")
+    found = {"root": root, "main": [], "sweep": []}
+    for dataset in ("zsre", "counterfact"):
+        for editor, title in (("memit", "MEMIT"), ("comeba_hk", "COMEBA-HK")):
+            found["main"] += fabricate(
+                root,
+                f"{editor}-{dataset}",
+                editor=editor,
+                title=title,
+                dataset=dataset,
+                snapshots=(20, 40),
+                settings={"lam_ratio": 0.5, "lam": 15000.0, "layers": [0, 1]},
+                chance=_chance(editor),
+                inspect=editor == "comeba_hk",
+            )
+    for alpha, fixed in ((1.0, False), (3.0, False), (3.0, True)):
+        found["sweep"] += fabricate(
+            root,
+            f"alpha-{alpha:.0f}-{fixed}".lower(),
+            editor="comeba_hk",
+            variant=f"a{alpha:.0f}{fixed}",
+            title="COMEBA-HK",
+            snapshots=(20, 40),
+            seeds=(0,),
+            settings={"alpha_z": alpha, "fixed_alpha": fixed, "lam_ratio": alpha},
+            chance=_chance("comeba_hk"),
+        )
+    return found
+
+
+def _spec(drawer, **more):
+    spec = {
+        "name": "it",
+        "drawer": drawer,
+        "paper": "comeba_hk",
+        "item": "Figure 0",
+        "title": "A title",
+        "scale": "mini",
+    }
+    return {**spec, "models": ["mini-gpt2"], "datasets": ["zsre", "counterfact"], **more}
+
+
+METHODS = [
+    {"editor": "mend", "title": "MEND", "published": "MEND", "not_run": True},
+    {"editor": "memit", "title": "MEMIT", "published": "MEMIT"},
+    {"editor": "comeba_hk", "title": "COMEBA-HK", "published": "COMEBA-HK"},
+]
+PUBLISHED = {"table": "comeba_hk_table2", "models": {"mini-gpt2": "GPT2-XL"}}
+
+
+def test_bootstrap_of_a_share_is_the_binomial():
+    values = np.repeat([0.0, 1.0], [30, 70])
+    drawn = bootstrap.mean_draws(values, draws=20000)
+    assert drawn.mean() == pytest.approx(0.7, abs=0.005)
+    assert drawn.std() == pytest.approx(np.sqrt(0.7 * 0.3 / 100), rel=0.03)
+
+
+def test_interval_over_seeds_narrows_with_seeds_and_shows_their_spread():
+    generator = np.random.default_rng(0)
+    per_seed = {seed: generator.random(200) for seed in range(4)}
+    one, four = (bootstrap.interval_over_seeds({s: per_seed[s] for s in range(k)}) for k in (1, 4))
+    assert four.mean == pytest.approx(np.mean([per_seed[s].mean() for s in range(4)]))
+    assert four.high - four.low == pytest.approx((one.high - one.low) / 2, rel=0.2)
+    assert (four.seed_low, four.seeds, four.n) == (min(v.mean() for v in per_seed.values()), 4, 800)
+
+
+def test_joint_means_pair_records_and_ignore_absent_ones():
+    generator = np.random.default_rng(1)
+    base = generator.random(300)
+    cells = pd.DataFrame({0: base, 1: base + 0.1, 2: np.where(np.arange(300) < 100, base, np.nan)})
+    means, drawn = bootstrap.joint_means(cells)
+    assert means[1] - means[0] == pytest.approx(0.1) and means[2] == pytest.approx(base[:100].mean())
+    assert np.ptp(drawn[:, 1] - drawn[:, 0]) < 1e-12  # paired: the difference of the two never varies
+    assert drawn[:, 2].std() == pytest.approx(base[:100].std() / 10, rel=0.1)
+
+
+def test_table_shows_measured_printed_and_difference(runs, tmp_path):
+    spec = _spec("editing_table", methods=METHODS, options={"published": PUBLISHED})
+    written = figures.draw("comeba_table2", spec, runs["main"], tmp_path)
+    assert {path.name for path in written} == {"comeba_table2" + suffix for suffix in figures.outputs(spec)}
+    table = pd.read_csv(tmp_path / "comeba_table2.csv", dtype={"printed": str})
+    row = table[
+        (table.dataset == "zsre") & (table.editor == "comeba_hk") & (table.metric == "locality")
+    ].iloc[0]
+    own = [results.read_metrics(path) for path in runs["main"] if "comeba_hk-zsre" in str(path)]
+    last = pd.concat(own).query("metric == 'locality' and n_edits == 40")["value"]
+    assert row["mean"] == pytest.approx(last.mean(), abs=1e-5)
+    assert (row["printed"], row["n"]) == ("0.9723", 120)
+    assert row["difference"] == pytest.approx(last.mean() - 0.9723, abs=1e-5)
+    assert row["low"] < row["mean"] < row["high"] and row["seed_low"] == pytest.approx(last.min())
+    text = (tmp_path / "comeba_table2.md").read_text()
+    assert "| MEND | not run | 0.0002 |" in text and "models trained here" in text
+    tex = (tmp_path / "comeba_table2.tex").read_text()
+    assert r"\toprule" in tex and "not run" in tex and "COMEBA-HK" in tex
+
+
+def test_curves_draw_only_measured_points(runs, tmp_path):
+    spec = _spec(
+        "curves", methods=METHODS, datasets=["zsre"], options={"published": {**PUBLISHED, "at": 1000}}
+    )
+    figures.draw("fig", spec, runs["main"], tmp_path)
+    points = pd.read_csv(tmp_path / "fig.csv")
+    assert set(points["source"]) == {"measured"} and set(points["n_edits"]) == {20, 40}
+    assert set(points["line"]) == {"MEMIT", "COMEBA-HK"}
+    assert "only at 1,000 edits" in (tmp_path / "fig.caption.md").read_text()
+    spec["options"]["published"]["at"] = 40
+    figures.draw("reached", spec, runs["main"], tmp_path)
+    printed = pd.read_csv(tmp_path / "reached.csv").query("source != 'measured'")
+    assert len(printed) == 6 and set(printed["source"]) == {"printed, Table 2"}
+
+
+@pytest.mark.parametrize(
+    ("series", "titles"),
+    [
+        ("alpha", {"$α_0$ = 1", "$α_0$ = 3", "α = 3 fixed"}),
+        ("lambda", {"λ = 1 $d_k$", "λ = 3 $d_k$"}),
+    ],
+)
+def test_sweeps_are_read_from_the_settings(runs, tmp_path, series, titles):
+    spec = _spec("curves", methods=[{"editor": "comeba_hk", "variant": "*"}], options={"series": series})
+    figures.draw("fig", spec, runs["sweep"], tmp_path)
+    assert set(pd.read_csv(tmp_path / "fig.csv")["line"]) == titles
+
+
+def test_same_input_gives_the_same_bytes(runs, tmp_path):
+    spec = _spec("curves", methods=METHODS, datasets=["zsre"])
+    for folder in ("one", "two"):
+        figures.draw("fig", spec, runs["main"], tmp_path / folder)
+    for suffix in figures.outputs(spec):
+        assert (tmp_path / "one" / f"fig{suffix}").read_bytes() == (
+            tmp_path / "two" / f"fig{suffix}"
+        ).read_bytes()
+
+
+@pytest.mark.parametrize("drawer", ["zscores", "unedited_subjects", "reachable_alpha"])
+def test_inspection_figures(runs, tmp_path, drawer):
+    figures.draw("fig", _spec(drawer), runs["main"], tmp_path)
+    points = pd.read_csv(tmp_path / "fig.csv")
+    if drawer == "zscores":
+        assert (
+            set(points["split"]) == {"edit", "rephrase"}
+            and (points["z_subject"] <= points["ceiling"] + 1e-9).all()
+        )
+    if drawer == "unedited_subjects":
+        assert list(points["split"]) == ["edit", "rephrase", "locality", "unedited"]
+    if drawer == "reachable_alpha":
+        shares = points.query("dataset == 'zsre' and split == 'edit'").set_index("alpha")["share"]
+        rows = pd.concat(
+            read.load_runs([path])[0].inspection for path in runs["main"] if "hk-zsre" in str(path)
+        )
+        rows = rows[rows["split"] == "edit"].drop_duplicates(["edit", "tokens"])
+        assert shares[2.2] == pytest.approx(
+            (rows["tokens"] <= 6).mean(), abs=1e-5
+        )  # spec 2.2: 6 tokens or fewer
+
+
+def test_the_other_drawers(runs, tmp_path):
+    figures.draw("gap", _spec("metric_gap", datasets=["zsre"]), runs["main"], tmp_path)
+    gap = pd.read_csv(tmp_path / "gap.csv").query(
+        "method == 'COMEBA-HK' and split == 'edit' and dataset == 'zsre'"
+    )
+    means = gap.set_index("metric")["mean"]
+    assert means["reliability"] > means["exact_match"] > means["generation_match"]
+    figures.draw("batch", _spec("batch_sizes", datasets=["zsre"]), runs["main"], tmp_path)
+    assert set(pd.read_csv(tmp_path / "batch.csv")["batch_size"]) == {10}
+    figures.draw("lambda", _spec("lambda_comparison", datasets=["zsre"]), runs["main"], tmp_path)
+    assert set(pd.read_csv(tmp_path / "lambda.csv")["lambda"]) == {0.5}
+    assert "COMEBA-HK" in (tmp_path / "lambda.md").read_text()
+
+
+def test_model_figures_and_the_stamp(tmp_path):
+    gate = tmp_path / "models" / "mini-gpt2" / "gate-zsre.json"
+    gate.parent.mkdir(parents=True)
+    content = {
+        "recall": 0.9,
+        "recall_rephrased": 0.7,
+        "ceiling": {"0": 0.9, "1": 0.2},
+        "state_swap": {"0": 0.4},
+        "verdict": "fail",
+        "reasons": ["the ceiling is too low"],
+        "n": 50,
+        "majority_baseline": 0.1,
+    }
+    gate.write_text(json.dumps(content))
+    (gate.parent / "training.csv").write_text(
+        "step,loss,learning_rate,tokens,seconds\n1,5,0.001,100,1\n2,4,0.001,200,2\n"
+    )
+    figures.draw("path", _spec("critical_path", gates=[str(gate)]), [], tmp_path)
+    figures.draw("loss", _spec("training_curves", training=[str(gate.parent / "training.csv")]), [], tmp_path)
+    points = pd.read_csv(tmp_path / "path.csv")
+    assert points.query("measure == 'ceiling'")["value"].tolist() == [0.9, 0.2]
+    assert "the ceiling is too low" in (tmp_path / "path.caption.md").read_text()
+    from palimpsest.figures.captions import stamp_text
+
+    assert stamp_text(_spec("critical_path", gates=[str(gate)])) == "untrained model"
+    assert stamp_text(_spec("critical_path", gates=[str(gate)], options={"stamp": ""})) == ""
+
+
+def test_gallery_shows_every_figure_and_forgets_old_ones(tmp_path):
+    source, target = tmp_path / "figures", tmp_path / "gallery"
+    with pytest.raises(DataError, match="Run the workflow"):
+        gallery.collect(source, target)
+    source.mkdir()
+    for name in (
+        "fig_a.caption.md",
+        "fig_a.png",
+        "table_b.caption.md",
+        "table_b.png",
+        "table_b.md",
+        "claims.md",
+    ):
+        (source / name).write_text(f"content of {name}")
+    gallery.collect(source, target)
+    index = (target / "README.md").read_text()
+    assert (
+        "![fig_a](fig_a.png)" in index and "content of table_b.caption.md" in index and "claims.md" in index
+    )
+    (source / "fig_a.caption.md").unlink()
+    gallery.collect(source, target)
+    assert not (target / "fig_a.png").exists() and (target / "table_b.png").exists()
+
+
+def test_bad_input_is_named(runs, tmp_path):
+    with pytest.raises(SettingsError, match="editing_table"):
+        figures.draw("fig", _spec("nothing"), [], tmp_path)
+    with pytest.raises(DataError, match="no run fits"):
+        figures.draw("fig", _spec("curves", models=["other"]), runs["main"], tmp_path)
+    broken = tmp_path / "broken" / "seed=0"
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_text(json.dumps({"seed": 0, "status": "complete"}))
+    with pytest.raises(DataError, match="'spec'"):
+        figures.draw("fig", _spec("curves"), [broken], tmp_path)
+    with pytest.raises(DataError, match="inspect"):
+        figures.draw("fig", _spec("zscores", methods=[{"editor": "memit"}]), runs["main"], tmp_path)
+    assert not list(tmp_path.glob("fig.*"))
+
+
+def test_labels_are_spread_and_stay_inside():
+    placed = style.spread_apart([0.9, 0.91, 0.92, 0.1], 0.1, 0.0, 1.0)
+    ordered = sorted(placed)
+    assert min(b - a for a, b in pairwise(ordered)) > 0.0999 and 0 <= ordered[0] <= ordered[-1] <= 1
+    assert placed.index(max(placed)) == 2
+
+
+def test_listing_drawers_loads_nothing_heavy():
+    code = (
+        "import sys, palimpsest.figures, palimpsest.claims, palimpsest.published as p; p.claims(); "
+        "assert not {'pandas', 'matplotlib', 'torch', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "import sys, palimpsest.figures.curves, palimpsest.claim_judging; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

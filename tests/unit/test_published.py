@@ -1,0 +1,63 @@
+"""The printed numbers and the claims are complete and keep the strings as printed."""
+
+from __future__ import annotations
+
+import pytest
+
+from palimpsest import published
+from palimpsest.claim_tests import STATISTICS
+from palimpsest.errors import DataError
+
+
+def test_every_printed_cell_is_there_once():
+    first, second = (published.load_table(f"comeba_hk_table{number}") for number in (1, 2))
+    assert (len(first), len(second)) == (60, 48)  # 5 and 4 methods x 2 models x 2 data sets x 3 metrics
+    for table in (first, second):
+        assert len({(c.dataset, c.model, c.method, c.metric) for c in table}) == len(table)
+
+
+def test_strings_stay_as_printed():
+    odd = published.find_printed(
+        "comeba_hk_table1", dataset="ZsRE", model="GPT2-XL", method="MEND", metric="generality"
+    )
+    assert odd is not None and odd.printed == "0.03413" and odd.note
+    even = published.find_printed(
+        "comeba_hk_table2", dataset="CounterFact", model="GPT-J", method="COMEBA-HK", metric="locality"
+    )
+    assert even is not None and (even.printed, even.value) == ("0.8000", 0.8)
+
+
+def test_a_missing_cell_is_none_and_a_missing_table_says_which_exist():
+    assert (
+        published.find_printed(
+            "comeba_hk_table2", dataset="ZsRE", model="GPT-J", method="SERAC", metric="locality"
+        )
+        is None
+    )
+    with pytest.raises(DataError, match="comeba_hk_table1"):
+        published.load_table("nowhere")
+    with pytest.raises(DataError, match="no claims"):
+        published.claims("nowhere")
+
+
+def test_claims_are_c1_to_c21_and_can_be_judged():
+    document = published.claims_document("comeba_hk")
+    assert [claim["id"] for claim in document["claims"]] == [f"C{number}" for number in range(1, 22)]
+    for claim in document["claims"]:
+        assert claim["text"] and claim["location"] and claim["parts"]
+        for part in claim["parts"]:
+            assert part["statistic"] in {*STATISTICS, "outlier", "constant"}
+            for term in part["terms"]:
+                assert term["method"] in document["methods"]
+                assert term.get("experiments") or part.get("experiments")
+
+
+def test_numbers_quoted_in_claims_agree_with_the_tables():
+    claims = {claim["id"]: claim for claim in published.claims()}
+    for dataset, metrics in claims["C1"]["paper"].items():
+        for metric, (ours, memit) in metrics.items():
+            for method, text in (("COMEBA-HK", ours), ("MEMIT", memit)):
+                cell = published.find_printed(
+                    "comeba_hk_table1", dataset=dataset, model="GPT2-XL", method=method, metric=metric
+                )
+                assert cell is not None and cell.printed == text

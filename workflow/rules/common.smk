@@ -1,0 +1,81 @@
+# What all rules share: the plan of this scale, digests of the code, names of files. Functions only; the logic they call is
+# plain Python with unit tests (src/palimpsest/experiments.py, config.py, provenance.py).
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(str(workflow.current_basedir)).parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from palimpsest import experiments
+from palimpsest.config import ConfigError, read_yaml
+from palimpsest.figures import outputs as figure_suffixes
+from palimpsest.provenance import source_digest
+
+# A scale is one complete file. The default is loaded only when none was given: Snakemake merges configuration files, and
+# a default underneath would leak mini runs into another scale's graph.
+if "scale" not in config:
+    config.update(read_yaml(ROOT / "config" / "mini.yaml"))
+
+try:
+    PLAN = experiments.plan(config, ROOT)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+# The package is not installed in per-rule environments, and PYTHONPATH is cleared when one is activated: this runs after.
+shell.prefix(f"export PYTHONPATH='{ROOT}/src'; ")
+# Without per-rule environments, `python` is the one that runs Snakemake, whether its environment was activated or not.
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+)
+
+FIGURES = PLAN.scale["figures"]
+DEVICE_GPUS = 1 if PLAN.scale["device"].startswith("cuda") else 0
+
+
+def one_of(names):
+    """A wildcard constraint; nothing matches when there are no names."""
+    return "|".join(map(str, names)) or "(?!)"
+
+
+def spec_json(spec):
+    """A spec as it stands on the command line and in Snakemake's record of parameters."""
+    return json.dumps(spec, sort_keys=True, ensure_ascii=True)
+
+
+def job(kind, key, default):
+    """Memory or time of a kind of job, from the configuration's `jobs`."""
+    return PLAN.scale["jobs"].get(kind, {}).get(key, default)
+
+
+digest = functools.cache(source_digest)
+
+
+def code(*modules, published=False):
+    """A parameter function: the digest of the modules a rule's job can reach, and of the printed numbers it reads."""
+    printed = sorted((ROOT / "src" / "palimpsest" / "published").glob("*.[cy]*"))
+    files = tuple(file for file in printed if file.suffix in (".csv", ".yaml"))
+    return lambda wildcards: digest(*modules, files=files if published else ())
+
+
+def kinds(section, kind):
+    """Names of the sources or models of one kind."""
+    return [
+        name for name, entry in PLAN.scale[section].items() if entry["kind"] == kind
+    ]
+
+
+def dataset_dir(dataset):
+    """Data sets are named by scale: two scales may call different ones by the same name."""
+    return f"results/datasets/{PLAN.scale['scale']}-{dataset}"
+
+
+wildcard_constraints:
+    source=one_of(PLAN.scale["sources"]),
+    dataset=one_of(PLAN.scale["datasets"]),
+    model=one_of(PLAN.scale["models"]),
+    run=one_of(PLAN.runs),
+    seed=r"\d+",
+    figure=one_of(PLAN.figures),

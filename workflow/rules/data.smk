@@ -1,0 +1,103 @@
+# Where facts, text and edits come from.
+#   results/data/{source}/                 facts.jsonl, text.txt, corpus.txt, and the records in their upstream schemas
+#   results/datasets/{scale}-{dataset}/    edits.jsonl: validated edits with their probes
+
+
+rule world:
+    output:
+        facts="results/data/{source}/facts.jsonl",
+        text="results/data/{source}/text.txt",
+        corpus="results/data/{source}/corpus.txt",
+        manifest="results/data/{source}/manifest.json",
+    log:
+        "logs/data/{source}.log",
+    benchmark:
+        "results/benchmarks/data/{source}.jsonl"
+    wildcard_constraints:
+        source=one_of(kinds("sources", "world")),
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=job("world", "mem_mb", 1000),
+        runtime=job("world", "runtime", 10),
+    params:
+        out=lambda wildcards, output: Path(output.manifest).parent,
+        spec=lambda wildcards: spec_json(
+            PLAN.scale["sources"][wildcards.source].get("settings", {})
+        ),
+        seed=lambda wildcards: PLAN.scale["sources"][wildcards.source]["seed"],
+        code=code("palimpsest.data.world"),
+    message:
+        "Generating the world {wildcards.source}"
+    shell:
+        "python -m palimpsest world --settings {params.spec:q} --seed {params.seed} --out {params.out} 2> {log}"
+
+
+rule real_source:
+    output:
+        facts="results/data/{source}/facts.jsonl",
+        text="results/data/{source}/text.txt",
+        corpus="results/data/{source}/corpus.txt",
+        manifest="results/data/{source}/manifest.json",
+    log:
+        "logs/data/{source}.log",
+    benchmark:
+        "results/benchmarks/data/{source}.jsonl"
+    wildcard_constraints:
+        source=one_of(kinds("sources", "real") + kinds("sources", "text")),
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=job("source", "mem_mb", 2000),
+        runtime=job("source", "runtime", 30),
+    params:
+        out=lambda wildcards, output: Path(output.manifest).parent,
+        spec=lambda wildcards: spec_json(
+            PLAN.scale["sources"][wildcards.source].get(
+                PLAN.scale["sources"][wildcards.source]["kind"], {}
+            )
+        ),
+        code=code("palimpsest.data.prepare", "palimpsest.data.text_source"),
+    message:
+        "Preparing the real source {wildcards.source}"
+    shell:
+        "python -m palimpsest source --spec {params.spec:q} --out {params.out} 2> {log}"
+
+
+def dataset_source(wildcards):
+    """The source a data set's records lie in; none for real files and hub ids."""
+    source = PLAN.scale["datasets"][wildcards.dataset].get("source")
+    return f"results/data/{source}/manifest.json" if source else []
+
+
+rule dataset:
+    input:
+        source=dataset_source,
+    output:
+        edits=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/edits.jsonl",
+        manifest=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/manifest.json",
+    log:
+        f"logs/datasets/{PLAN.scale['scale']}-{{dataset}}.log",
+    benchmark:
+        f"results/benchmarks/datasets/{PLAN.scale['scale']}-{{dataset}}.jsonl"
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=job("dataset", "mem_mb", 2000),
+        runtime=job("dataset", "runtime", 30),
+    params:
+        out=lambda wildcards, output: Path(output.edits).parent,
+        spec=lambda wildcards: spec_json(PLAN.scale["datasets"][wildcards.dataset]),
+        source=lambda wildcards, input: (
+            f"--source {Path(input.source[0] if isinstance(input.source, list) else input.source).parent}"
+            if input.source
+            else ""
+        ),
+        code=code("palimpsest.data.prepare"),
+    message:
+        "Reading and checking the data set {wildcards.dataset}"
+    shell:
+        "python -m palimpsest dataset --spec {params.spec:q} {params.source} --out {params.out} 2> {log}"

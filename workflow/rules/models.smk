@@ -1,0 +1,141 @@
+# Models: pre-trained here, made at random, or described where they lie; then the gate.
+#   results/models/{model}/manifest.json              what every later job reads
+#   results/models/{model}/gate-{dataset}.json        can it be edited at the subject?
+#   results/models/{model}/known-{dataset}.json       which edits' truth does it know?
+
+
+def model_spec(wildcards):
+    """A model's entry as models/pretrain.py and models/manifest.py read it: one flat object."""
+    entry = dict(PLAN.scale["models"][wildcards.model])
+    spec = {
+        "name": wildcards.model,
+        **entry.pop("shape", {}),
+        **entry.pop("training", {}),
+    }
+    used = {
+        "pretrained": ("kind", "family", "seed"),
+        "random": ("kind", "family", "seed", "vocabulary", "dtype"),
+        "path": ("kind", "family", "path", "dtype"),
+        "hub": ("kind", "family", "id", "revision", "dtype"),
+    }[entry["kind"]]
+    if entry["kind"] == "random" and entry.get("source"):
+        spec["corpus"] = f"results/data/{entry['source']}/corpus.txt"
+    return spec_json({**spec, **{key: entry[key] for key in used if key in entry}})
+
+
+def model_source(wildcards):
+    """What a model is pre-trained on, or its tokenizer is trained on."""
+    source = PLAN.scale["models"][wildcards.model].get("source")
+    return f"results/data/{source}/manifest.json" if source else []
+
+
+rule pretrain:
+    input:
+        facts=lambda wildcards: f"results/data/{PLAN.scale['models'][wildcards.model]['source']}/facts.jsonl",
+        text=lambda wildcards: f"results/data/{PLAN.scale['models'][wildcards.model]['source']}/text.txt",
+        manifest=model_source,
+    output:
+        weights="results/models/{model}/model.safetensors",
+        configuration="results/models/{model}/config.json",
+        tokenizer="results/models/{model}/tokenizer.json",
+        curve="results/models/{model}/training.csv",
+        manifest="results/models/{model}/manifest.json",
+    log:
+        "logs/models/{model}.log",
+    benchmark:
+        "results/benchmarks/models/{model}.jsonl"
+    wildcard_constraints:
+        model=one_of(kinds("models", "pretrained")),
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=job("pretrain", "mem_mb", 4000),
+        runtime=job("pretrain", "runtime", 60),
+    params:
+        out=lambda wildcards, output: Path(output.manifest).parent,
+        source=lambda wildcards, input: Path(input.facts).parent,
+        spec=model_spec,
+        code=code("palimpsest.models.pretrain"),
+    message:
+        "Pre-training {wildcards.model}"
+    shell:
+        "python -m palimpsest pretrain --spec {params.spec:q} --source {params.source} --out {params.out}"
+        " --threads {threads} 2> {log}"
+
+
+rule model:
+    input:
+        source=model_source,
+    output:
+        manifest="results/models/{model}/manifest.json",
+    log:
+        "logs/models/{model}.log",
+    benchmark:
+        "results/benchmarks/models/{model}.jsonl"
+    wildcard_constraints:
+        model=one_of(
+            kinds("models", "random")
+            + kinds("models", "path")
+            + kinds("models", "hub")
+        ),
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=job("model", "mem_mb", 8000),
+        runtime=job("model", "runtime", 120),
+    params:
+        out=lambda wildcards, output: Path(output.manifest).parent,
+        spec=model_spec,
+        code=code("palimpsest.models.manifest"),
+    message:
+        "Describing the model {wildcards.model}"
+    shell:
+        "python -m palimpsest model --spec {params.spec:q} --out {params.out} --threads {threads} 2> {log}"
+
+
+def gate_spec(wildcards):
+    """The configuration's `gate`, with the layers that editing will use and this model's names."""
+    layers = PLAN.statistics_layers(wildcards.model)
+    spec = {
+        "model": wildcards.model,
+        "dataset": wildcards.dataset,
+        **PLAN.scale["gate"],
+    }
+    return spec_json(
+        spec if "layers" in spec or not layers else {**spec, "layers": layers}
+    )
+
+
+rule gate:
+    input:
+        model="results/models/{model}/manifest.json",
+        edits=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/edits.jsonl",
+        source=model_source,
+    output:
+        gate="results/models/{model}/gate-{dataset}.json",
+        known="results/models/{model}/known-{dataset}.json",
+    log:
+        "logs/models/{model}-gate-{dataset}.log",
+    benchmark:
+        "results/benchmarks/models/{model}-gate-{dataset}.jsonl"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=job("gate", "mem_mb", 4000),
+        runtime=job("gate", "runtime", 60),
+    params:
+        model=lambda wildcards, input: Path(input.model).parent,
+        dataset=lambda wildcards, input: Path(input.edits).parent,
+        source=lambda wildcards, input: (
+            f"--source {Path(str(input.source)).parent}" if input.source else ""
+        ),
+        spec=gate_spec,
+        code=code("palimpsest.models.gate"),
+    message:
+        "Examining {wildcards.model} on {wildcards.dataset}"
+    shell:
+        "python -m palimpsest gate --spec {params.spec:q} --model {params.model} --dataset {params.dataset}"
+        " {params.source} --out {output.gate} --known {output.known} --threads {threads} 2> {log}"

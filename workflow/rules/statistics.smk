@@ -1,0 +1,44 @@
+# The covariance of keys, once per model and corpus, all wanted layers in one pass.
+
+
+def statistics_corpus(wildcards):
+    """Text the keys are taken from: the model's own pre-training source unless it names another."""
+    entry = PLAN.scale["models"][wildcards.model]
+    return f"results/data/{entry.get('corpus') or entry['source']}/corpus.txt"
+
+
+rule covariance:
+    input:
+        model="results/models/{model}/manifest.json",
+        corpus=statistics_corpus,
+    output:
+        matrices="results/statistics/{model}/covariance.safetensors",
+        description="results/statistics/{model}/covariance.json",
+    log:
+        "logs/statistics/{model}.log",
+    benchmark:
+        "results/benchmarks/statistics/{model}.jsonl"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=job("statistics", "mem_mb", 4000),
+        runtime=job("statistics", "runtime", 60),
+        gpu=DEVICE_GPUS,
+    params:
+        model=lambda wildcards, input: Path(input.model).parent,
+        out=lambda wildcards, output: Path(output.matrices).parent,
+        spec=lambda wildcards: spec_json(
+            {
+                "layers": PLAN.statistics_layers(wildcards.model),
+                "device": PLAN.scale["device"],
+                "dtype": PLAN.scale["models"][wildcards.model]["dtype"],
+                **PLAN.scale["models"][wildcards.model]["statistics"],
+            }
+        ),
+        code=code("palimpsest.statistics.covariance"),
+    message:
+        "Collecting the covariance of {wildcards.model}"
+    shell:
+        "python -m palimpsest statistics --spec {params.spec:q} --model {params.model} --corpus {input.corpus}"
+        " --out {params.out} --threads {threads} 2> {log}"

@@ -1,0 +1,108 @@
+# Plain names for parts of the graph: `snakemake comeba_fig4`, `snakemake comeba`, `snakemake memit`, `snakemake seed_0`, ...
+def run_files(**wanted):
+    """Metric tables of all runs that fit."""
+    return [
+        f"results/runs/{run}/seed={seed}/metrics.parquet"
+        for run, seed in PLAN.run_seeds(**wanted)
+    ]
+
+
+rule figures:
+    input:
+        drawn(),
+    localrule: True
+
+
+rule data:
+    input:
+        [f"{dataset_dir(name)}/edits.jsonl" for name in PLAN.scale["datasets"]],
+        [f"results/data/{name}/manifest.json" for name in PLAN.scale["sources"]],
+    localrule: True
+
+
+rule models:
+    input:
+        [f"results/models/{name}/manifest.json" for name in PLAN.models_used()],
+        [
+            f"results/models/{model}/gate-{dataset}.json"
+            for model in PLAN.models_used()
+            for dataset in PLAN.datasets_of(model)
+            if PLAN.scale["gate"]["mode"] != "off"
+        ],
+    localrule: True
+
+
+rule statistics:
+    input:
+        [
+            f"results/statistics/{model}/covariance.safetensors"
+            for model in PLAN.models_used()
+            if PLAN.statistics_layers(model)
+        ],
+    localrule: True
+
+
+rule runs:
+    input:
+        run_files(),
+    localrule: True
+
+
+# The shortest way through every kind of rule.
+rule smoke:
+    input:
+        figure_files(next(iter(PLAN.figures))),
+    localrule: True
+
+
+# One name per table and figure.
+for name in PLAN.figures:
+
+    rule:
+        name:
+            name
+        input:
+            figure_files(name),
+        localrule: True
+
+
+# One name per paper.
+for group in sorted({PLAN.config.experiments[name]["group"] for name in PLAN.figures}):
+
+    rule:
+        name:
+            group
+        input:
+            [
+                file
+                for name in PLAN.figures
+                if PLAN.config.experiments[name]["group"] == group
+                for file in figure_files(name)
+            ],
+            CLAIMS,
+        localrule: True
+
+
+# One name per editor (all its runs), and per seed.
+for editor in PLAN.config.editors:
+
+    rule:
+        name:
+            editor
+        input:
+            run_files(editor=editor),
+        localrule: True
+
+
+for seed in sorted({seed for _, seed in PLAN.run_seeds()}):
+
+    rule:
+        name:
+            f"seed_{seed}"
+        input:
+            [
+                f"results/runs/{run}/seed={number}/metrics.parquet"
+                for run, number in PLAN.run_seeds()
+                if number == seed
+            ],
+        localrule: True
