@@ -15,6 +15,7 @@ from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits, statistic_draws
 from palimpsest.figures.read import Run
 
+MIN_RECORDS = 20  # per seed; with fewer a bootstrap interval says nothing, so the verdict stays undecided
 _OVER_SNAPSHOTS = ("slope", "level", "steadiest")
 
 
@@ -209,8 +210,9 @@ def judge_terms(test: ClaimTest, terms: Sequence[Term], spec: dict[str, Any]) ->
         raise SettingsError(f"claim {test.claim}: unknown statistic '{statistic}'")
     values = tuple(value for value, _, _, _ in found)
     low, high = limits(np.mean([drawn for _, drawn, _, _ in found], axis=0), level)
-    verdict = decide(values, low, high, test.hedged)
     n = sum(records for _, _, _, records in found)
+    enough = n >= MIN_RECORDS * len(seeds)
+    verdict = decide(values, low, high, test.hedged) if enough else "undecided"
     means = np.mean([shown for _, _, shown, _ in found], axis=0)
     return Outcome(
         test,

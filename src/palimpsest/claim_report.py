@@ -44,8 +44,9 @@ def markdown(judged: Judged, spec: dict[str, Any]) -> str:
     lines = [
         "# Claims and verdicts", "", f"{scale_words(spec.get('scale'))} {summary}.", "",
         "*holds*: in every seed, and the bootstrap interval over records excludes the opposite; *fails*: the "
-        "interval excludes the claim; *undecided*: the interval crosses; *not run*: a needed run or editor "
-        "is missing. A statistic is positive where the claim is right.", "",
+        "interval excludes the claim; *undecided*: the interval crosses, or there are fewer than "
+        "20 records a seed; *not run*: a needed run or editor is missing. A statistic is positive where the "
+        "claim is right.", "",
         "| | claim | paper | verdict | tests |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for claim, verdict, outcomes in judged:

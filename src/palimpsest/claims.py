@@ -3,8 +3,8 @@
 A test *holds* when its statistic is positive in every seed and its bootstrap interval over records (of the
 mean over seeds) lies above zero; it *fails* when the interval lies below zero; otherwise it is *undecided*.
 A claim holds when all its tests hold and fails when one fails. A test whose runs are missing is *not run*,
-and so is its claim unless another test fails. Sentences that only say that something *may* happen hold when
-it is seen and are undecided otherwise.
+and so is its claim unless another test fails. With fewer than 20 records a seed every test stays undecided.
+Sentences that only say that something *may* happen hold when it is seen and are undecided otherwise.
 """
 
 from __future__ import annotations

@@ -60,6 +60,8 @@ def fabricate(
                 own = np.random.default_rng([seed, n_edits, sum(map(ord, run + metric))]).random(edits)
                 values = (0.7 * luck[metric][0] + 0.3 * own < chance(metric, n_edits)).astype(float)[:n_edits]
                 names = {metric: values, "exact_match": values * (luck[metric][1][:n_edits] < 0.9)}
+                if editor == "comeba_hk":
+                    names["swap_rate"] = 0.8 * values
                 names["generation_match"] = names["exact_match"] * (luck["generation"][0][:n_edits] < 0.8)
                 for name, column in names.items():
                     records += [
@@ -140,12 +142,12 @@ def inspection_rows(run: str, seed: int, edits: int, step: int) -> list[dict]:
                         "split": split,
                         "layer": layer,
                         "tokens": tokens,
-                        "z_subject": subject,
+                        "z_subject": None if split == "locality" else subject,
                         "z_max": max(subject, other),
-                        "z_max_other": other,
+                        "z_max_other": None if split == "locality" else other,
                         "alpha": 1.7,
                         "ceiling": ceiling,
-                        "swapped_subject": subject >= 1.7,
+                        "swapped_subject": None if split == "locality" else subject >= 1.7,
                         "swapped_any": max(subject, other) >= 1.7,
                     }
                 )

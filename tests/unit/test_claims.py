@@ -236,3 +236,12 @@ def test_judging_twice_gives_the_same_and_a_bad_spec_is_refused(judged, tmp_path
         claims.judge({"paper": "comeba_hk"}, tmp_path, tmp_path)
     claims.judge({"scale": "mini", "experiments": {}, "models": {}}, tmp_path, tmp_path)
     assert {row["verdict"] for row in _rows(tmp_path / "claims.csv")} == {"not run"}
+
+
+def test_a_handful_of_records_decides_nothing(tmp_path):
+    for editor, chance in (("comeba_hk", 2.0), ("memit", -1.0)):
+        fabricate(tmp_path, editor, editor=editor, edits=8, seeds=(0,), chance=lambda *_, c=chance: c)
+    spec = {"scale": "smoke", "models": {"weaker": "mini-gpt2", "stronger": "mini-gpt2"}}
+    claims.judge({**spec, "experiments": {"comeba_table2": ["comeba_hk", "memit"]}}, tmp_path, tmp_path)
+    found = [row for row in _rows(tmp_path / "claims_tests.csv") if row["claim"] == "C4" and row["value"]]
+    assert found and {(row["verdict"], float(row["value"])) for row in found} == {("undecided", 1.0)}

@@ -280,3 +280,20 @@ def test_listing_drawers_loads_nothing_heavy():
         "import sys, palimpsest.figures.curves, palimpsest.claim_judging; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_control_model_has_no_empty_rows(runs, tmp_path):
+    control = fabricate(
+        tmp_path, "control", editor="comeba_hk", model="mini-gpt2-b", dataset="zsre", seeds=(0,)
+    )
+    spec = _spec(
+        "editing_table",
+        methods=METHODS,
+        datasets=["zsre"],
+        models=["mini-gpt2", "mini-gpt2-b"],
+        options={"published": PUBLISHED},
+    )
+    figures.draw("table", spec, runs["main"] + control, tmp_path)
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert set(table.query("model == 'mini-gpt2'")["method"]) == {"MEND", "MEMIT", "COMEBA-HK"}
+    assert set(table.query("model == 'mini-gpt2-b'")["method"]) == {"COMEBA-HK"}

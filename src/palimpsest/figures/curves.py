@@ -9,6 +9,9 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from palimpsest.errors import SettingsError
 from palimpsest.figures import captions, read, style
@@ -43,15 +46,20 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     ]
     columns = [*METRICS, *(["swap_rate"] if options.get("swap_rate") else [])]
     with style.house_style():
-        figure = style.new_figure(style.WIDTH + 0.15, 0.55 + 1.95 * len(rows))
+        legend = len(columns) > len(METRICS)  # not every line reaches the last column: names go on top
+        figure = style.new_figure(style.WIDTH + 0.15, 0.55 + 0.4 * legend + 1.95 * len(rows))
         axes = figure.subplots(len(rows), len(columns), sharex=True, squeeze=False)
         points = []
         for row, (model, dataset) in enumerate(rows):
             for column, metric in enumerate(columns):
                 points += _panel(axes[row][column], lines, model, dataset, metric, options)
-            _label_row(axes[row], lines, model, dataset, columns, points, len({m for m, _ in rows}) > 1)
+            _label_row(axes[row], model, dataset, len({m for m, _ in rows}) > 1)
+            if not legend:
+                style.end_labels(axes[row][-1], _line_ends(lines, model, dataset, columns[-1], points))
+        if legend:
+            _legend(figure, lines)
         for column, metric in enumerate(columns):
-            axes[0][column].set_title(style.METRIC_TITLES.get(metric, "Swap rate, locality"), pad=8)
+            axes[0][column].set_title(style.METRIC_TITLES.get(metric, "Swap rate"), pad=8)
             axes[-1][column].set_xlabel("edits made")
         style.panel_letters([axis for row in axes for axis in row])
         style.stamp(figure, captions.stamp_text(spec))
@@ -70,7 +78,7 @@ def lines_of(spec: dict[str, Any], runs: Sequence[Run]) -> list[Line]:
         )
     keyed: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        keyed.setdefault(SERIES[series](run), []).append(run)
+        keyed.setdefault((*SERIES[series](run), run.spec["editor"]), []).append(run)
     keys = sorted(keyed)
     colours = dict(
         zip(
@@ -120,7 +128,7 @@ def lambda_of(run: Run) -> float:
 
 
 def _lambda_key(run: Run) -> tuple[Any, ...]:
-    return False, run.settings.get("lam_ratio") is None, lambda_of(run), run.spec["editor"]
+    return False, run.settings.get("lam_ratio") is None, lambda_of(run)
 
 
 def _alpha_key(run: Run) -> tuple[Any, ...]:
@@ -151,9 +159,10 @@ def series_title(series: str, key: tuple[Any, ...], keys: Sequence[tuple[Any, ..
         return f"α = {key[1]:g} fixed" if key[0] else f"$α_0$ = {key[1]:g}"
     if series == "layers":
         count = key[1]
-        if count == max(other[1] for other in keys):
-            return f"all {count} layers"
-        return "last layer" if count == 1 else f"last {count} layers"
+        if count == 1:
+            return "last layer"
+        largest = max(other[1] for other in keys)
+        return f"all {count} layers" if count == largest else f"last {count} layers"
     return f"batches of {key[1]:,}"
 
 
@@ -248,31 +257,45 @@ def _printed(
     ]
 
 
-def _label_row(
-    axes: Sequence[Axes],
-    lines: Sequence[Line],
-    model: str,
-    dataset: str,
-    columns: Sequence[str],
-    points: Sequence[dict[str, Any]],
-    name_model: bool,
-) -> None:
+def _label_row(axes: Sequence[Axes], model: str, dataset: str, name_model: bool) -> None:
     title = captions.dataset_title(dataset)
     axes[0].set_ylabel(f"{title}\n{model}" if name_model else title, fontweight="bold", labelpad=6)
-    mine = [
-        point
-        for point in points
-        if (point["model"], point["dataset"], point["metric"], point["source"])
-        == (model, dataset, columns[-1], "measured")
-    ]
-    ends = []
-    for line in lines:
-        own = [point for point in mine if point["line"] == line.title]
-        if own:
-            ends.append((own[-1]["n_edits"], own[-1]["mean"], line.title, line.colour))
     for axis in axes:
         axis.set_xlim(left=0)
-    style.end_labels(axes[-1], ends)
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _line_ends(
+    lines: Sequence[Line], model: str, dataset: str, metric: str, points: Sequence[dict[str, Any]]
+) -> list[tuple[float, float, str, Any]]:
+    """Last measured point of every line in one panel."""
+    ends = []
+    for line in lines:
+        wanted = (model, dataset, metric, "measured", line.title)
+        own = [p for p in points if (p["model"], p["dataset"], p["metric"], p["source"], p["line"]) == wanted]
+        if own:
+            ends.append((own[-1]["n_edits"], own[-1]["mean"], line.title, line.colour))
+    return ends
+
+
+def _legend(figure: Figure, lines: Sequence[Line]) -> None:
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=line.colour,
+            marker=line.marker,
+            ls=line.dashes,
+            mec="white",
+            mew=0.6,
+            label=line.title,
+        )
+        for line in lines
+    ]
+    columns = min(len(handles), 7 if max(len(line.title) for line in lines) < 14 else 4)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.4, handlelength=1.8
+    )
 
 
 def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[str, Any]]) -> str:
@@ -289,6 +312,8 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
             f"The paper prints numbers only at {options['published'].get('at', 1000):,} edits, "
             "beyond these runs."
         )
+    if options.get("swap_rate"):
+        words.append("Swap rate: share of locality prompts in which a hook layer swaps any token.")
     if options.get("baseline"):
         words.append("Dotted: the unedited model.")
     return captions.caption(spec, *words)

@@ -29,7 +29,9 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
 def measured_points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]) -> pd.DataFrame:
     """One row per model, data set, method and metric: measured with intervals, printed, difference."""
     options = spec.get("options") or {}
-    rows = []
+    # A control model without a counterpart in the paper shows what was run on it, and no empty rows.
+    printed_models = (options.get("published") or {}).get("models")
+    rows: list[dict[str, Any]] = []
     for model in spec.get("models") or read.ordered(None, (run.spec["model"] for run in runs)):
         for dataset in spec.get("datasets") or read.ordered(None, (run.spec["dataset"] for run in runs)):
             for method in methods:
@@ -42,8 +44,12 @@ def measured_points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence
                         if run.spec["model"] == model and run.spec["dataset"] == dataset and method.fits(run)
                     ]
                 )
-                for metric in options.get("metrics") or METRICS:
-                    rows.append(_point(options, model, dataset, method, metric, chosen))
+                points = [
+                    _point(options, model, dataset, method, metric, chosen)
+                    for metric in options.get("metrics") or METRICS
+                ]
+                if chosen or not printed_models or any(point["printed"] for point in points):
+                    rows += points
     return pd.DataFrame(rows)
 
 
@@ -94,11 +100,10 @@ def layout(points: pd.DataFrame, spec: dict[str, Any], methods: Sequence[Method]
     for number, ((model, dataset), part) in enumerate(points.groupby(["model", "dataset"], sort=False)):
         best: Any = part.groupby("metric")["mean"].max() if "mean" in part else {}
         rows = []
-        for index, method in enumerate(methods):
+        shown = [method for method in methods if method.title in set(part["method"])]
+        for index, method in enumerate(shown):
             cells = [method.title]
-            own = part[(part["editor"] == method.editor) & (part["variant"] == method.variant)].set_index(
-                "metric"
-            )
+            own = part[part["method"] == method.title].set_index("metric")
             for metric in metrics:
                 point = own.loc[metric]
                 if point["status"] == "measured" and point["mean"] == best[metric]:

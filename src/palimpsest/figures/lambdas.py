@@ -151,7 +151,10 @@ def _markdown(points: pd.DataFrame) -> str:
     names = ["protocol", "model", "dataset", "method", "lambda"]
     for _, rows in points.groupby(names, sort=False):
         values = rows.set_index("metric")
-        cells = [_measured(values.loc[metric].to_dict()) if metric in values.index else "not run" for metric in METRICS]
+        cells = [
+            _measured(values.loc[metric].to_dict()) if metric in values.index else "not run"
+            for metric in METRICS
+        ]
         lines.append(
             "| "
             + " | ".join(
@@ -162,5 +165,5 @@ def _markdown(points: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _measured(point: dict[str, Any]) -> str:
+def _measured(point: dict[Any, Any]) -> str:
     return f"{float(point['mean']):.3f} [{float(point['low']):.2f}, {float(point['high']):.2f}]"

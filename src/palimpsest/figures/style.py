@@ -211,7 +211,7 @@ def stamp(figure: Figure, text: str) -> None:
             ha="center",
             va="center",
             rotation=24,
-            fontsize=30,
+            fontsize=min(30.0, 9 * figure.get_figheight()),
             color="#B00020",
             alpha=0.16,
             fontweight="bold",

@@ -126,7 +126,7 @@ def _record_panel(axis: Axes, rows: pd.DataFrame, split: str, last: bool) -> Non
         marker=".",
         ms=3.4,
         color="#56B4E9",
-        label="largest of the other tokens",
+        label="largest other token",
     )
     axis.plot(
         position,
@@ -187,14 +187,19 @@ def draw_unedited_subjects(name: str, spec: dict[str, Any], run_dirs: list[Path]
     """Do subjects that were never edited light up as well? Distributions of z at the subject."""
     runs = read.select(spec, run_dirs)
     table = inspected(spec, runs)
-    table = table[table["z_subject"].notna()]
+    # A locality prompt comes without its subject's place: its largest token stands in.
+    table = table.assign(
+        z=table["z_subject"].fillna(table["z_max"]),
+        swapped=table["swapped_subject"].where(table["z_subject"].notna(), table["swapped_any"]),
+    )
+    table = table[table["z"].notna()]
     splits = [split for split in SPLIT_TITLES if (table["split"] == split).any()]
     with style.house_style():
         figure = style.new_figure(style.WIDTH, 3.0)
         left, right = figure.subplots(1, 2)
         ends = []
         for split in splits:
-            values = np.sort(table.loc[table["split"] == split, "z_subject"].to_numpy(dtype=float))
+            values = np.sort(table.loc[table["split"] == split, "z"].to_numpy(dtype=float))
             share = np.arange(1, len(values) + 1) / len(values)
             label = f"{SPLIT_TITLES[split]} (n = {len(values):,})"
             left.step(values, share, where="post", color=SPLIT_COLOURS[split], label=label)
@@ -203,7 +208,11 @@ def draw_unedited_subjects(name: str, spec: dict[str, Any], run_dirs: list[Path]
         left.set_ylabel("share of prompts at or below")
         style.unit_axis(left)
         figure.legend(
-            *left.get_legend_handles_labels(), loc="outside upper center", ncols=4, handlelength=1.4
+            *left.get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=4,
+            handlelength=1.1,
+            columnspacing=1.2,
         )
         points = _median_rows(right, table, splits)
         alpha = table["alpha"].dropna()
@@ -222,12 +231,12 @@ def _median_rows(axis: Axes, table: pd.DataFrame, splits: Sequence[str]) -> pd.D
     points = []
     for row, split in enumerate(splits):
         own = table[table["split"] == split]
-        values = own["z_subject"].to_numpy(dtype=float)
+        values = own["z"].to_numpy(dtype=float)
         q05, q25, q50, q75, q95 = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
         axis.plot([q05, q95], [row, row], color=SPLIT_COLOURS[split], lw=1.2)
         axis.plot([q25, q75], [row, row], color=SPLIT_COLOURS[split], lw=5, solid_capstyle="butt")
         axis.plot([q50], [row], marker="o", color="white", mec=SPLIT_COLOURS[split], mew=1.4, ms=6)
-        swapped = own["swapped_subject"].dropna().astype(bool).mean()
+        swapped = own["swapped"].dropna().astype(bool).mean()
         points.append(
             {
                 "split": split,
@@ -238,7 +247,7 @@ def _median_rows(axis: Axes, table: pd.DataFrame, splits: Sequence[str]) -> pd.D
                 "q75": q75,
                 "q95": q95,
                 "swapped_subject": swapped,
-                "median_share_of_ceiling": (own["z_subject"] / own["ceiling"]).median(),
+                "median_share_of_ceiling": (own["z"] / own["ceiling"]).median(),
             }
         )
     axis.set_yticks(
@@ -253,13 +262,12 @@ def _median_rows(axis: Axes, table: pd.DataFrame, splits: Sequence[str]) -> pd.D
 
 def _unedited_words(table: pd.DataFrame, splits: Sequence[str]) -> str:
     medians = ", ".join(
-        f"{SPLIT_TITLES[split]} {table.loc[table['split'] == split, 'z_subject'].median():.2f}"
-        for split in splits
+        f"{SPLIT_TITLES[split]} {table.loc[table['split'] == split, 'z'].median():.2f}" for split in splits
     )
     return (
         f"Medians: {medians}. The z-score compares a token with the other tokens of its own sequence, so a "
-        "high value for unedited subjects means that it finds the subject rather than the edited subject. "
-        "Dashed: median α."
+        "high value for unedited subjects means that it finds the subject rather than the edited "
+        "subject. Locality prompts: their largest token. Dashed: median α."
     )
 
 
@@ -304,7 +312,14 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
             for axis in axes
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, handlelength=1.4)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside upper center",
+            ncols=4,
+            handlelength=1.1,
+            columnspacing=1.2,
+        )
         style.panel_letters(list(axes))
         style.stamp(figure, captions.stamp_text(spec))
         words = [
