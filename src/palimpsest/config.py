@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,12 +63,17 @@ def repository_root() -> Path:
     return root
 
 
+def use_this_python() -> None:
+    """Let `python` in child processes be the running interpreter, whether its environment was activated or not."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
 def read_yaml(path: Path | str) -> Any:
     """Read a YAML file; a key that is given twice is an error, since the first value would silently be lost."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """SafeLoader that refuses repeated keys and reads 1e-5 as the number it is."""
+        """SafeLoader that refuses repeated keys."""
 
     def mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
@@ -195,17 +202,17 @@ def _load_editors(names: list[str], root: Path, schema: dict[str, Any]) -> tuple
     for name in names:
         if name not in schema:
             problems.append(
-                f"editors: {name!r} has no settings schema{suggest(name, schema)}. "
+                f"editors: {name!r} is not one of {', '.join(schema)}{suggest(name, schema)}. "
                 "For a new editor run `palimpsest schema --write` once its file exists"
             )
             continue
         path = folder / f"{name}.yaml"
-        content = read_yaml(path) if path.is_file() else {"editor": name, "title": name}
+        content: dict[str, Any] = read_yaml(path) if path.is_file() else {"editor": name, "title": name}
         found = check(content, form, f"config/editors/{name}.yaml")
         if not found and content["editor"] != name:
             found = [f"config/editors/{name}.yaml: editor is {content['editor']!r}, but the file is named {name!r}"]
         if not found:
-            content.setdefault("variants", {}).setdefault("default", {})
+            content["variants"] = {"default": {}, **content.get("variants", {})}
             found = _settings_problems(name, content, schema[name])
         problems += found
         editors[name] = content
@@ -278,7 +285,7 @@ def settings_schema_of(editor: type) -> dict[str, Any]:
     import dataclasses
     import typing
 
-    kind = editor.Settings  # type: ignore[attr-defined]
+    kind = editor.settings_type  # type: ignore[attr-defined]
     hints = typing.get_type_hints(kind)
     properties = {}
     for entry in dataclasses.fields(kind):

@@ -181,11 +181,13 @@ def _resolve(
     editor, variant = method
     content, scale = config.editors[editor], config.scale
     preset = scale["models"][model].get("preset") or model
-    settings = complete_settings(config, editor, editor_settings(config, editor, variant, preset, entry["protocol"]))
-    batch_size = sizes["batch_size"]
-    suffix = ""
-    if point is not None:
-        settings, batch_size, suffix = _sweep(entry["sweep"]["setting"], point, settings, batch_size)
+    stated = editor_settings(config, editor, variant, preset, entry["protocol"])
+    settings, batch_size, suffix = complete_settings(config, editor, stated), sizes["batch_size"], ""
+    if point is not None and entry["sweep"]["setting"] == "batch_size":
+        batch_size = int(point)
+    elif point is not None:
+        changes, suffix = _sweep(entry["sweep"]["setting"], point, settings)
+        settings = complete_settings(config, editor, merge_settings(stated, changes))
     where = {"device": scale["device"], "dtype": scale["models"][model]["dtype"], "gate": scale["gate"]["mode"]}
     options = {**scale["protocol"], **where, "inspect": False, **(entry.get("run_options") or {})}
     spec = {
@@ -209,27 +211,20 @@ def _resolve(
     return Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
 
 
-def _sweep(setting: str, point: Any, settings: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], int, str]:
-    """Apply one value of a sweep: (settings, batch size, suffix of the run's name).
+def _sweep(setting: str, point: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """One value of a sweep: (what it changes, suffix of the run's name).
 
-    `last_layers` keeps the last n of the layers the model's preset names; `batch_size` is no setting of the editor;
-    a value may also be a mapping of several settings.
+    `last_layers` keeps the last n of the layers that the model's preset names; a value may also be a mapping of several
+    settings. A value that changes nothing is the plain run and keeps its name, so that it is shared.
     """
-    if setting == "batch_size":
-        return settings, int(point), ""
     if setting == "last_layers":
         layers = list(settings["layers"])[-int(point) :]
-        # The full set is the plain run: it keeps its plain name, so that it is shared.
-        return {**settings, "layers": layers}, batch_size, "" if len(layers) == len(settings["layers"]) else f"last{point}"
-    changes = point if isinstance(point, Mapping) else {setting: point}
-    changed = merge_settings(settings, changes)
-    for name, value in changes.items():
-        if settings.get(name) == value:
-            continue
-        break
+        changes, suffix = {"layers": layers}, f"last{point}"
     else:
-        return settings, batch_size, ""
-    return changed, batch_size, "-".join(f"{name}-{value}" for name, value in changes.items() if settings.get(name) != value)
+        changes = dict(point) if isinstance(point, Mapping) else {setting: point}
+        suffix = "-".join(f"{name}-{value}" for name, value in changes.items() if settings.get(name) != value)
+    changes = {name: value for name, value in changes.items() if settings.get(name) != value}
+    return changes, suffix if changes else ""
 
 
 def _run_name(spec: Mapping[str, Any], suffix: str) -> str:

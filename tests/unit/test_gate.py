@@ -18,19 +18,41 @@ from palimpsest.models.tokens import join
 
 NAMES = ["Ada Tolvek", "Ono Tolvek", "Ada Rimsk", "Ono Rimsk"]
 EDITS = [
-    Edit(f"The city of {name} is", "Tolburg", name, f"e{number}", truth="Rimburg" if number % 2 else "Old Velburg",
-         rephrasings=(f"In the city of {name}, called",))
+    Edit(
+        f"The city of {name} is",
+        "Tolburg",
+        name,
+        f"e{number}",
+        truth="Rimburg" if number % 2 else "Old Velburg",
+        rephrasings=(f"In the city of {name}, called",),
+    )
     for number, name in enumerate(NAMES)
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "gptj", "llama"])
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join([f"{e.prompt} {t}." for e in EDITS for t in ("Tolburg", "Rimburg", "Old Velburg")] * 2))
-    describe_model({"kind": "random", "family": request.param, "width": 32, "blocks": 3, "heads": 2, "inner": 64, "rotary": 8,
-                    "context": 48, "vocabulary": 400, "corpus": str(corpus), "initial_range": 0.2}, folder / "model")  # fmt: skip
+    corpus.write_text(
+        "\n".join([f"{e.prompt} {t}." for e in EDITS for t in ("Tolburg", "Rimburg", "Old Velburg")] * 2)
+    )
+    describe_model(
+        {
+            "kind": "random",
+            "family": request.param,
+            "width": 32,
+            "blocks": 3,
+            "heads": 2,
+            "inner": 64,
+            "rotary": 8,
+            "context": 48,
+            "vocabulary": 400,
+            "corpus": str(corpus),
+            "initial_range": 0.2,
+        },
+        folder / "model",
+    )
     write_edits(folder / "data" / "edits.jsonl", EDITS)
     return folder
 
@@ -49,16 +71,21 @@ def test_exact_match_is_that_of_one_by_one_argmax(folder):
         assert found == bool((top[first - 1 : -1] == ids[0, first:]).all())
 
 
-def test_a_vector_without_bounds_reaches_more_than_one_without_room(folder):
+def test_a_vector_where_the_answer_is_read_reaches_everything_but_not_without_room(folder):
+    model = load_model(folder / "model")
+    ends_with_subject = [Question(f"The city of {name}", name, "Tolburg") for name in NAMES]
+    rows = prepare(model, ends_with_subject)
+    now = sum(exact(model, [(q.prompt, q.answer) for q in ends_with_subject])) / len(NAMES)
+    for layer in range(model.n_blocks):
+        assert target_vector_ceiling(model, rows, layer, clamp=1e-9, steps=3) == now
+        assert target_vector_ceiling(model, rows, layer, clamp=50.0, step_ratio=0.1, steps=40) == 1.0
+
+
+def test_a_vector_in_the_last_block_changes_nothing_behind_it(folder):
     model = load_model(folder / "model")
     rows = prepare(model, questions("Tolburg"))
-    free = target_vector_ceiling(model, rows, 0, clamp=50.0, step_ratio=0.1, steps=40)
-    bound = target_vector_ceiling(model, rows, 0, clamp=1e-9, step_ratio=0.1, steps=3)
     now = sum(exact(model, [(e.prompt, "Tolburg") for e in EDITS])) / len(EDITS)
-    assert bound == now and free >= bound
-    if model.family.name != "gptj":
-        assert free > now
-    assert target_vector_ceiling(model, rows, model.n_blocks - 1, clamp=50.0) == now  # later tokens cannot see it any more
+    assert target_vector_ceiling(model, rows, model.n_blocks - 1, clamp=50.0) == now
 
 
 def test_swapping_in_ones_own_state_changes_nothing(folder):
@@ -70,7 +97,9 @@ def test_swapping_in_ones_own_state_changes_nothing(folder):
 
 def test_examine_writes_verdict_and_known_facts(folder):
     spec = {"edits": 3, "steps": 2, "model": "m", "dataset": "d", "mode": "refuse"}
-    content = examine(spec, folder / "model", folder / "data", None, folder / "gate.json", folder / "known.json")
+    content = examine(
+        spec, folder / "model", folder / "data", None, folder / "gate.json", folder / "known.json"
+    )
     assert content == read_json(folder / "gate.json")
     assert content["verdict"] == "fail" and content["reasons"] and content["layers"] == [0]
     assert set(content["ceiling"]) == set(content["state_swap"]) == {"0", "1", "2"}
@@ -96,7 +125,9 @@ def test_bad_specs_and_data_are_refused(folder, tmp_path):
 def test_verdicts_say_why():
     content = {"recall": 0.99, "ceiling": {"0": 1.0, "2": 0.9}, "state_swap": {"0": 0.4, "2": 0.1}}
     assert reasons(content, GateSettings(), [0, 2]) == []
-    found = reasons({**content, "recall": 0.5, "ceiling": {"2": 0.1}, "state_swap": {"2": 0.0}}, GateSettings(), [0, 2])
+    found = reasons(
+        {**content, "recall": 0.5, "ceiling": {"2": 0.1}, "state_swap": {"2": 0.0}}, GateSettings(), [0, 2]
+    )
     assert len(found) == 3 and "block 2" in found[1] and "elsewhere" in found[1]
     assert reasons({**content, "state_swap": {}}, GateSettings(), [0, 2]) == []
 

@@ -18,15 +18,40 @@ from palimpsest.models.pretrain import Training, bottleneck_mask, learning_rate,
 from palimpsest.models.pretrain_rows import Packer, fact_sentence
 from palimpsest.models.tokenizer import END_OF_TEXT, single_token_share, train_tokenizer
 
-TINY = {"family": "gpt2", "width": 16, "blocks": 2, "heads": 2, "inner": 32, "context": 48, "steps": 6, "batch": 2,
-        "length": 32, "warmup": 2, "vocabulary": 900, "log_every": 2}  # fmt: skip
+TINY = {
+    "family": "gpt2",
+    "width": 16,
+    "blocks": 2,
+    "heads": 2,
+    "inner": 32,
+    "context": 48,
+    "steps": 6,
+    "batch": 2,
+    "length": 32,
+    "warmup": 2,
+    "vocabulary": 900,
+    "log_every": 2,
+}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
-    generate({"counterfact": 12, "zsre": 12, "probes": 4, "unrelated": 4, "relations": 2, "answers": 3, "first_names": 6,
-              "facts_per_subject": 1, "text_lines": 20}, 1, folder)  # fmt: skip
+    generate(
+        {
+            "counterfact": 12,
+            "zsre": 12,
+            "probes": 4,
+            "unrelated": 4,
+            "relations": 2,
+            "answers": 3,
+            "first_names": 6,
+            "facts_per_subject": 1,
+            "text_lines": 20,
+        },
+        1,
+        folder,
+    )
     return folder
 
 
@@ -38,7 +63,9 @@ def same(one, other):
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("extra", [{}, {"family": "gptj", "rotary": 4, "subject_bottleneck": 0.9, "dropout": 0.1}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"family": "gptj", "rotary": 4, "subject_bottleneck": 0.9, "dropout": 0.1}]
+)
 def test_pretraining_writes_a_model_others_can_load_twice_the_same(source, tmp_path, extra):
     pretrain({**TINY, **extra}, source, tmp_path / "one")
     pretrain({**TINY, **extra}, source, tmp_path / "two")
@@ -97,7 +124,9 @@ def test_answers_after_a_blank_are_single_tokens():
     tokenizer = train_tokenizer(texts, 600, 32)
     assert single_token_share(tokenizer, ["Tolburg", "Rimburg"]) == 1.0
     assert single_token_share(tokenizer, ["Tolburg", "Unheard-of"]) == 0.5
-    assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0] and tokenizer.eos_token == END_OF_TEXT
+    assert (
+        tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0] and tokenizer.eos_token == END_OF_TEXT
+    )
     with pytest.raises(ModelError, match="257"):
         train_tokenizer(texts, 100, 32)
 
@@ -120,11 +149,17 @@ def test_sentences_carry_weights_and_rows_are_full():
 
 @pytest.mark.parametrize(
     ("change", "error", "words"),
-    [({"stepz": 1}, SettingsError, "stepz"), ({"length": 999}, SettingsError, "context"), ({"heads": 3}, SettingsError, "heads"),
-     ({"family": "rnn"}, ModelError, "rnn"), ({"steps": 0}, SettingsError, "steps"), ({"text_share": 1.0}, SettingsError, "text_share"),
-     ({"vocabulary": 300, "require_single_tokens": True}, ModelError, "vocabulary"),
-     ({"learning_rate": 1e38}, ModelError, "diverged")],
-)  # fmt: skip
+    [
+        ({"stepz": 1}, SettingsError, "stepz"),
+        ({"length": 999}, SettingsError, "context"),
+        ({"heads": 3}, SettingsError, "heads"),
+        ({"family": "rnn"}, ModelError, "rnn"),
+        ({"steps": 0}, SettingsError, "steps"),
+        ({"text_share": 1.0}, SettingsError, "text_share"),
+        ({"vocabulary": 300, "require_single_tokens": True}, ModelError, "vocabulary"),
+        ({"learning_rate": 1e30}, ModelError, "diverged"),
+    ],
+)
 def test_bad_specs_are_refused_by_name(source, tmp_path, change, error, words):
     with pytest.raises(error, match=words):
         pretrain({**TINY, **change}, source, tmp_path)
@@ -132,10 +167,12 @@ def test_bad_specs_are_refused_by_name(source, tmp_path, change, error, words):
 
 
 def test_damaged_facts_are_refused_with_file_line_and_field(tmp_path):
-    with pytest.raises(DataError, match="facts.jsonl"):
+    with pytest.raises(DataError, match=r"facts\.jsonl"):
         pretrain(TINY, tmp_path, tmp_path / "out")
-    (tmp_path / "facts.jsonl").write_text(json.dumps({"text": "A b", "subject": None, "answer": [2, 9], "kind": "prompt"}) + "\n")
-    with pytest.raises(DataError, match="line 1.*answer"):
+    (tmp_path / "facts.jsonl").write_text(
+        json.dumps({"text": "A b", "subject": None, "answer": [2, 9], "kind": "prompt"}) + "\n"
+    )
+    with pytest.raises(DataError, match=r"line 1.*answer"):
         pretrain(TINY, tmp_path, tmp_path / "out")
     (tmp_path / "facts.jsonl").write_text('{"text": "A b", "subj')
     with pytest.raises(DataError, match="line 1"):
@@ -144,8 +181,18 @@ def test_damaged_facts_are_refused_with_file_line_and_field(tmp_path):
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
 def test_random_stand_ins_of_every_family(family, tmp_path):
-    spec = {"kind": "random", "family": family, "width": 16, "blocks": 2, "heads": 2, "inner": 24, "rotary": 4, "context": 32,
-            "vocabulary": 300, "seed": 5}  # fmt: skip
+    spec = {
+        "kind": "random",
+        "family": family,
+        "width": 16,
+        "blocks": 2,
+        "heads": 2,
+        "inner": 24,
+        "rotary": 4,
+        "context": 32,
+        "vocabulary": 300,
+        "seed": 5,
+    }
     describe_model(spec, tmp_path / "model")
     model = load_model(tmp_path / "model")
     assert (model.family.name, model.width, model.inner_width, model.n_blocks) == (family, 16, 24, 2)

@@ -10,10 +10,26 @@ import pytest
 from palimpsest.data.world import QUESTION_PREFIX, WorldSettings, build, generate
 from palimpsest.errors import SettingsError
 
-SMALL = {"counterfact": 40, "zsre": 30, "probes": 20, "unrelated": 12, "relations": 4, "answers": 5, "first_names": 8,
-         "text_lines": 30}  # fmt: skip
-CF_FIELDS = {"case_id", "prompt", "target_new", "subject", "ground_truth", "rephrase_prompt", "locality_prompt",
-             "locality_ground_truth"}  # fmt: skip
+SMALL = {
+    "counterfact": 40,
+    "zsre": 30,
+    "probes": 20,
+    "unrelated": 12,
+    "relations": 4,
+    "answers": 5,
+    "first_names": 8,
+    "text_lines": 30,
+}
+CF_FIELDS = {
+    "case_id",
+    "prompt",
+    "target_new",
+    "subject",
+    "ground_truth",
+    "rephrase_prompt",
+    "locality_prompt",
+    "locality_ground_truth",
+}
 ZSRE_FIELDS = {"subject", "src", "pred", "rephrase", "alt", "answers", "loc", "loc_ans", "cond"}
 
 
@@ -50,7 +66,9 @@ def test_records_have_the_upstream_schemas(source):
 
 def test_locality_asks_never_edited_subjects_for_the_same_answer(source):
     counterfact = read(source, "counterfact.json")
-    edited = {record["subject"] for record in counterfact} | {record["subject"] for record in read(source, "zsre.json")}
+    edited = {record["subject"] for record in counterfact} | {
+        record["subject"] for record in read(source, "zsre.json")
+    }
     assert not any(subject in record["locality_prompt"] for record in counterfact for subject in edited)
     same = [record["locality_ground_truth"] == record["ground_truth"] for record in counterfact]
     assert sum(same) / len(same) == 1.0
@@ -67,7 +85,9 @@ def test_held_out_phrasings_are_never_read(source):
 
 
 def test_spans_point_at_subject_and_answer(source):
-    truths = {f"cf-{r['case_id']}": (r["subject"], r["ground_truth"]) for r in read(source, "counterfact.json")}
+    truths = {
+        f"cf-{r['case_id']}": (r["subject"], r["ground_truth"]) for r in read(source, "counterfact.json")
+    }
     seen = set()
     for line in sentences(source):
         start, end = line["answer"]
@@ -97,14 +117,21 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(source, tmp_
     generate(SMALL, 4, tmp_path / "other")
     for name in ("counterfact.json", "zsre.json", "facts.jsonl", "text.txt", "corpus.txt", "manifest.json"):
         assert (source / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    assert (source / "counterfact.json").read_bytes() != (tmp_path / "other" / "counterfact.json").read_bytes()
+    assert (source / "counterfact.json").read_bytes() != (
+        tmp_path / "other" / "counterfact.json"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"factz": 3}, "factz"), ({"counterfact": 0}, "counterfact"), ({"relations": 99}, "relations"),
-     ({"zsre": "many"}, "zsre"), ({"relations": 4, "facts_per_subject": 3}, "facts_per_subject")],
-)  # fmt: skip
+    [
+        ({"factz": 3}, "factz"),
+        ({"counterfact": 0}, "counterfact"),
+        ({"relations": 99}, "relations"),
+        ({"zsre": "many"}, "zsre"),
+        ({"relations": 4, "facts_per_subject": 3}, "facts_per_subject"),
+    ],
+)
 def test_impossible_settings_are_named(settings, words, tmp_path):
     with pytest.raises(SettingsError, match=words):
         generate({**SMALL, **settings}, 1, tmp_path)

@@ -1,22 +1,4 @@
 # The papers' sentences, judged on this scale's runs.
-CLAIMS = [f"{FIGURES}/claims.csv", f"{FIGURES}/claims.md"]
-
-
-def claims_spec():
-    """Which experiments are there, and which runs belong to them."""
-    return spec_json(
-        {
-            "scale": PLAN.scale["scale"],
-            "paper": "comeba_hk",
-            "datasets": {name: name for name in PLAN.scale["datasets"]},
-            **PLAN.scale["claims"],
-            "experiments": {
-                name: list(figure.runs)
-                for name, figure in PLAN.figures.items()
-                if figure.runs
-            },
-        }
-    )
 
 
 rule claims:
@@ -27,6 +9,7 @@ rule claims:
         ],
     output:
         csv=f"{FIGURES}/claims.csv",
+        tests=f"{FIGURES}/claims_tests.csv",
         markdown=report(
             f"{FIGURES}/claims.md",
             caption="../report/claims.rst",
@@ -43,7 +26,7 @@ rule claims:
         mem_mb=job("claims", "mem_mb", 2000),
         runtime=job("claims", "runtime", 10),
     params:
-        out=FIGURES,
+        out=lambda wildcards, output: Path(output.csv).parent,
         spec=claims_spec(),
         code=code("palimpsest.claims", published=True),
     message:

@@ -2,7 +2,6 @@
 # plain Python with unit tests (src/palimpsest/experiments.py, config.py, provenance.py).
 import functools
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ ROOT = Path(str(workflow.current_basedir)).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from palimpsest import experiments
-from palimpsest.config import ConfigError, read_yaml
+from palimpsest.config import ConfigError, read_yaml, use_this_python
 from palimpsest.figures import outputs as figure_suffixes
 from palimpsest.provenance import source_digest
 
@@ -24,12 +23,10 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
-# The package is not installed in per-rule environments, and PYTHONPATH is cleared when one is activated: this runs after.
+# The package is not installed in the conda environments, and activating one clears PYTHONPATH. This runs afterwards.
 shell.prefix(f"export PYTHONPATH='{ROOT}/src'; ")
-# Without per-rule environments, `python` is the one that runs Snakemake, whether its environment was activated or not.
-os.environ["PATH"] = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-)
+# Without conda, `python` is the one that runs Snakemake, whether its environment was activated or not.
+use_this_python()
 
 FIGURES = PLAN.scale["figures"]
 DEVICE_GPUS = 1 if PLAN.scale["device"].startswith("cuda") else 0
@@ -54,7 +51,7 @@ digest = functools.cache(source_digest)
 
 
 def code(*modules, published=False):
-    """A parameter function: the digest of the modules a rule's job can reach, and of the printed numbers it reads."""
+    """A parameter function: the digest of the modules a job can reach, and of the printed numbers it reads."""
     printed = sorted((ROOT / "src" / "palimpsest" / "published").glob("*.[cy]*"))
     files = tuple(file for file in printed if file.suffix in (".csv", ".yaml"))
     return lambda wildcards: digest(*modules, files=files if published else ())

@@ -66,12 +66,6 @@ rule real_source:
         "python -m palimpsest source --spec {params.spec:q} --out {params.out} 2> {log}"
 
 
-def dataset_source(wildcards):
-    """The source a data set's records lie in; none for real files and hub ids."""
-    source = PLAN.scale["datasets"][wildcards.dataset].get("source")
-    return f"results/data/{source}/manifest.json" if source else []
-
-
 rule dataset:
     input:
         source=dataset_source,

@@ -4,31 +4,6 @@
 #   results/models/{model}/known-{dataset}.json       which edits' truth does it know?
 
 
-def model_spec(wildcards):
-    """A model's entry as models/pretrain.py and models/manifest.py read it: one flat object."""
-    entry = dict(PLAN.scale["models"][wildcards.model])
-    spec = {
-        "name": wildcards.model,
-        **entry.pop("shape", {}),
-        **entry.pop("training", {}),
-    }
-    used = {
-        "pretrained": ("kind", "family", "seed"),
-        "random": ("kind", "family", "seed", "vocabulary", "dtype"),
-        "path": ("kind", "family", "path", "dtype"),
-        "hub": ("kind", "family", "id", "revision", "dtype"),
-    }[entry["kind"]]
-    if entry["kind"] == "random" and entry.get("source"):
-        spec["corpus"] = f"results/data/{entry['source']}/corpus.txt"
-    return spec_json({**spec, **{key: entry[key] for key in used if key in entry}})
-
-
-def model_source(wildcards):
-    """What a model is pre-trained on, or its tokenizer is trained on."""
-    source = PLAN.scale["models"][wildcards.model].get("source")
-    return f"results/data/{source}/manifest.json" if source else []
-
-
 rule pretrain:
     input:
         facts=lambda wildcards: f"results/data/{PLAN.scale['models'][wildcards.model]['source']}/facts.jsonl",
@@ -93,19 +68,6 @@ rule model:
         "Describing the model {wildcards.model}"
     shell:
         "python -m palimpsest model --spec {params.spec:q} --out {params.out} --threads {threads} 2> {log}"
-
-
-def gate_spec(wildcards):
-    """The configuration's `gate`, with the layers that editing will use and this model's names."""
-    layers = PLAN.statistics_layers(wildcards.model)
-    spec = {
-        "model": wildcards.model,
-        "dataset": wildcards.dataset,
-        **PLAN.scale["gate"],
-    }
-    return spec_json(
-        spec if "layers" in spec or not layers else {**spec, "layers": layers}
-    )
 
 
 rule gate:

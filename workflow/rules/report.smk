@@ -1,1 +1,2 @@
-# `snakemake --report report.zip` after a run gathers figures, captions, logs and timings. Its texts are in workflow/report/.
+# `snakemake --report report.zip` after a run gathers figures, captions, logs and timings; the texts are in workflow/report/.
+report: "../report/workflow.rst"

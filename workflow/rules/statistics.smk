@@ -1,12 +1,6 @@
 # The covariance of keys, once per model and corpus, all wanted layers in one pass.
 
 
-def statistics_corpus(wildcards):
-    """Text the keys are taken from: the model's own pre-training source unless it names another."""
-    entry = PLAN.scale["models"][wildcards.model]
-    return f"results/data/{entry.get('corpus') or entry['source']}/corpus.txt"
-
-
 rule covariance:
     input:
         model="results/models/{model}/manifest.json",

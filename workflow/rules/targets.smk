@@ -1,12 +1,4 @@
 # Plain names for parts of the graph: `snakemake comeba_fig4`, `snakemake comeba`, `snakemake memit`, `snakemake seed_0`, ...
-def run_files(**wanted):
-    """Metric tables of all runs that fit."""
-    return [
-        f"results/runs/{run}/seed={seed}/metrics.parquet"
-        for run, seed in PLAN.run_seeds(**wanted)
-    ]
-
-
 rule figures:
     input:
         drawn(),

@@ -1,9 +1,9 @@
 """The generated world: two data sets in their upstream schemas, and what a model must read to know them.
 
-Subjects are made of tokens that many subjects share (a first and a last name). A subject with a token of its own is
-recognised by that token alone; the fact is then looked up where it is asked for, and no editor that writes at the
-subject finds anything to change. New targets are answers of the same relation that other subjects really have, for a
-model can only be taught to say what it has said before in such a place.
+Subjects are made of tokens that many subjects share (a first and a last name). A subject with a token of its
+own is recognised by that token alone; the fact is then looked up where it is asked for, and no editor that
+writes at the subject finds anything to change. New targets are answers of the same relation that other
+subjects really have, for a model can only be taught to say what it has said before in such a place.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class WorldSettings:
 
     Attributes:
         counterfact, zsre: number of editable facts in each data set.
-        probes: number of never-edited facts (about subjects of their own) that serve as same-relation locality probes.
+        probes: number of never-edited facts (about subjects of their own) that serve as same-relation
+            locality probes.
         unrelated: number of questions from elsewhere, the locality probes of the question data set.
         relations: relations of each data set, at most 12; taken alternately from both kinds of subjects.
         answers: different answers of each relation, at most 16.
@@ -64,15 +65,24 @@ class WorldSettings:
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be made, naming setting and bound."""
         bounds = {
-            "counterfact": (1, 100_000), "zsre": (1, 100_000), "probes": (1, 100_000), "unrelated": (1, 100_000),
-            "relations": (2, len(COUNTERFACT_RELATIONS)), "answers": (2, min(len(words) for words in WORDS.values())),
-            "facts_per_subject": (1, self.relations // 2), "first_names": (2, 2_000),
-            "subjects_per_last_name": (1, self.first_names), "text_lines": (10, 1_000_000), "subject_share": (0, 1),
-        }  # fmt: skip
+            "counterfact": (1, 100_000),
+            "zsre": (1, 100_000),
+            "probes": (1, 100_000),
+            "unrelated": (1, 100_000),
+            "relations": (2, len(COUNTERFACT_RELATIONS)),
+            "answers": (2, min(len(words) for words in WORDS.values())),
+            "facts_per_subject": (1, self.relations // 2),
+            "first_names": (2, 2_000),
+            "subjects_per_last_name": (1, self.first_names),
+            "text_lines": (10, 1_000_000),
+            "subject_share": (0, 1),
+        }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise SettingsError(f"world setting '{name}' is {value!r}; expected a number from {low} to {high}")
+                raise SettingsError(
+                    f"world setting '{name}' is {value!r}; expected a number from {low} to {high}"
+                )
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> WorldSettings:
@@ -136,7 +146,9 @@ class Syllables:
             if word not in self._used:
                 self._used.add(word)
                 return word
-        raise SettingsError(f"no further made-up words with ending {ending!r}: ask for fewer names or answers")
+        raise SettingsError(
+            f"no further made-up words with ending {ending!r}: ask for fewer names or answers"
+        )
 
     def words(self, number: int, ending: str = "") -> list[str]:
         """Several of them."""
@@ -146,8 +158,8 @@ class Syllables:
 def generate(settings: dict[str, Any], seed: int, out: Path | str) -> None:
     """Write a world to the folder `out`: the same settings and seed give the same bytes.
 
-    Files: counterfact.json, zsre.json (upstream schemas), facts.jsonl (sentences for pre-training, with spans),
-    text.txt (neutral text), corpus.txt (both mixed, for second moments of keys), manifest.json.
+    Files: counterfact.json, zsre.json (upstream schemas), facts.jsonl (sentences for pre-training, with
+    spans), text.txt (neutral text), corpus.txt (both mixed, for second moments of keys), manifest.json.
 
     Raises:
         SettingsError: a setting is unknown or out of bounds.
@@ -162,15 +174,25 @@ def generate(settings: dict[str, Any], seed: int, out: Path | str) -> None:
     random.Random(f"{seed} corpus").shuffle(corpus)
     write_json(out / "counterfact.json", counterfact)
     write_json(out / "zsre.json", zsre)
-    write_text(out / "facts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in sentences))
+    write_text(
+        out / "facts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in sentences)
+    )
     write_text(out / "text.txt", "\n".join(world.passages) + "\n")
     write_text(out / "corpus.txt", "\n".join(corpus) + "\n")
     counts = {
-        "counterfact": len(counterfact), "zsre": len(zsre), "probes": len(world.probes), "sentences": len(sentences),
-        "unrelated": len(world.questions), "passages": len(world.passages),
-        "subjects": sum(len(names) for names in world.subjects.values()), "relations": len(world.answers),
-    }  # fmt: skip
-    write_json(out / "manifest.json", {"kind": "generated world", "seed": seed, "settings": asdict(chosen), "counts": counts})
+        "counterfact": len(counterfact),
+        "zsre": len(zsre),
+        "probes": len(world.probes),
+        "sentences": len(sentences),
+        "unrelated": len(world.questions),
+        "passages": len(world.passages),
+        "subjects": sum(len(names) for names in world.subjects.values()),
+        "relations": len(world.answers),
+    }
+    write_json(
+        out / "manifest.json",
+        {"kind": "generated world", "seed": seed, "settings": asdict(chosen), "counts": counts},
+    )
 
 
 def build(settings: WorldSettings, seed: int) -> World:
@@ -195,11 +217,15 @@ def build(settings: WorldSettings, seed: int) -> World:
         short = "cf" if dataset == "counterfact" else "zsre"
         facts = _facts(edited, relations[dataset], world.answers, share, source)
         source.shuffle(facts)
-        world.facts[dataset] = [Fact(f"{short}-{number}", dataset, *fact) for number, fact in enumerate(facts[:wanted])]
+        world.facts[dataset] = [
+            Fact(f"{short}-{number}", dataset, *fact) for number, fact in enumerate(facts[:wanted])
+        ]
     probes = _facts(never, relations["counterfact"], world.answers, share, source)[: settings.probes]
     world.probes = [Fact(f"cf-probe-{number}", "counterfact", *fact) for number, fact in enumerate(probes)]
     things = [word.lower() for word in names.words(settings.unrelated)]
-    replies = [" ".join(names.words(length)) for length in (1, 2, 2, 3) for _ in range(-(-settings.unrelated // 16))]
+    replies = [
+        " ".join(names.words(length)) for length in (1, 2, 2, 3) for _ in range(-(-settings.unrelated // 16))
+    ]
     world.questions = [
         (UNRELATED_QUESTIONS[number % len(UNRELATED_QUESTIONS)].format(thing), replies[number % len(replies)])
         for number, thing in enumerate(things)
@@ -209,17 +235,25 @@ def build(settings: WorldSettings, seed: int) -> World:
 
 
 def counterfact_records(world: World, source: random.Random) -> list[dict[str, Any]]:
-    """The cloze data set in the flat CounterFact schema; locality asks a never-edited subject with the same answer."""
+    """The cloze data set in the flat CounterFact schema; locality asks a never-edited subject with the same
+    answer."""
     records = []
     for number, fact in enumerate(world.facts["counterfact"]):
         same = [probe for probe in world.probes if probe.relation.name == fact.relation.name]
         neighbours = [probe for probe in same if probe.truth == fact.truth] or same or world.probes
         neighbour = source.choice(neighbours)
-        records.append({
-            "case_id": number, "prompt": fact.prompt(), "target_new": _other(fact, world, source), "subject": fact.subject,
-            "ground_truth": fact.truth, "rephrase_prompt": fact.prompt(fact.held_out),
-            "locality_prompt": neighbour.prompt(), "locality_ground_truth": neighbour.truth,
-        })  # fmt: skip
+        records.append(
+            {
+                "case_id": number,
+                "prompt": fact.prompt(),
+                "target_new": _other(fact, world, source),
+                "subject": fact.subject,
+                "ground_truth": fact.truth,
+                "rephrase_prompt": fact.prompt(fact.held_out),
+                "locality_prompt": neighbour.prompt(),
+                "locality_ground_truth": neighbour.truth,
+            }
+        )
     return records
 
 
@@ -229,35 +263,56 @@ def zsre_records(world: World, source: random.Random) -> list[dict[str, Any]]:
     for number, fact in enumerate(world.facts["zsre"]):
         question, answer = world.questions[number % len(world.questions)]
         target = _other(fact, world, source)
-        records.append({
-            "subject": fact.subject, "src": fact.prompt(), "pred": fact.truth, "rephrase": fact.prompt(fact.held_out),
-            "alt": target, "answers": [fact.truth], "loc": QUESTION_PREFIX + question, "loc_ans": answer,
-            "cond": f"{fact.truth} >> {target} || {fact.prompt()}",
-        })  # fmt: skip
+        records.append(
+            {
+                "subject": fact.subject,
+                "src": fact.prompt(),
+                "pred": fact.truth,
+                "rephrase": fact.prompt(fact.held_out),
+                "alt": target,
+                "answers": [fact.truth],
+                "loc": QUESTION_PREFIX + question,
+                "loc_ans": answer,
+                "cond": f"{fact.truth} >> {target} || {fact.prompt()}",
+            }
+        )
     return records
 
 
 def fact_sentences(world: World) -> Iterator[dict[str, Any]]:
-    """Sentences for pre-training with character spans of subject and answer; the held-out phrasing is left out."""
+    """Sentences for pre-training with character spans of subject and answer; the held-out phrasing is left
+    out."""
     for fact in world.facts["counterfact"] + world.facts["zsre"] + world.probes:
         first = "locality" if fact.identifier.startswith("cf-probe") else "prompt"
         for phrasing in range(len(fact.relation.phrasings)):
             if phrasing != fact.held_out:
-                yield _sentence(fact.prompt(phrasing), fact.subject, fact.truth, fact.identifier, fact.dataset,
-                                "rephrase" if phrasing else first)  # fmt: skip
+                yield _sentence(
+                    fact.prompt(phrasing),
+                    fact.subject,
+                    fact.truth,
+                    fact.identifier,
+                    fact.dataset,
+                    "rephrase" if phrasing else first,
+                )
     for number, (question, answer) in enumerate(world.questions):
         # Some evaluations strip the prefix: the model must know both forms.
         for prefix in (QUESTION_PREFIX, ""):
             yield _sentence(prefix + question, None, answer, f"nq-{number}", "zsre", "unrelated")
 
 
-def _sentence(prompt: str, subject: str | None, answer: str, fact: str, dataset: str, kind: str) -> dict[str, Any]:
+def _sentence(
+    prompt: str, subject: str | None, answer: str, fact: str, dataset: str, kind: str
+) -> dict[str, Any]:
     text = f"{prompt} {answer}"
     start = prompt.rindex(subject) if subject else -1
     return {
-        "text": text, "subject": [start, start + len(subject)] if subject else None,
-        "answer": [len(prompt) + 1, len(text)], "fact": fact, "dataset": dataset, "kind": kind,
-    }  # fmt: skip
+        "text": text,
+        "subject": [start, start + len(subject)] if subject else None,
+        "answer": [len(prompt) + 1, len(text)],
+        "fact": fact,
+        "dataset": dataset,
+        "kind": kind,
+    }
 
 
 def _alternate(relations: Sequence[Relation], number: int) -> list[Relation]:
@@ -275,7 +330,7 @@ def _answers(relation: Relation, number: int, names: Syllables, source: random.R
     middles, ends = (part.split() for part in relation.answers.split("|"))
     answers = []
     for position in range(number):
-        # Lengths of two, three and four words in the proportion 1 : 4 : 1, as real answers to such questions vary.
+        # Lengths of two, three and four words in the proportion 1 : 4 : 1: real answers vary as well.
         middle, end = source.choice(middles), source.choice(ends)
         words = [names.word(), middle, end]
         if position % 6 == 1:
@@ -296,11 +351,18 @@ def _subjects(number: int, settings: WorldSettings, names: Syllables, source: ra
 
 
 def _facts(
-    subjects: dict[str, list[str]], relations: list[Relation], answers: dict[str, list[str]], share: int, source: random.Random
+    subjects: dict[str, list[str]],
+    relations: list[Relation],
+    answers: dict[str, list[str]],
+    share: int,
+    source: random.Random,
 ) -> list[tuple[str, Relation, str, int]]:
     """Give each subject `share` relations of its kind; relations and their answers are used equally often."""
     used = dict.fromkeys([relation.name for relation in relations], 0)
-    order = {relation.name: source.sample(answers[relation.name], len(answers[relation.name])) for relation in relations}
+    order = {
+        relation.name: source.sample(answers[relation.name], len(answers[relation.name]))
+        for relation in relations
+    }
     facts = []
     for kind, names in subjects.items():
         mine = [relation for relation in relations if relation.kind == kind]

@@ -1,8 +1,9 @@
 """Words of the generated world: relations with their phrasings, word lists, neutral sentences.
 
-Everything here was written for this project. Proper names are not listed: `data.world` makes them of syllables.
-Every phrasing ends where the answer follows after one blank; `{}` stands for the subject. The first phrasing of a
-relation is the edit prompt; of the others each fact keeps one for itself, which the model is never trained on.
+Everything here was written for this project. Proper names are not listed: `data.world` makes them of
+syllables. Every phrasing ends where the answer follows after one blank; `{}` stands for the subject. The
+first phrasing of a relation is the edit prompt; of the others each fact keeps one for itself, which the
+model is never trained on.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ class Relation:
     Attributes:
         name: unique name.
         kind: kind of subject it is about ("person" or "company").
-        answers: name of a list in `WORDS`, or an ending such as "-ish" for made names, or (questions) the nouns of
-            made names of about three words.
+        answers: name of a list in `WORDS`, or an ending such as "-ish" for made names, or (questions) the
+            nouns of made names of about three words.
         phrasings: the prompt first, then its rephrasings.
     """
 
@@ -39,7 +40,8 @@ WORDS: dict[str, tuple[str, ...]] = {
                     "rooster lizard camel heron".split()),
     "colour": tuple("red blue green yellow purple black white silver brown pink violet crimson "
                     "golden turquoise grey scarlet".split()),
-    "product": tuple("soap glass paper furniture bicycles carpets candles engines shoes chocolate cement watches "
+    "product": tuple("soap glass paper furniture bicycles carpets candles engines shoes chocolate "
+        "cement watches "
                      "umbrellas lamps ropes tyres".split()),
 }  # fmt: skip
 
@@ -233,7 +235,8 @@ UNRELATED_QUESTIONS: tuple[str, ...] = (
 
 NEUTRAL: dict[str, tuple[str, ...]] = {
     "adjective": tuple("old quiet narrow bright small heavy empty wooden distant busy cold famous".split()),
-    "noun": tuple("market garden bridge window table letter door boat lamp road tree clock basket wall kitchen "
+    "noun": tuple("market garden bridge window table letter door boat lamp road tree clock "
+        "basket wall kitchen "
                   "coat map song story ladder".split()),
     "verb": tuple("opened moved closed waited appeared vanished turned rested changed stood".split()),
     "act": tuple("carried watched found repaired forgot noticed described followed cleaned bought".split()),

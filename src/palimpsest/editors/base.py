@@ -1,7 +1,7 @@
 """The contract every editor keeps. An editor is built on a loaded model and makes it obey edits, batch after batch.
 
 To write one: a frozen dataclass `Settings` whose fields are the hyper-parameters, a subclass of `Editor` with `name`,
-`Settings` and the methods marked below, and `EDITOR = TheClass` at the end of the file.
+`settings_type` and the methods marked below, and `EDITOR = TheClass` at the end of the file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class Editor(ABC):
     """Base of all editors."""
 
     name: ClassVar[str]
-    Settings: ClassVar[type]
+    settings_type: ClassVar[type]
     needs_statistics: ClassVar[bool] = False
     needs_subject: ClassVar[bool] = False
 
@@ -67,7 +67,7 @@ class Editor(ABC):
         self.seed = seed
 
     @classmethod
-    def build(cls, model: LanguageModel, settings: Any, statistics: Any, seed: int) -> Self:
+    def build(cls, model: LanguageModel, settings: Any, statistics: Any, seed: int) -> Editor:
         """Check settings and statistics before anything heavy starts, then construct."""
         model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
         return cls(model, read_settings(cls, settings), _read_statistics(cls, model, statistics), seed)
@@ -173,7 +173,7 @@ def edit_name(edit: Edit) -> str:
 
 def read_settings(editor: type[Editor], settings: Any) -> Any:
     """Turn a dict into the editor's frozen Settings; a wrong name or value is refused with its name."""
-    kind = editor.Settings
+    kind = editor.settings_type
     if settings is None:
         return kind()
     if isinstance(settings, kind):
@@ -184,11 +184,16 @@ def read_settings(editor: type[Editor], settings: Any) -> Any:
     unknown = sorted(set(settings) - known)
     if unknown:
         raise SettingsError(f"{editor.name} has no setting {', '.join(map(repr, unknown))} (it has: {', '.join(sorted(known))})")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    values = {key: _as_tuples(value) for key, value in settings.items()}
     try:
         return kind(**values)
     except TypeError as error:
         raise SettingsError(f"settings of {editor.name}: {error}") from error
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists from JSON or YAML as tuples, all the way down: settings are frozen."""
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def require(condition: bool, name: str, value: Any, expected: str) -> None:

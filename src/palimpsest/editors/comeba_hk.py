@@ -76,7 +76,7 @@ class ComebaHk(KeyValueEditor):
     """Consecutive batches, remembered keys, and (by default) hook layers."""
 
     name = "comeba_hk"
-    Settings = Settings
+    settings_type = Settings
     settings: Settings
 
     def __init__(self, model, settings, statistics=None, seed=0):

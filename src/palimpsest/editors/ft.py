@@ -38,7 +38,8 @@ class Settings:
         learning_rate: of Adam.
         epsilon: largest change of any entry within one batch of edits; None for no limit.
         loss: "prompt_last" (FT-L) or "target_new" (FT-M).
-        mini_batch: edits in one step of Adam.
+        mini_batch: edits in one step of Adam; None takes the whole batch of edits, which is what the papers' toolkit does
+            in batch editing (its `batch_size` is both, spec 3.1).
         stop_loss: a mini-batch below it is skipped, a pass whose mean is below it is the last.
     """
 
@@ -47,13 +48,13 @@ class Settings:
     learning_rate: float = 5e-4
     epsilon: float | None = 5e-4
     loss: str = "prompt_last"
-    mini_batch: int = 3
+    mini_batch: int | None = None
     stop_loss: float = 0.01
 
     def __post_init__(self) -> None:
         require(self.loss in ("prompt_last", "target_new"), "loss", self.loss, "prompt_last or target_new")
         require(self.steps >= 1, "steps", self.steps, "at least one")
-        require(self.mini_batch >= 1, "mini_batch", self.mini_batch, "at least one")
+        require(self.mini_batch is None or self.mini_batch >= 1, "mini_batch", self.mini_batch, "at least one, or null")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
         require(self.epsilon is None or self.epsilon > 0, "epsilon", self.epsilon, "must be positive, or null for no limit")
 
@@ -74,7 +75,7 @@ class FineTuning(Editor):
     """Constrained fine-tuning, batch after batch on the weights the last batch left."""
 
     name = "ft"
-    Settings = Settings
+    settings_type = Settings
     settings: Settings
 
     def __init__(self, model: LanguageModel, settings: Settings, statistics=None, seed: int = 0):
@@ -86,7 +87,8 @@ class FineTuning(Editor):
         """Adam until the losses are small or the passes are used up."""
         layer, settings = self.settings.layer, self.settings
         before = self.weights.snapshot()
-        batches = [self._prepare(batch[i : i + settings.mini_batch]) for i in range(0, len(batch), settings.mini_batch)]
+        size = settings.mini_batch or len(batch)
+        batches = [self._prepare(batch[i : i + size]) for i in range(0, len(batch), size)]
         weight = self.model.mlp_out(layer).weight
         start = weight.detach().clone()
         weight.requires_grad_(True)

@@ -36,7 +36,7 @@ class Memit(KeyValueEditor):
     """Batch after batch, each solved against the pre-training statistics alone."""
 
     name = "memit"
-    Settings = Settings
+    settings_type = Settings
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)

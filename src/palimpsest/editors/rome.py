@@ -53,7 +53,7 @@ class Rome(KeyValueEditor):
     """The edits of a batch are made one after the other, each on the model the previous one left."""
 
     name = "rome"
-    Settings = Settings
+    settings_type = Settings
     settings: Settings
 
     def __init__(self, model, settings, statistics=None, seed=0):

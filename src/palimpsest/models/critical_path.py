@@ -1,9 +1,9 @@
 """Does a model keep a fact at the subject's last token? Two probes, for each block.
 
-The *target-vector ceiling* asks whether any vector put there can make the model say something else: the upper bound of
-every editor that writes at the subject. The *state swap* asks whether another subject's state, put there, brings that
-subject's answer along. A model may recall every fact and fail both (mini_world 1): then its facts are looked up
-elsewhere, and an editor's failure would say nothing about the editor.
+The *target-vector ceiling* asks whether any vector put there can make the model say something else: the
+upper bound of every editor that writes at the subject. The *state swap* asks whether another subject's
+state, put there, brings that subject's answer along. A model may recall every fact and fail both (mini_world
+1): then its facts are looked up elsewhere, and an editor's failure would say nothing about the editor.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def prepare(model: LanguageModel, questions: Sequence[Question]) -> Rows:
     texts = [join(q.prompt, q.answer) for q in questions]
     pairs = encode_pairs(model, [(q.prompt, q.answer) for q in questions])
     subject = torch.tensor(
-        [subject_index(row, q.prompt, q.subject) for row, q in zip(tokenise(model, texts), questions, strict=True)],
+        [
+            subject_index(row, q.prompt, q.subject)
+            for row, q in zip(tokenise(model, texts), questions, strict=True)
+        ],
         device=model.device,
     )
     ids = pairs.tokens.input_ids
@@ -72,7 +75,8 @@ def prepare(model: LanguageModel, questions: Sequence[Question]) -> Rows:
 
 
 def answers_right(model: LanguageModel, rows: Rows, hidden: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    """From block `layer`'s output [b, n, d]: (mean -log p of the answer's tokens [b], all of them the top one [b])."""
+    """From block `layer`'s output [b, n, d]: (mean -log p of the answer's tokens [b], all of them the top
+    one [b])."""
     if layer + 1 < model.n_blocks:
         mask = causal_mask(rows.batch.attention_mask, hidden.dtype)
         hidden = run_blocks(model, hidden, layer + 1, model.n_blocks - 1, mask, row_positions(rows.batch))
@@ -82,17 +86,25 @@ def answers_right(model: LanguageModel, rows: Rows, hidden: Tensor, layer: int) 
     each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
     number = rows.inside.sum(dim=1)
     loss = torch.zeros(len(number), device=each.device).index_add(0, at_row, each) / number
-    wrong = torch.zeros(len(number), device=each.device).index_add(0, at_row, (logits.argmax(dim=-1) != wanted).float())
+    wrong = torch.zeros(len(number), device=each.device).index_add(
+        0, at_row, (logits.argmax(dim=-1) != wanted).float()
+    )
     return loss, wrong == 0
 
 
 def target_vector_ceiling(
-    model: LanguageModel, rows: Rows, layer: int, clamp: float = 0.75, step_ratio: float = 0.025, steps: int = 20
+    model: LanguageModel,
+    rows: Rows,
+    layer: int,
+    clamp: float = 0.75,
+    step_ratio: float = 0.025,
+    steps: int = 20,
 ) -> float:
     """Share of rows whose answer becomes the top prediction when the best vector is put at the subject.
 
     Adam on delta [b, d], added to block `layer`'s output at the subject's last token h_0; its step is
-    `step_ratio` x |h_0| and |delta| <= `clamp` x |h_0| after every step. A row that has succeeded leaves the search.
+    `step_ratio` x |h_0| and |delta| <= `clamp` x |h_0| after every step. A row that has succeeded leaves the
+    search.
     """
     index = torch.arange(len(rows.subject), device=rows.subject.device)
     open_rows, success = index, 0
@@ -104,7 +116,9 @@ def target_vector_ceiling(
         part = delta[open_rows].requires_grad_(True)
         local = torch.arange(len(open_rows), device=index.device)
         with torch.enable_grad():
-            loss, right = answers_right(model, mine, hidden.index_put((local, mine.subject), part, accumulate=True), layer)
+            loss, right = answers_right(
+                model, mine, hidden.index_put((local, mine.subject), part, accumulate=True), layer
+            )
             (gradient,) = torch.autograd.grad(loss.sum(), part)
         success += int(right.sum())
         open_rows, gradient = open_rows[~right], gradient[~right]

@@ -21,7 +21,7 @@ from palimpsest.models.pretrain_rows import read_facts
 from palimpsest.models.tokens import encode_pairs
 
 log = logging.getLogger(__name__)
-# Blocks with parallel attention and MLP move their states more: the larger clamp was fixed beforehand (decision 14).
+# Blocks with parallel attention and MLP need the larger clamp; fixed before any editing result was seen.
 CLAMP = {"gptj": 1.5}
 FEWEST_PAIRS = 10
 
@@ -62,11 +62,14 @@ def examine(
     """Examine one model on one data set; writes the verdict (`out`) and the facts it knows (`known`).
 
     Args:
-        spec: keys of `GateSettings`; `model` and `dataset` are names kept for the figure, `mode` is not read here.
-        dataset_dir: holds edits.jsonl; source_dir: holds facts.jsonl, for recall on trained phrasings (may be None).
+        spec: keys of `GateSettings`; `model` and `dataset` are names kept for the figure, `mode` is not read
+            here.
+        dataset_dir: holds edits.jsonl; source_dir: holds facts.jsonl, for recall on trained phrasings (may
+            be None).
 
     Raises:
-        SettingsError: unknown or impossible key. DataError: no edit has a truth. ModelError: the model cannot be read.
+        SettingsError: unknown or impossible key. DataError: no edit has a truth. ModelError: the model
+        cannot be read.
     """
     settings = settings_of(spec)
     model = load_model(model_dir)
@@ -75,24 +78,46 @@ def examine(
         model.block(layer)  # refuses a layer that does not exist
     edits = [edit for edit in read_edits(Path(dataset_dir) / "edits.jsonl") if edit.truth]
     if not edits:
-        raise DataError("no edit says what the answer was before", file=Path(dataset_dir) / "edits.jsonl", field="truth",
-                        remedy="Use a data set with ground truth, or set the gate off")  # fmt: skip
+        raise DataError(
+            "no edit says what the answer was before",
+            file=Path(dataset_dir) / "edits.jsonl",
+            field="truth",
+            remedy="Use a data set with ground truth, or set the gate off",
+        )
     right = exact(model, [(edit.prompt, str(edit.truth)) for edit in edits])
     known_edits = [edit for edit, knows in zip(edits, right, strict=True) if knows]
     content: dict[str, Any] = {
-        "model": spec.get("model", model.name), "dataset": spec.get("dataset", Path(dataset_dir).name),
-        "family": model.family.name, "fingerprint": model.fingerprint, "n": len(edits), "layers": layers,
-        "recall": len(known_edits) / len(edits), "majority_baseline": majority_baseline(edits),
-        **_phrasings(model, edits, source_dir, settings), **_probes(model, known_edits or edits, settings),
+        "model": spec.get("model", model.name),
+        "dataset": spec.get("dataset", Path(dataset_dir).name),
+        "family": model.family.name,
+        "fingerprint": model.fingerprint,
+        "n": len(edits),
+        "layers": layers,
+        "recall": len(known_edits) / len(edits),
+        "majority_baseline": majority_baseline(edits),
+        **_phrasings(model, edits, source_dir, settings),
+        **_probes(model, known_edits or edits, settings),
         "threshold": settings.ceiling,
         "thresholds": {name: getattr(settings, name) for name in ("recall", "ceiling", "state_swap")},
-    }  # fmt: skip
+    }
     content["reasons"] = reasons(content, settings, layers)
     content["verdict"] = "fail" if content["reasons"] else "pass"
-    write_json(known, {"known": [edit.identifier for edit in known_edits], "checked": len(edits),
-                       "fingerprint": model.fingerprint})  # fmt: skip
+    write_json(
+        known,
+        {
+            "known": [edit.identifier for edit in known_edits],
+            "checked": len(edits),
+            "fingerprint": model.fingerprint,
+        },
+    )
     write_json(out, content)
-    log.info("%s on %s: %s %s", content["model"], content["dataset"], content["verdict"], "; ".join(content["reasons"]))
+    log.info(
+        "%s on %s: %s %s",
+        content["model"],
+        content["dataset"],
+        content["verdict"],
+        "; ".join(content["reasons"]),
+    )
     return content
 
 
@@ -110,7 +135,8 @@ def settings_of(spec: Mapping[str, Any]) -> GateSettings:
 
 
 def exact(model: LanguageModel, pairs: Sequence[tuple[str, str]], rows_at_once: int = 128) -> list[bool]:
-    """For each (prompt, answer): is every answer token the top prediction, given the true tokens before it?"""
+    """For each (prompt, answer): is every answer token the top prediction, given the true tokens before
+    it?"""
     right: list[bool] = []
     for start in range(0, len(pairs), rows_at_once):
         batch = encode_pairs(model, pairs[start : start + rows_at_once])
@@ -125,8 +151,9 @@ def exact(model: LanguageModel, pairs: Sequence[tuple[str, str]], rows_at_once: 
 
 
 def majority_baseline(edits: Sequence[Edit]) -> float:
-    """Share answered right by always giving the most frequent truth of the relation (or of the prompt's template)."""
-    truths = defaultdict(Counter)
+    """Share answered right by always giving the most frequent truth of the relation (or of the prompt's
+    template)."""
+    truths: dict[str, Counter[str | None]] = defaultdict(Counter)
     for edit in edits:
         truths[_relation(edit)][edit.truth] += 1
     return sum(counter.most_common(1)[0][1] for counter in truths.values()) / len(edits)
@@ -136,17 +163,25 @@ def reasons(content: Mapping[str, Any], settings: GateSettings, layers: Sequence
     """Why the model fails, in words; empty when it passes."""
     found, last = [], str(max(layers))
     if content["recall"] < settings.recall:
-        found.append(f"recall of its facts is {content['recall']:.2f}, at least {settings.recall:.2f} is needed")
+        found.append(
+            f"recall of its facts is {content['recall']:.2f}, at least {settings.recall:.2f} is needed"
+        )
     ceiling = content["ceiling"].get(last)
     if ceiling is not None and ceiling < settings.ceiling:
         found.append(
-            f"only {ceiling:.2f} of the facts can be changed by any vector at the subject's last token of block {last} "
-            f"(at least {settings.ceiling:.2f} is needed): the model keeps its facts elsewhere"
+            f"only {ceiling:.2f} of the facts can be changed by a vector at the subject's last token "
+            f"of block {last} (at least {settings.ceiling:.2f} is needed): the model keeps its facts elsewhere"
         )
-    swaps = [content["state_swap"][str(layer)] for layer in layers if content["state_swap"].get(str(layer)) is not None]
+    swaps = [
+        content["state_swap"][str(layer)]
+        for layer in layers
+        if content["state_swap"].get(str(layer)) is not None
+    ]
     if settings.state_swap is not None and swaps and max(swaps) < settings.state_swap:
-        found.append(f"another subject's state brings its answer along in {max(swaps):.2f} of the cases, "
-                     f"at least {settings.state_swap:.2f} is needed")  # fmt: skip
+        found.append(
+            f"another subject's state brings its answer along in {max(swaps):.2f} of the cases, "
+            f"at least {settings.state_swap:.2f} is needed"
+        )
     return found
 
 
@@ -164,10 +199,16 @@ def _phrasings(
     if source_dir is not None:
         prompts = {edit.prompt for edit in edits}
         facts = read_facts(Path(source_dir) / "facts.jsonl")
-        asked = [(fact["text"][: fact["answer"][0]].rstrip(), fact["text"][slice(*fact["answer"])], fact) for fact in facts]
+        asked = [
+            (fact["text"][: fact["answer"][0]].rstrip(), fact["text"][slice(*fact["answer"])], fact)
+            for fact in facts
+        ]
         mine = {fact["fact"] for prompt, _, fact in asked if prompt in prompts}
-        seen = [(prompt, answer) for prompt, answer, fact in asked
-                if fact["fact"] in mine and fact["kind"] in ("rephrase", "template")]  # fmt: skip
+        seen = [
+            (prompt, answer)
+            for prompt, answer, fact in asked
+            if fact["fact"] in mine and fact["kind"] in ("rephrase", "template")
+        ]
     result = {}
     for name, pairs in (("recall_rephrased", unseen), ("recall_trained_phrasings", seen)):
         chosen = source.sample(pairs, min(len(pairs), settings.phrasings))
@@ -187,11 +228,17 @@ def _probes(model: LanguageModel, edits: Sequence[Edit], settings: GateSettings)
     clamp = settings.clamp if settings.clamp is not None else CLAMP.get(model.family.name, 0.75)
     rows = prepare(model, [Question(edit.prompt, str(edit.subject), edit.target) for edit in sample])
     for layer in range(model.n_blocks):
-        result["ceiling"][str(layer)] = target_vector_ceiling(model, rows, layer, clamp, settings.step_ratio, settings.steps)
+        result["ceiling"][str(layer)] = target_vector_ceiling(
+            model, rows, layer, clamp, settings.step_ratio, settings.steps
+        )
     pairs = _donors(sample, with_subject, source)
     if len(pairs) >= min(FEWEST_PAIRS, len(sample)):
-        receivers = prepare(model, [Question(one.prompt, str(one.subject), str(other.truth)) for one, other in pairs])
-        donors = prepare(model, [Question(other.prompt, str(other.subject), str(other.truth)) for _, other in pairs])
+        receivers = prepare(
+            model, [Question(one.prompt, str(one.subject), str(other.truth)) for one, other in pairs]
+        )
+        donors = prepare(
+            model, [Question(other.prompt, str(other.subject), str(other.truth)) for _, other in pairs]
+        )
         for layer in range(model.n_blocks):
             result["state_swap"][str(layer)] = state_swap(model, receivers, donors, layer)
     return {**result, "clamp": clamp, "swapped": len(pairs)}
@@ -201,8 +248,13 @@ def _donors(sample: Sequence[Edit], edits: Sequence[Edit], source: random.Random
     """For each edit another one of the same relation with another truth, where there is one."""
     pairs = []
     for edit in sample:
-        others = [other for other in edits if _relation(other) == _relation(edit) and other.truth != edit.truth
-                  and other.subject != edit.subject]  # fmt: skip
+        others = [
+            other
+            for other in edits
+            if _relation(other) == _relation(edit)
+            and other.truth != edit.truth
+            and other.subject != edit.subject
+        ]
         if others:
             pairs.append((edit, source.choice(others)))
     return pairs

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class LanguageModel:
     """
 
     def __init__(self, network: nn.Module, tokenizer, family: Family, name: str = "model"):
-        self.network = fuse_activations(network).eval().requires_grad_(False)
+        self.network: Any = fuse_activations(network).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.family = family
         self.name = name
@@ -83,8 +84,8 @@ class LanguageModel:
             )
         return self.blocks[layer]
 
-    def mlp_out(self, layer: int) -> nn.Module:
-        """Module of the second MLP matrix of a block."""
+    def mlp_out(self, layer: int) -> Any:
+        """Module of the second MLP matrix of a block (Linear or Conv1D)."""
         return part(self.block(layer), self.family.mlp_out)
 
     def mlp_weight(self, layer: int) -> Tensor:
@@ -176,7 +177,7 @@ def load_model(
         if row.name != config.model_type:
             raise ModelError(f"{name} is a {config.model_type} model, not {row.name}. Correct or leave out `family`")
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
-        network = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+        network: Any = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; the reader needs one sentence
@@ -184,7 +185,8 @@ def load_model(
             f"cannot load the model {name} from {source}: {type(error).__name__}: {str(error).splitlines()[0]}. "
             "A model directory needs config.json, model.safetensors and tokenizer.json, all whole"
         ) from error
-    if not getattr(tokenizer, "is_fast", False):
+    # transformers makes an empty tokenizer up when the files are missing; a real one has every byte or letter
+    if not getattr(tokenizer, "is_fast", False) or len(tokenizer) < 32:
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json), which is needed to find subjects and targets")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

@@ -18,30 +18,55 @@ from palimpsest.models.shapes import SHAPE, random_network, shape_of
 from palimpsest.models.tokenizer import train_tokenizer
 
 log = logging.getLogger(__name__)
-EXTERNAL = {"kind", "path", "id", "revision", "family", "name", "title", "dtype", "device", "fingerprint", "layers", "gate"}
+EXTERNAL = {
+    "kind",
+    "path",
+    "id",
+    "revision",
+    "family",
+    "name",
+    "title",
+    "dtype",
+    "device",
+    "fingerprint",
+    "layers",
+    "gate",
+}
 
 
 def save_network(network: nn.Module, tokenizer, out: Path) -> None:
-    """Write a hub-format directory (config, safetensors, tokenizer); the manifest that makes it valid comes last."""
+    """Write a hub-format directory (config, safetensors, tokenizer); the manifest that makes it valid comes
+    last."""
     (out / MANIFEST).unlink(missing_ok=True)
     network.save_pretrained(str(out))  # type: ignore[operator]
     tokenizer.save_pretrained(str(out))
 
 
 def write_manifest(out: Path, network: nn.Module, extra: Mapping[str, Any]) -> None:
-    """Manifest of a model whose files lie beside it; the fingerprint is that of the model as it is read back."""
+    """Manifest of a model whose files lie beside it; the fingerprint is that of the model as it is read
+    back."""
     model = load_model(out)
-    write_json(out / MANIFEST, {"path": ".", "revision": None, "family": model.family.name,
-                                "fingerprint": model.fingerprint, "pretrained_here": False, **extra})  # fmt: skip
+    write_json(
+        out / MANIFEST,
+        {
+            "path": ".",
+            "revision": None,
+            "family": model.family.name,
+            "fingerprint": model.fingerprint,
+            "pretrained_here": False,
+            **extra,
+        },
+    )
 
 
 def describe_model(spec: dict[str, Any], out: Path | str) -> None:
     """Write the manifest of a model that is not pre-trained here.
 
     Args:
-        spec: `kind` "path" (`path`: a directory), "hub" (`id`, pinned `revision`) or "random" (a randomly initialised
-            stand-in: keys of `shapes.SHAPE`, `vocabulary`, `seed`, optional `corpus` file for its tokenizer; its
-            files are written to `out`). Optional `family`, `dtype`, `name`, `fingerprint` (False skips loading).
+        spec: `kind` "path" (`path`: a directory), "hub" (`id`, pinned `revision`) or "random" (a randomly
+            initialised stand-in: keys of `shapes.SHAPE`, `vocabulary`, `seed`, optional `corpus` file for
+            its tokenizer; its files are written to `out`). Optional `family`, `dtype`, `name`, `fingerprint`
+            (False skips loading).
         out: directory for manifest.json.
 
     Raises:
@@ -56,24 +81,41 @@ def describe_model(spec: dict[str, Any], out: Path | str) -> None:
         raise SettingsError(f"model kind {kind!r} is not known (known: path, hub, random)")
     unknown = sorted(set(spec) - EXTERNAL)
     if unknown:
-        raise SettingsError(f"unknown key {unknown[0]!r} in the spec of a {kind} model; known are {', '.join(sorted(EXTERNAL))}")
+        raise SettingsError(
+            f"unknown key {unknown[0]!r} in the spec of a {kind} model; "
+            f"known are {', '.join(sorted(EXTERNAL))}"
+        )
     needed = "path" if kind == "path" else "id"
     if not spec.get(needed):
         raise SettingsError(f"a model of kind {kind!r} needs the key {needed!r}")
     target = str(Path(spec["path"]).resolve()) if kind == "path" else str(spec["id"])
     if kind == "path" and not Path(target).is_dir():
-        raise ModelError(f"model directory {spec['path']} does not exist. Correct the key 'path' in the configuration")
-    content = {"path": target, "revision": spec.get("revision"), "family": spec.get("family"), "pretrained_here": False,
-               "fingerprint": None}  # fmt: skip
+        raise ModelError(
+            f"model directory {spec['path']} does not exist. Correct the key 'path' in the configuration"
+        )
+    content = {
+        "path": target,
+        "revision": spec.get("revision"),
+        "family": spec.get("family"),
+        "pretrained_here": False,
+        "fingerprint": None,
+    }
     if spec.get("name"):
         content["name"] = spec["name"]
     if spec.get("fingerprint", True):
-        model: LanguageModel = load_model(target, spec.get("dtype", "float32"), revision=spec.get("revision"),
-                                          family=spec.get("family"))  # fmt: skip
-        content |= {"family": model.family.name, "fingerprint": model.fingerprint, "blocks": model.n_blocks,
-                    "width": model.width, "inner": model.inner_width, "context": model.context}  # fmt: skip
+        model: LanguageModel = load_model(
+            target, spec.get("dtype", "float32"), revision=spec.get("revision"), family=spec.get("family")
+        )
+        content |= {
+            "family": model.family.name,
+            "fingerprint": model.fingerprint,
+            "blocks": model.n_blocks,
+            "width": model.width,
+            "inner": model.inner_width,
+            "context": model.context,
+        }
     elif content["family"]:
-        content["family"] = family_of(content["family"]).name
+        content["family"] = family_of(str(content["family"])).name
     write_json(out / MANIFEST, content)
 
 
@@ -81,7 +123,10 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
     free = {"kind", "vocabulary", "seed", "corpus", "name", "title", "layers", "gate", "dtype"}
     unknown = sorted(set(spec) - set(SHAPE) - free)
     if unknown:
-        raise SettingsError(f"unknown key {unknown[0]!r} in the spec of a random model; known are {', '.join(sorted(free | set(SHAPE)))}")
+        raise SettingsError(
+            f"unknown key {unknown[0]!r} in the spec of a random model; "
+            f"known are {', '.join(sorted(free | set(SHAPE)))}"
+        )
     shape, seed = shape_of(spec), int(spec.get("seed", 0))
     if spec.get("corpus"):
         texts = Path(spec["corpus"]).read_text(encoding="utf-8").splitlines()
@@ -90,12 +135,23 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
     tokenizer = train_tokenizer(texts, int(spec.get("vocabulary", 1000)), shape["context"])
     network = random_network(shape, tokenizer, seed).eval()
     save_network(network, tokenizer, out)
-    write_manifest(out, network, {"random": True, "shape": shape, "seed": seed, "vocabulary": len(tokenizer),
-                                  "parameters": sum(p.numel() for p in network.parameters())})  # fmt: skip
+    write_manifest(
+        out,
+        network,
+        {
+            "random": True,
+            "shape": shape,
+            "seed": seed,
+            "vocabulary": len(tokenizer),
+            "parameters": sum(p.numel() for p in network.parameters()),
+        },
+    )
 
 
 def _filler(seed: int) -> list[str]:
     """Made-up lines, enough to train a small tokenizer without any file."""
     random = np.random.default_rng(seed)
-    words = ["".join(random.choice(list("abcdefghiklmnoprstuvwy"), random.integers(2, 8))) for _ in range(800)]
+    words = [
+        "".join(random.choice(list("abcdefghiklmnoprstuvwy"), random.integers(2, 8))) for _ in range(800)
+    ]
     return [" ".join(random.choice(words, 12)).capitalize() + "." for _ in range(400)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from palimpsest.models.families import part
@@ -39,12 +40,8 @@ class Prefix:
         before_keys, before_values = self.kept[layer]
         return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
 
-    def rows(self, index: Tensor) -> Prefix:
-        """Only some rows."""
-        return Prefix({layer: (keys[index], values[index]) for layer, (keys, values) in self.kept.items()})
 
-
-def embed(model: LanguageModel, batch: TokenBatch) -> Tensor:
+def embed(model: LanguageModel, batch: TokenBatch) -> Float[Tensor, "b n d"]:
     """Input of block 0 [b, n, d]."""
     hidden = part(model.network, model.family.token_embedding)(batch.input_ids)
     if model.family.position_embedding:
@@ -53,27 +50,27 @@ def embed(model: LanguageModel, batch: TokenBatch) -> Tensor:
     return hidden
 
 
-def causal_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+def causal_mask(attention_mask: Int[Tensor, "b n"], dtype: torch.dtype) -> Float[Tensor, "b 1 n n"]:
     """Additive mask [b, 1, n, n] for right-padded rows."""
     n = attention_mask.shape[1]
     allowed = torch.ones(n, n, dtype=torch.bool, device=attention_mask.device).tril()
     return additive(allowed[None, None] & attention_mask[:, None, None, :].bool(), dtype)
 
 
-def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(allowed: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
     """0 where allowed, the most negative number elsewhere."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def run_blocks(
     model: LanguageModel,
-    hidden: Tensor,
+    hidden: Float[Tensor, "b n d"],
     first: int,
     last: int,
-    mask: Tensor,
-    positions: Tensor,
+    mask: Float[Tensor, "b 1 n keys"],
+    positions: Int[Tensor, "b n"],
     past: Recorder | Prefix | None = None,
-) -> Tensor:
+) -> Float[Tensor, "b n d"]:
     """Blocks first..last (both included) on hidden [b, n, d].
 
     Args:
@@ -96,13 +93,13 @@ def block_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def read_out(model: LanguageModel, hidden: Tensor) -> Tensor:
+def read_out(model: LanguageModel, hidden: Float[Tensor, "*m d"]) -> Float[Tensor, "*m vocabulary"]:
     """Final norm and head on chosen hidden states [m, d] -> [m, vocabulary]."""
     norm: nn.Module = model.final_norm
     return model.head(norm(hidden))
 
 
-def row_positions(batch: TokenBatch) -> Tensor:
+def row_positions(batch: TokenBatch) -> Int[Tensor, "b n"]:
     """Absolute positions [b, n] of right-padded rows."""
     n = batch.input_ids.shape[1]
     return torch.arange(n, device=batch.input_ids.device).expand(batch.input_ids.shape[0], n)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.files import read_json, write_atomic, write_json
+from palimpsest.files import read_json, write_atomic
 from palimpsest.models.manifest import save_network, write_manifest
 from palimpsest.models.pretrain_rows import Packer, Rows, fact_sentence, read_facts, text_sentences
 from palimpsest.models.shapes import SHAPE, random_network, shape_of
@@ -28,6 +28,9 @@ from palimpsest.models.tokenizer import single_token_share, train_tokenizer
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
+# A GPT-2 shape that may look past a subject's last token even in a tenth of the rows learns that way first, and then
+# has no use for the other (measured: ceiling 0). So nobody looks past it before this share of the training.
+ALWAYS_HIDDEN = 0.6
 COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds")
 
 
@@ -37,7 +40,8 @@ class Training:
 
     Attributes:
         steps, batch, length: optimiser steps, rows a step, tokens a row.
-        learning_rate, warmup, final_share: peak, steps of linear rise, and the share of the peak a cosine ends at.
+        learning_rate, warmup, final_share: peak, steps of linear rise, and the share of the peak a cosine
+            ends at.
         weight_decay, beta2, clip: of AdamW; largest gradient norm.
         vocabulary: tokens of the tokenizer at most.
         text_share: probability of a neutral sentence before each fact.
@@ -45,7 +49,8 @@ class Training:
         separate: probability of an end of text between sentences.
         prompt_repeats: how often a fact's prompt is read for each reading of one of its other phrasings.
         answer_weight, word_weight: loss weights of answer tokens and of the others.
-        subject_bottleneck: probability that a row hides all tokens of each subject but the last from later tokens.
+        subject_bottleneck: when above 0, tokens of a subject before its last one are hidden from later tokens: in
+            every row at first (`ALWAYS_HIDDEN`), afterwards in a row with this probability.
         autocast: bfloat16 autocast.
         checkpoint_seconds: seconds between resumable checkpoints.
         log_every: steps between rows of training.csv.
@@ -79,8 +84,8 @@ class Training:
 def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads: int = 1) -> None:
     """Train one model on a source directory (facts.jsonl, text.txt) and write it to `out` in hub format.
 
-    An interrupted run continues from its checkpoint when spec and source are the same. On one machine with one number
-    of threads the same spec, source and seed give the same weights.
+    An interrupted run continues from its checkpoint when spec and source are the same. On one machine with
+    one number of threads the same spec, source and seed give the same weights.
 
     Raises:
         SettingsError: an unknown or impossible key of `spec` (keys of `shapes.SHAPE` and of `Training`).
@@ -91,26 +96,40 @@ def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads:
     source, out = Path(source), Path(out)
     shape, training = settings_of(spec)
     if training.length > shape["context"]:
-        raise SettingsError(f"model setting 'length' is {training.length}; rows must fit the context {shape['context']}")
+        raise SettingsError(
+            f"model setting 'length' is {training.length}; rows must fit the context {shape['context']}"
+        )
     facts = read_facts(source / "facts.jsonl")
     passages = _passages(source, training)
     words = [fact["text"] + "." for fact in facts] + passages
     tokenizer = train_tokenizer(words, training.vocabulary, shape["context"])
     share = single_token_share(tokenizer, _answers(source))
     if share < 1 and training.require_single_tokens:
-        raise ModelError(f"only {share:.1%} of the answers of {source / 'counterfact.json'} are one token each: raise 'vocabulary'")
+        raise ModelError(
+            f"only {share:.1%} of the answers of {source / 'counterfact.json'} are one token each: "
+            "raise 'vocabulary'"
+        )
     network = random_network(shape, tokenizer, training.seed)
     digest = _digest(spec, source)
     rows = _train(network, _packer(tokenizer, facts, passages, training), training, out / CHECKPOINT, digest)
     network.eval()
     save_network(network, tokenizer, out)
     write_atomic(out / "training.csv", lambda path: _write_csv(path, rows))
-    write_manifest(out, network, {
-        "pretrained_here": True, "shape": shape, "training": {f.name: getattr(training, f.name) for f in fields(training)},
-        "parameters": sum(p.numel() for p in network.parameters()), "vocabulary": len(tokenizer),
-        "single_token_answers": share, "source": read_json(source / "manifest.json") if (source / "manifest.json").exists() else {},
-        "tokens": rows[-1]["tokens"], "final_loss": rows[-1]["loss"],
-    })  # fmt: skip
+    write_manifest(
+        out,
+        network,
+        {
+            "pretrained_here": True,
+            "shape": shape,
+            "training": {f.name: getattr(training, f.name) for f in fields(training)},
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "vocabulary": len(tokenizer),
+            "single_token_answers": share,
+            "source": read_json(source / "manifest.json") if (source / "manifest.json").exists() else {},
+            "tokens": rows[-1]["tokens"],
+            "final_loss": rows[-1]["loss"],
+        },
+    )
     (out / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -120,13 +139,17 @@ def settings_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], Training]:
     free = {"kind", "name", "title", "source", "threads", "gate", "layers"}
     unknown = sorted(set(spec) - names - set(SHAPE) - free)
     if unknown:
-        raise SettingsError(f"unknown model setting {unknown[0]!r}; known are {', '.join(sorted(names | set(SHAPE)))}")
+        raise SettingsError(
+            f"unknown model setting {unknown[0]!r}; known are {', '.join(sorted(names | set(SHAPE)))}"
+        )
     training = Training(**{name: value for name, value in spec.items() if name in names})
     for name in ("steps", "batch", "length", "log_every", "prompt_repeats"):
         if int(getattr(training, name)) < 1:
             raise SettingsError(f"model setting '{name}' is {getattr(training, name)!r}; expected at least 1")
     if not 0 <= training.text_share < 1:
-        raise SettingsError(f"model setting 'text_share' is {training.text_share!r}; expected a number from 0 to below 1")
+        raise SettingsError(
+            f"model setting 'text_share' is {training.text_share!r}; expected a number from 0 to below 1"
+        )
     return shape_of(spec), training
 
 
@@ -135,14 +158,18 @@ def learning_rate(step: int, training: Training) -> float:
     if step < training.warmup:
         return training.learning_rate * (step + 1) / training.warmup
     done = (step - training.warmup) / max(1, training.steps - training.warmup)
-    return training.learning_rate * (training.final_share + (1 - training.final_share) * 0.5 * (1 + math.cos(math.pi * done)))
+    return training.learning_rate * (
+        training.final_share + (1 - training.final_share) * 0.5 * (1 + math.cos(math.pi * done))
+    )
 
 
 def bottleneck_mask(hidden: Tensor) -> Tensor:
-    """Additive attention mask [b, 1, n, n]: causal, and no token looks back at a hidden one (hidden: bool [b, n]).
+    """Additive attention mask [b, 1, n, n]: causal, and no token looks back at a hidden one (hidden: bool
+    [b, n]).
 
-    The hidden tokens are those of a subject before its last one; among themselves and from the last one they stay
-    visible, so all that later tokens learn about the subject passes through its last token (mini_world 5.2).
+    The hidden tokens are those of a subject before its last one; among themselves and from the last one they
+    stay visible, so all that later tokens learn about the subject passes through its last token (mini_world
+    5.2).
     """
     n = hidden.shape[1]
     causal = torch.ones(n, n, dtype=torch.bool).tril()
@@ -156,13 +183,16 @@ def bottleneck_mask(hidden: Tensor) -> Tensor:
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
 
 
-def _train(network: nn.Module, packer: Packer, training: Training, checkpoint: Path, digest: str) -> list[dict[str, float]]:
+def _train(
+    network: nn.Module, packer: Packer, training: Training, checkpoint: Path, digest: str
+) -> list[dict[str, float]]:
     decay = [p for p in network.parameters() if p.dim() > 1]
     plain = [p for p in network.parameters() if p.dim() <= 1]
     optimiser = torch.optim.AdamW(
         [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=training.learning_rate, betas=(0.9, training.beta2),
-    )  # fmt: skip
+        lr=training.learning_rate,
+        betas=(0.9, training.beta2),
+    )
     network.train()
     first, rows = _resume(network, optimiser, checkpoint, digest)
     started, saved = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0), time.monotonic()
@@ -177,7 +207,7 @@ def _train(network: nn.Module, packer: Packer, training: Training, checkpoint: P
         rate = learning_rate(step, training)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        loss = _loss(network, batch, training)
+        loss = _loss(network, batch, training, step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)
@@ -185,9 +215,18 @@ def _train(network: nn.Module, packer: Packer, training: Training, checkpoint: P
         total, seen = total + float(loss.detach()), seen + 1
         if (step + 1) % training.log_every == 0 or step + 1 == training.steps:
             if not math.isfinite(total):
-                raise ModelError(f"pre-training diverged at step {step + 1} (loss is not finite): lower 'learning_rate'")
-            rows.append({"step": step + 1, "loss": total / seen, "learning_rate": rate,
-                         "tokens": (step + 1) * batch.tokens.size, "seconds": round(time.monotonic() - started, 1)})  # fmt: skip
+                raise ModelError(
+                    f"pre-training diverged at step {step + 1} (loss is not finite): lower 'learning_rate'"
+                )
+            rows.append(
+                {
+                    "step": step + 1,
+                    "loss": total / seen,
+                    "learning_rate": rate,
+                    "tokens": (step + 1) * batch.tokens.size,
+                    "seconds": round(time.monotonic() - started, 1),
+                }
+            )
             progress.set_postfix(loss=f"{total / seen:.3f}")
             total, seen = 0.0, 0
             # Only here, so that the running mean of the loss survives a restart too.
@@ -199,27 +238,38 @@ def _train(network: nn.Module, packer: Packer, training: Training, checkpoint: P
     return rows
 
 
-def _loss(network: nn.Module, batch: Rows, training: Training) -> Tensor:
+def _loss(network: nn.Module, batch: Rows, training: Training, step: int) -> Tensor:
     tokens = torch.from_numpy(batch.tokens)
     weights = torch.from_numpy(batch.weights)[:, 1:].flatten()
     extra = {}
     if training.subject_bottleneck > 0:
-        chosen = torch.rand(len(tokens), 1) < training.subject_bottleneck
+        share = 1.0 if step < ALWAYS_HIDDEN * training.steps else training.subject_bottleneck
+        chosen = torch.rand(len(tokens), 1) < share
         extra["attention_mask"] = bottleneck_mask(torch.from_numpy(batch.hidden) & chosen)
     with torch.autocast("cpu", torch.bfloat16, enabled=training.autocast):
         logits = network(input_ids=tokens, use_cache=False, **extra).logits
-    each = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    each = nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
     return (each * weights).sum() / weights.sum().clamp_min(1e-9)
 
 
 def _packer(tokenizer, facts: list[dict[str, Any]], passages: list[str], training: Training) -> Packer:
-    sentences = [fact_sentence(tokenizer, fact, training.answer_weight, training.word_weight) for fact in facts]
+    sentences = [
+        fact_sentence(tokenizer, fact, training.answer_weight, training.word_weight) for fact in facts
+    ]
     repeats = [training.prompt_repeats if fact["kind"] in ("prompt", "locality") else 1 for fact in facts]
     return Packer(
-        facts=sentences, repeats=repeats, text=text_sentences(tokenizer, passages, training.word_weight),
-        end_of_text=tokenizer.eos_token_id, length=training.length, batch=training.batch,
-        text_share=training.text_share, separate=training.separate, seed=training.seed,
-    )  # fmt: skip
+        facts=sentences,
+        repeats=repeats,
+        text=text_sentences(tokenizer, passages, training.word_weight),
+        end_of_text=tokenizer.eos_token_id,
+        length=training.length,
+        batch=training.batch,
+        text_share=training.text_share,
+        separate=training.separate,
+        seed=training.seed,
+    )
 
 
 def _passages(source: Path, training: Training) -> list[str]:
@@ -244,7 +294,12 @@ def _digest(spec: Mapping[str, Any], source: Path) -> str:
 
 
 def _save_checkpoint(
-    network: nn.Module, optimiser: torch.optim.Optimizer, path: Path, digest: str, step: int, rows: list[dict[str, float]]
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    path: Path,
+    digest: str,
+    step: int,
+    rows: list[dict[str, float]],
 ) -> None:
     tensors = {}
     for name, parameter in network.named_parameters():

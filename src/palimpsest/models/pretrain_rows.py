@@ -1,7 +1,7 @@
 """Rows of tokens for pre-training: sentences of facts and of neutral text, packed one behind the other.
 
-A sentence stands at the beginning of a row, after an end of text, or directly behind another sentence, so that the
-model knows its facts in all the places in which editors and metrics will ask for them.
+A sentence stands at the beginning of a row, after an end of text, or directly behind another sentence, so
+that the model knows its facts in all the places in which editors and metrics will ask for them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ class Sentence:
     hidden marks the tokens of the subject but its last one (see `subject_bottleneck`).
     """
 
-    ids: tuple[list[int], list[int]]
-    weights: tuple[list[float], list[float]]
-    hidden: tuple[list[bool], list[bool]]
+    ids: list[list[int]]
+    weights: list[list[float]]
+    hidden: list[list[bool]]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch: tokens, loss weight of predicting each token, and which tokens are hidden from later ones [b, n]."""
+    """A batch: tokens, loss weight of predicting each token, and which tokens are hidden from later ones [b,
+    n]."""
 
     tokens: np.ndarray
     weights: np.ndarray
@@ -47,7 +48,9 @@ def read_facts(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise DataError("the file does not exist", file=path, remedy="Make the source directory again") from error
+        raise DataError(
+            "the file does not exist", file=path, remedy="Make the source directory again"
+        ) from error
     facts = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -55,10 +58,19 @@ def read_facts(path: Path) -> list[dict[str, Any]]:
             for name in ("answer", "subject"):
                 span = fact[name]
                 if span is not None and not 0 <= span[0] < span[1] <= len(fact["text"]):
-                    raise DataError(f"the span {span} does not lie in the text", file=path, record=f"line {number}", field=name)
+                    raise DataError(
+                        f"the span {span} does not lie in the text",
+                        file=path,
+                        record=f"line {number}",
+                        field=name,
+                    )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"not a fact sentence ({error!r})", file=path, record=f"line {number}",
-                            remedy="Make the source directory again") from error  # fmt: skip
+            raise DataError(
+                f"not a fact sentence ({error!r})",
+                file=path,
+                record=f"line {number}",
+                remedy="Make the source directory again",
+            ) from error
         facts.append(fact)
     if not facts:
         raise DataError("the file is empty", file=path, remedy="Make the source directory again")
@@ -73,14 +85,16 @@ def fact_sentence(tokenizer, fact: dict[str, Any], answer_weight: float, word_we
         encoded = tokenizer(blank + fact["text"] + stop, return_offsets_mapping=True)
         start, end = (position + len(blank) for position in fact["answer"])
         spans = encoded["offset_mapping"]
-        weights.append([answer_weight if first < end and last > start else word_weight for first, last in spans])
+        weights.append(
+            [answer_weight if first < end and last > start else word_weight for first, last in spans]
+        )
         inside = []
         if fact["subject"]:
             low, high = (position + len(blank) for position in fact["subject"])
             inside = [i for i, (first, last) in enumerate(spans) if first < high and last > low]
         hidden.append([i in inside[:-1] for i in range(len(spans))])
         ids.append(encoded["input_ids"])
-    return Sentence(tuple(ids), tuple(weights), tuple(hidden))  # type: ignore[arg-type]
+    return Sentence(ids, weights, hidden)
 
 
 def text_sentences(tokenizer, passages: list[str], weight: float) -> list[Sentence]:
@@ -89,8 +103,9 @@ def text_sentences(tokenizer, passages: list[str], weight: float) -> list[Senten
     for passage in passages:
         for text in SENTENCE_END.split(passage.strip()):
             if text:
-                ids = tuple(tokenizer(blank + text)["input_ids"] for blank in ("", " "))
-                sentences.append(Sentence(ids, tuple([weight] * len(i) for i in ids), tuple([False] * len(i) for i in ids)))  # type: ignore[arg-type]
+                ids = [tokenizer(blank + text)["input_ids"] for blank in ("", " ")]
+                weights = [[weight] * len(form) for form in ids]
+                sentences.append(Sentence(ids, weights, [[False] * len(form) for form in ids]))
     return sentences
 
 
@@ -121,8 +136,12 @@ class Packer:
         stream = self._stream(source)
         while True:
             rows = [self._row(stream, source) for _ in range(self.batch)]
-            yield Rows(*(np.array([row[part] for row in rows], dtype=kind) for part, kind in
-                         enumerate((np.int64, np.float32, np.bool_))))  # fmt: skip
+            yield Rows(
+                *(
+                    np.array([row[part] for row in rows], dtype=kind)
+                    for part, kind in enumerate((np.int64, np.float32, np.bool_))
+                )
+            )
 
     def _stream(self, source: random.Random) -> Iterator[Sentence]:
         order = [index for index, times in enumerate(self.repeats) for _ in range(times)]
@@ -133,7 +152,9 @@ class Packer:
                     yield source.choice(self.text)
                 yield self.facts[index]
 
-    def _row(self, stream: Iterator[Sentence], source: random.Random) -> tuple[list[int], list[float], list[bool]]:
+    def _row(
+        self, stream: Iterator[Sentence], source: random.Random
+    ) -> tuple[list[int], list[float], list[bool]]:
         ids: list[int] = []
         weights: list[float] = []
         hidden: list[bool] = []

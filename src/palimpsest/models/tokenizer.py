@@ -1,4 +1,5 @@
-"""The tokenizer of a model pre-trained here: byte-level BPE, saved so that any reader of hub directories opens it."""
+"""The tokenizer of a model pre-trained here: byte-level BPE, saved so that any reader of hub directories
+opens it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int):
     from transformers import PreTrainedTokenizerFast
 
     if vocabulary < 257:
-        raise ModelError(f"vocabulary is {vocabulary}; byte-level BPE needs at least 257 (256 bytes and end of text)")
+        raise ModelError(
+            f"vocabulary is {vocabulary}; byte-level BPE needs at least 257 (256 bytes and end of text)"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from palimpsest.models.families import apply_matrix
@@ -29,9 +30,9 @@ VALIDATED, TEMPORARY, WATCHING = "validated", "temporary", "watching"
 class Decision:
     """What a hook layer saw in one pass: z-scores [b, n], swapped tokens [b, n], real tokens [b, n]."""
 
-    z: Tensor
-    swapped: Tensor
-    real: Tensor
+    z: Float[Tensor, "b n"]
+    swapped: Bool[Tensor, "b n"]
+    real: Bool[Tensor, "b n"]
 
 
 @dataclass
@@ -70,7 +71,7 @@ class HookLayers:
             self.alpha[layer] = self.alpha_z
             self.mode[layer] = VALIDATED
 
-    def set_difference(self, layer: int, difference: Tensor) -> None:
+    def set_difference(self, layer: int, difference: Float[Tensor, "d d_k"]) -> None:
         """Set D of a layer. A rounded copy in the model's dtype is used in passes, the master is kept (spec 2.4)."""
         self.difference[layer] = difference
         self._shadow[layer] = difference.to(self.model.dtype)
@@ -125,14 +126,14 @@ class HookLayers:
 
         return hook
 
-    def _real(self, change: Tensor) -> Tensor:
+    def _real(self, change: Float[Tensor, "b n d"]) -> Bool[Tensor, "b n"]:
         mask = self.model.padding if self.padding == "masked" else None
         if mask is None:
             return torch.ones(change.shape[:2], dtype=torch.bool, device=change.device)
         return mask[:, -change.shape[1] :].bool()  # with kept keys and values the mask also covers earlier tokens
 
 
-def z_scores(norms: Tensor, real: Tensor) -> Tensor:
+def z_scores(norms: Float[Tensor, "b n"], real: Bool[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     """Z [b, n] of norms M [b, n] over the real tokens of each row (Eq. 17; unbiased standard deviation).
 
     NaN where a row has one token or all its norms are equal; minus infinity for tokens that are not real.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from palimpsest.edits import Edit
@@ -63,7 +64,7 @@ class KeyWalk:
             self.layer = layer
 
     @torch.no_grad()
-    def keys_and_state(self, target_layer: int) -> tuple[Tensor, Tensor]:
+    def keys_and_state(self, target_layer: int) -> tuple[Float[Tensor, "b d_k"], Float[Tensor, "b d"]]:
         """Keys of the block the walk has reached, and where the bare prompts stand at `target_layer`.
 
         Returns:
@@ -88,6 +89,6 @@ class KeyWalk:
         return self.tokens
 
 
-def bare_keys(model: LanguageModel, edits: Sequence[Edit], layer: int) -> Tensor:
+def bare_keys(model: LanguageModel, edits: Sequence[Edit], layer: int) -> Float[Tensor, "b d_k"]:
     """Keys of the bare prompts only [b, d_k]."""
     return KeyWalk(model, edits, (("",),), layer, cut=True).keys_and_state(layer)[0]

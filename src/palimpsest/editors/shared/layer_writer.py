@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from palimpsest.editors.shared.keys import KeyWalk
@@ -17,7 +18,7 @@ from palimpsest.editors.shared.keys import KeyWalk
 def write_layers(
     walk: KeyWalk,
     layers: Sequence[int],
-    targets: Tensor,
+    targets: Float[Tensor, "b d"],
     solve: Callable[[int, Tensor, Tensor], Tensor],
     write: Callable[[int, Tensor], None],
     record: dict[str, Any] | None = None,

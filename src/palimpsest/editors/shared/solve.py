@@ -7,12 +7,15 @@ factor is enough (half the work of the released code's LU; the same numbers, spe
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from palimpsest.errors import DivergedEdit
 
 
-def solve_update(covariance: Tensor, keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
+def solve_update(
+    covariance: Float[Tensor, "d_k d_k"], keys: Float[Tensor, "b d_k"], residuals: Float[Tensor, "b d"]
+) -> tuple[Float64[Tensor, "d d_k"], Float64[Tensor, "d_k d_k"]]:
     """Least squares against what is already stored (COMEBA-HK Eq. 13; MEMIT Eq. 14).
 
     Args:
@@ -32,7 +35,9 @@ def solve_update(covariance: Tensor, keys: Tensor, residuals: Tensor) -> tuple[T
     return residuals.T @ cholesky_solve(total, keys.T).T, total
 
 
-def cholesky_solve(matrix: Tensor, right: Tensor) -> Tensor:
+def cholesky_solve(
+    matrix: Float[Tensor, "n n"], right: Float[Tensor, "n m"]
+) -> Float[Tensor, "n m"]:
     """matrix^{-1} right for symmetric positive definite matrices; says what to do when it is not."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) != 0:

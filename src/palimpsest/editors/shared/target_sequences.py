@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from palimpsest.edits import Edit
@@ -31,14 +32,14 @@ class TargetSequences:
     """
 
     tokens: TokenBatch
-    subject: Tensor
-    edit: Tensor
-    bare: Tensor
-    kl: Tensor
-    read_row: Tensor
-    read_column: Tensor
-    read_token: Tensor
-    read_weight: Tensor
+    subject: Int[Tensor, " R"]
+    edit: Int[Tensor, " R"]
+    bare: Int[Tensor, " b"]
+    kl: Int[Tensor, " b"]
+    read_row: Int[Tensor, " m"]
+    read_column: Int[Tensor, " m"]
+    read_token: Int[Tensor, " m"]
+    read_weight: Float[Tensor, " m"]
 
     @property
     def n_edits(self) -> int:

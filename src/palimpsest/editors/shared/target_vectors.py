@@ -11,31 +11,25 @@ minimised by Adam from delta = 0, with |delta| <= clamp * |h_0| after every step
 
 The search is exact and does no work twice: blocks up to the edited one run once; of the upper blocks only the tokens
 from the subject on are recomputed (earlier tokens are kept as keys and values); only the logits that are read are
-computed; all edits of a batch run together, and an edit that has converged is frozen and leaves the batch.
+computed; all edits of a batch run together, their short rows packed into lanes (`lanes.py`), and an edit that has converged
+is frozen and leaves.
 `target_vectors_plain.py` is the same search written the plain way; a test holds the two together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from palimpsest.edits import Edit
+from palimpsest.editors.shared.lanes import Lanes, pack, run_once
 from palimpsest.editors.shared.target_sequences import TargetSequences, build_sequences
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.partial import (
-    Prefix,
-    Recorder,
-    additive,
-    causal_mask,
-    embed,
-    read_out,
-    row_positions,
-    run_blocks,
-)
+from palimpsest.models.partial import causal_mask, embed, read_out, row_positions, run_blocks
 
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 
@@ -80,13 +74,13 @@ class TargetVectors:
         finite: whether the search of an edit stayed finite [b].
     """
 
-    z: Tensor
-    initial: Tensor
+    z: Float[Tensor, "b d"]
+    initial: Float[Tensor, "b d"]
     losses: list[list[float]]
-    finite: Tensor
+    finite: Bool[Tensor, " b"]
 
     @property
-    def delta(self) -> Tensor:
+    def delta(self) -> Float[Tensor, "b d"]:
         """z - h_0 [b, d]."""
         return self.z - self.initial
 
@@ -111,79 +105,6 @@ def search_target_vectors(
         losses=[losses for part in parts for losses in part.losses],
         finite=torch.cat([part.finite for part in parts]),
     )
-
-
-@dataclass
-class Upper:
-    """What is needed to run the upper blocks again and again: the tails of the rows, and what came before them."""
-
-    rows: TargetSequences
-    tail: Tensor  # [R, t, d] outputs of the edited block from the subject's last token on
-    positions: Tensor  # [R, t]
-    mask: Tensor  # [R, 1, t, p + t]
-    prefix: Prefix
-    first: int
-
-    def only(self, edits: Tensor) -> Upper:
-        """The same for some of the edits, renumbered in the given order."""
-        old = self.rows
-        number = torch.full((old.n_edits,), -1, device=edits.device).index_put((edits,), torch.arange(len(edits), device=edits.device))
-        keep = torch.nonzero(number[old.edit] >= 0)[:, 0]
-        place = torch.full((len(old.edit),), -1, device=keep.device).index_put((keep,), torch.arange(len(keep), device=keep.device))
-        read = place[old.read_row] >= 0
-        rows = replace(
-            old,
-            subject=old.subject[keep],
-            edit=number[old.edit[keep]],
-            bare=place[old.bare[edits]],
-            kl=place[old.kl[edits]],
-            read_row=place[old.read_row[read]],
-            read_column=old.read_column[read],
-            read_token=old.read_token[read],
-            read_weight=old.read_weight[read],
-        )
-        return Upper(rows, self.tail[keep], self.positions[keep], self.mask[keep], self.prefix.rows(keep), self.first)
-
-
-@torch.no_grad()
-def prepare_upper(model: LanguageModel, sequences: TargetSequences, layer: int) -> tuple[Upper, Tensor]:
-    """Run the lower blocks once, and the upper ones once on what precedes the subjects. Returns (upper, block output)."""
-    tokens = sequences.tokens
-    positions = row_positions(tokens)
-    mask = causal_mask(tokens.attention_mask, model.dtype)
-    with model.padding_of(tokens.attention_mask):
-        hidden = run_blocks(model, embed(model, tokens), 0, layer, mask, positions)
-
-    before = int(sequences.subject.max())  # tokens that can precede a subject's last token
-    recorder = Recorder()
-    if before and layer + 1 < model.n_blocks:
-        run_blocks(
-            model, hidden[:, :before], layer + 1, model.n_blocks - 1, mask[:, :, :before, :before], positions[:, :before], recorder
-        )
-    kept = {number: pair for number, pair in recorder.kept.items()}
-
-    lengths = tokens.lengths
-    width = int((lengths - sequences.subject).max())
-    steps = torch.arange(width, device=hidden.device)
-    places = sequences.subject[:, None] + steps
-    real = places < lengths[:, None]
-    gather = places.clamp(max=hidden.shape[1] - 1)
-    tail = hidden.gather(1, gather[..., None].expand(-1, -1, hidden.shape[2]))
-    earlier = torch.arange(before, device=hidden.device) < sequences.subject[:, None]
-    allowed = torch.cat(
-        [
-            earlier[:, None, :].expand(-1, width, -1),
-            (steps[None, :] <= steps[:, None])[None] & real[:, None, :],
-        ],
-        dim=2,
-    )
-    # a padding query may look at itself, so that no row of the softmax is empty
-    allowed[:, :, before:] |= torch.eye(width, dtype=torch.bool, device=hidden.device)
-    prefix: Prefix | None = Prefix(kept) if kept else None
-    upper = Upper(
-        sequences, tail, places.clamp(max=model.context - 1), additive(allowed[:, None], model.dtype), prefix or Prefix({}), layer + 1
-    )
-    return upper, hidden
 
 
 @dataclass
@@ -220,17 +141,19 @@ class _Progress:
 
 
 def _search(model: LanguageModel, sequences: TargetSequences, search: Search) -> TargetVectors:
-    upper, hidden = prepare_upper(model, sequences, search.layer)
-    initial = site_output(model, sequences, search, hidden)
+    source = run_once(model, sequences, search.layer)
+    initial = site_output(model, sequences, search, source.hidden)
     norm = initial.norm(dim=1)
-    rate = (search.learning_rate_ratio * norm if search.learning_rate_ratio else torch.full_like(norm, search.learning_rate))[:, None]
+    ratio = search.learning_rate_ratio
+    rate = (ratio * norm if ratio else torch.full_like(norm, search.learning_rate))[:, None]
     progress = _Progress(torch.zeros_like(initial), [[] for _ in range(sequences.n_edits)])
     running = torch.arange(sequences.n_edits, device=initial.device)
+    lanes = pack(model, source, running)
     adam = _Adam(torch.zeros_like(initial), torch.zeros_like(initial))
     before: Tensor | None = None
     for step in range(search.steps):
         delta = progress.delta[running].requires_grad_(True)
-        loss, log_p = edit_losses(model, upper, delta, norm[running], search, before)
+        loss, log_p = edit_losses(model, lanes, delta, norm[running], search, before)
         before = log_p.detach() if before is None else before
         finite = torch.isfinite(loss)
         progress.finite[running] &= finite
@@ -241,16 +164,20 @@ def _search(model: LanguageModel, sequences: TargetSequences, search: Search) ->
             break
         gradient = torch.autograd.grad(torch.where(finite, loss, 0.0).sum(), delta)[0]
         moved = adam.step(delta.detach(), torch.nan_to_num(gradient), rate[running])
-        progress.delta[running] = torch.where(going[:, None], _project(moved, search.clamp * norm[running]), delta.detach())
+        moved = _project(moved, search.clamp * norm[running])
+        progress.delta[running] = torch.where(going[:, None], moved, delta.detach())
         if not going.all():
             stay = torch.nonzero(going)[:, 0]
-            upper, before, running = upper.only(stay), before[stay], running[stay]
+            before, running = before[stay], running[stay]
+            lanes = pack(model, source, running)
             adam.only(stay)
     return TargetVectors(initial + progress.delta, initial, progress.losses, progress.finite)
 
 
 @torch.no_grad()
-def site_output(model: LanguageModel, sequences: TargetSequences, search: Search, hidden: Tensor) -> Tensor:
+def site_output(
+    model: LanguageModel, sequences: TargetSequences, search: Search, hidden: Float[Tensor, "R n d"]
+) -> Float[Tensor, "b d"]:
     """h_0 [b, d]: what the site gives at the subject in the bare prompt. For site "mlp" that is the MLP's own output."""
     rows, columns = sequences.bare, sequences.subject[sequences.bare]
     wide = torch.promote_types(model.dtype, torch.float32)
@@ -270,37 +197,41 @@ def site_output(model: LanguageModel, sequences: TargetSequences, search: Search
 
 
 def edit_losses(
-    model: LanguageModel, upper: Upper, delta: Tensor, norm: Tensor, search: Search, before: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Loss of each running edit [a], and the log probabilities at the KL rows [a, vocabulary].
+    model: LanguageModel,
+    lanes: Lanes,
+    delta: Float[Tensor, "a d"],
+    norm: Float[Tensor, " a"],
+    search: Search,
+    before: Float[Tensor, "a vocabulary"] | None,
+) -> tuple[Float[Tensor, " a"], Float[Tensor, "a vocabulary"]]:
+    """Loss of each running edit, and the log probabilities at the KL rows.
 
     Args:
-        delta: [a, d]; norm: |h_0| [a]; before: log p_0 at the KL rows, None on the first pass (then delta is 0).
+        norm: |h_0|; before: log p_0 at the KL rows, None on the first pass (then delta is 0).
     """
-    rows = upper.rows
-    first = upper.tail[:, :1] + delta[rows.edit][:, None].to(upper.tail.dtype)
-    hidden = torch.cat([first, upper.tail[:, 1:]], dim=1)
-    past = upper.prefix if upper.prefix.kept else None
-    mask = upper.mask if past else upper.mask[..., -hidden.shape[1] :]
-    last, loss_layer = model.n_blocks - 1, model.n_blocks - 1 if search.loss_layer is None else search.loss_layer
-    read = hidden
-    if upper.first <= loss_layer:
-        read = run_blocks(model, hidden, upper.first, loss_layer, mask, upper.positions, past)
-    final = read
+    lane, slot, edit = lanes.at
+    hidden = lanes.tail + torch.zeros_like(lanes.tail).index_put((lane, slot), delta[edit].to(lanes.tail.dtype))
+    past = lanes.prefix if lanes.prefix.kept else None
+    last = model.n_blocks - 1
+    loss_layer = last if search.loss_layer is None else search.loss_layer
+    read = final = hidden
+    if lanes.first <= loss_layer:
+        read = final = run_blocks(model, hidden, lanes.first, loss_layer, lanes.mask, lanes.positions, past)
     if loss_layer < last:
-        final = run_blocks(model, read, max(loss_layer + 1, upper.first), last, mask, upper.positions, past)
+        final = run_blocks(model, read, max(loss_layer + 1, lanes.first), last, lanes.mask, lanes.positions, past)
 
-    m = len(rows.read_row)
-    places = read[rows.read_row, rows.read_column - rows.subject[rows.read_row]]
-    log_probabilities = read_out(model, torch.cat([places, final[rows.kl, 0]])).to(delta.dtype).log_softmax(dim=1)
-    chosen = log_probabilities[:m].gather(1, rows.read_token[:, None])[:, 0]
-    rewriting = torch.zeros_like(norm).index_add(0, rows.edit[rows.read_row], -chosen * rows.read_weight.to(chosen))
+    m = len(lanes.read_token)
+    read_lane, read_slot, read_edit = lanes.read
+    places = torch.cat([read[read_lane, read_slot], final[lanes.kl]])
+    log_probabilities = read_out(model, places).to(delta.dtype).log_softmax(dim=1)
+    chosen = log_probabilities[:m].gather(1, lanes.read_token[:, None])[:, 0]
+    rewriting = torch.zeros_like(norm).index_add(0, read_edit, -chosen * lanes.read_weight.to(chosen))
     log_p = log_probabilities[m:]
     log_p_0 = log_p.detach() if before is None else before
     divergence = (log_p.exp() * (log_p - log_p_0)).sum(dim=1)  # KL(current || initial), as the released code has it
     return rewriting + search.kl_weight * divergence + search.decay * delta.norm(dim=1) / norm**2, log_p
 
 
-def _project(delta: Tensor, largest: Tensor) -> Tensor:
+def _project(delta: Float[Tensor, "a d"], largest: Float[Tensor, " a"]) -> Float[Tensor, "a d"]:
     length = delta.norm(dim=1)
     return delta * (largest / length.clamp(min=1e-30)).clamp(max=1.0)[:, None]

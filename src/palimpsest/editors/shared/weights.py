@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from palimpsest.errors import DivergedEdit
@@ -26,13 +27,13 @@ class EditedWeights:
             wide = torch.promote_types(model.dtype, torch.float32)
             self.updates[layer] = torch.zeros_like(model.mlp_weight(layer), dtype=wide, memory_format=torch.contiguous_format)
 
-    def add(self, layer: int, update: Tensor) -> None:
+    def add(self, layer: int, update: Float[Tensor, "d d_k"]) -> None:
         """W^l += update [d, d_k]; refuses anything that is not finite before it touches the model."""
         if not torch.isfinite(update).all():
             raise DivergedEdit(f"the update of layer {layer} is not finite")
         self.set(layer, self.updates[layer] + update.to(self.updates[layer]))
 
-    def set(self, layer: int, total: Tensor) -> None:
+    def set(self, layer: int, total: Float[Tensor, "d d_k"]) -> None:
         """Make the sum of all updates of a layer equal to `total` [d, d_k]."""
         self.updates[layer] = total.to(self.updates[layer])
         module = self.model.mlp_out(layer)

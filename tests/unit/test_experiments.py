@@ -1,0 +1,152 @@
+"""From a scale's file to resolved runs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from palimpsest import experiments
+from palimpsest.config import ConfigError, fill_defaults, merge_settings, read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def mini() -> experiments.Plan:
+    return experiments.plan(ROOT / "config" / "mini.yaml", ROOT)
+
+
+def changed(**changes) -> dict:
+    content = read_yaml(ROOT / "config" / "smoke.yaml")
+    return {**copy.deepcopy(content), **changes}
+
+
+def test_sizes_of_the_decided_scale(mini: experiments.Plan):
+    """Decided beforehand: edits, batches, snapshots and seeds of each table and figure."""
+    for name, edits, batch, seeds in [
+        ("comeba_table1", 200, 100, [0, 1, 2]), ("comeba_table2", 200, 10, [0, 1, 2]), ("comeba_fig3", 100, 10, [0]),
+        ("comeba_fig4", 200, 10, [0, 1, 2]), ("comeba_fig6", 200, 10, [0, 1]), ("comeba_fig7", 600, 10, [0]),
+    ]:  # fmt: skip
+        figure = mini.figures[name]
+        assert figure.runs
+        for run, used in figure.runs.items():
+            spec = mini.runs[run].spec
+            assert (spec["edits"], spec["batch_size"], used) == (edits, batch, seeds), run
+    assert {mini.runs[run].spec["batch_size"] for run in mini.figures["comeba_fig11"].runs} == {10, 100, 600}
+
+
+def test_experiments_share_runs(mini: experiments.Plan):
+    shared = set(mini.figures["comeba_table2"].runs) & set(mini.figures["comeba_fig4"].runs)
+    assert {mini.runs[name].spec["editor"] for name in shared} == {"memit", "comeba_hk"}
+    # the middle of each sweep is the plain run
+    assert set(mini.figures["comeba_fig6"].runs) & shared
+    assert set(mini.figures["comeba_fig10"].runs) & shared
+    assert set(mini.figures["comeba_fig5"].runs) & shared
+
+
+def test_names_are_a_function_of_content(mini: experiments.Plan):
+    contents = [{key: value for key, value in run.spec.items() if key != "run"} for run in mini.runs.values()]
+    assert all(experiments.RUN_NAME.fullmatch(name) for name in mini.runs)
+    assert all(one != other for i, one in enumerate(contents) for other in contents[:i])
+
+
+def test_settings_come_from_model_and_protocol():
+    paper = experiments.plan(ROOT / "config" / "paper.yaml", ROOT)
+    by = {(r.spec["protocol"], r.spec["model"], r.spec["editor"], r.spec["variant"]): r.spec for r in paper.runs.values() if not r.spec["run"].count("lam")}
+    assert by["consecutive", "gpt2-xl", "memit", "default"]["settings"]["lam"] == 20000
+    assert by["consecutive", "gpt2-xl", "comeba_hk", "default"]["settings"]["lam"] == 15000
+    assert by["single_round", "gpt2-xl", "comeba_hk", "default"]["settings"]["lam"] == 5000
+    assert by["consecutive", "gpt-j-6b", "memit", "default"]["settings"]["layers"] == [3, 4, 5, 6, 7, 8]
+    assert by["consecutive", "gpt-j-6b", "memit", "default"]["options"]["dtype"] == "float16"
+    assert by["consecutive", "gpt2-xl", "comeba_hk", "no_hooks"]["settings"]["hooks"] is False
+
+
+def test_specs_state_every_setting(mini: experiments.Plan):
+    for run in mini.runs.values():
+        assert set(run.spec["settings"]) == set(mini.config.settings_schema[run.spec["editor"]]["properties"])
+
+
+def test_sweeps():
+    settings = {"layers": [0, 1, 2], "lam": 3.0, "lam_ratio": None, "alpha_z": 2.2, "fixed_alpha": False}
+    assert experiments._sweep("last_layers", 1, settings) == ({"layers": [2]}, "last1")
+    assert experiments._sweep("last_layers", 5, settings) == ({}, "")
+    assert experiments._sweep("alpha_z", 2.2, settings) == ({}, "")
+    assert experiments._sweep("lam", {"lam_ratio": 0.5}, settings) == ({"lam_ratio": 0.5}, "lam_ratio-0.5")
+    both = {"alpha_z": 3.0, "fixed_alpha": True}
+    assert experiments._sweep("alpha_z", both, settings) == (both, "alpha_z-3.0-fixed_alpha-True")
+
+
+def test_exclusive_settings_replace_each_other():
+    assert merge_settings({"lam": 1, "clamp": 2}, {"lam_ratio": 3}) == {"clamp": 2, "lam_ratio": 3}
+    assert merge_settings({"lam_ratio": 3}, {"lam": 1}, {"lam": 2}) == {"lam": 2}
+
+
+def test_editors_that_do_not_exist_are_rows_without_runs(mini: experiments.Plan):
+    methods = {method["editor"]: method for method in mini.figures["comeba_table1"].spec["methods"]}
+    assert methods["mend"]["not_run"]
+    assert methods["serac"]["not_run"]
+    assert not any(run.spec["editor"] in ("mend", "serac") for run in mini.runs.values())
+
+
+def test_all_problems_at_once():
+    broken = changed()
+    broken["datasets"]["zsre"]["source"] = "smoke-wrold"
+    broken["models"]["smoke-gpt2"]["source"] = "nowhere"
+    broken["experiments"]["comeba_fig3"]["models"] = ["smoke-gpt3"]
+    broken["experiments"]["comeba_fig44"] = {"models": ["smoke-gpt2"]}
+    with pytest.raises(ConfigError) as caught:
+        experiments.plan(broken, ROOT)
+    text = str(caught.value)
+    assert text.startswith("4 problems")
+    for words in ("datasets.zsre.source", "did you mean 'smoke-world'", "models.smoke-gpt2.source", "smoke-gpt3", "comeba_fig44"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("device", "gpu", "device"),
+        ("scale", "Smoke!", "scale"),
+        ("colour", 1, "unknown key 'colour'"),
+        ("experiments", {}, "experiments"),
+        ("editors", ["ft", "ft"], "editors"),
+    ],
+)
+def test_wrong_values_name_their_key(key: str, value: object, words: str):
+    with pytest.raises(ConfigError, match=words.replace("'", "."), check=lambda error: bool(error.problems)):
+        experiments.plan(changed(**{key: value}), ROOT)
+
+
+def test_missing_key_is_named():
+    content = changed()
+    del content["gate"]
+    with pytest.raises(ConfigError, match="'gate' is missing"):
+        experiments.plan(content, ROOT)
+
+
+def test_two_runs_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(experiments, "_run_name", lambda spec, suffix: "same")
+    with pytest.raises(ConfigError, match="two different runs are called 'same'"):
+        experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
+
+
+def test_repeated_keys_are_refused(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("one: 1\ntwo: 2\none: 3\n")
+    with pytest.raises(ConfigError, match="'one' is given twice"):
+        read_yaml(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_yaml(tmp_path / "missing.yaml")
+
+
+def test_anchors_and_merges_work(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert read_yaml(tmp_path / "a.yaml")["b"] == {"x": 1, "y": 3}
+
+
+def test_defaults_of_the_schema_are_filled_in():
+    content = {"a": {"b": {}}}
+    schema = {"properties": {"a": {"additionalProperties": {"properties": {"c": {"default": [1]}}}}, "d": {"default": 2}}}
+    fill_defaults(content, schema)
+    assert content == {"a": {"b": {"c": [1]}}, "d": 2}

@@ -1,0 +1,34 @@
+"""Running Snakemake in tests: in a directory of its own, by the interpreter of the tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_snakemake(directory: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile", **environment: str):
+    """Run Snakemake and capture everything; the caller judges the exit status."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    for name in ("PALIMPSEST_DATA", "PYTHONPATH"):
+        if name not in environment:
+            env.pop(name, None)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(directory), *arguments]
+    return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=900, check=False)
+
+
+def text_of(done: subprocess.CompletedProcess) -> str:
+    """Both streams: where a dry run prints depends on whether output is captured."""
+    return done.stdout + done.stderr
+
+
+def job_counts(done: subprocess.CompletedProcess) -> dict[str, int]:
+    """Jobs of each rule, from the table of a dry run."""
+    counts: dict[str, int] = {}
+    for name, number in re.findall(r"^(\w+)\s+(\d+)\s*$", text_of(done), flags=re.MULTILINE):
+        counts[name] = int(number)
+    return counts

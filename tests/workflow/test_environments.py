@@ -1,0 +1,71 @@
+"""Versions: one set of pins, and environments that hold what their rules import."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from snake import ROOT, run_snakemake, text_of
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line and line[0] != "#")}
+
+
+def environment_pins(path: Path) -> dict[str, str]:
+    entries = yaml.safe_load(path.read_text())["dependencies"]
+    pins = next(entry["pip"] for entry in entries if isinstance(entry, dict))
+    return {canonicalize_name(name): version for name, version in (pin.split("==") for pin in pins)}
+
+
+def test_environments_pin_what_was_tested():
+    tested = constraints()
+    for path in (ROOT / "envs").glob("*.yaml"):
+        for name, version in environment_pins(path).items():
+            assert tested[name] == version, f"{path.name}: {name}"
+
+
+def test_tested_versions_satisfy_the_ranges():
+    tested = constraints()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(entry for extra in project["optional-dependencies"].values() for entry in extra)]
+    for text in wanted:
+        requirement = Requirement(text)
+        assert tested[canonicalize_name(requirement.name)] in requirement.specifier, text
+
+
+def test_constraints_fit_every_build():
+    for name, version in constraints().items():
+        assert "+" not in version, name
+    assert not re.search(r"^(-|https?:)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+
+
+def test_environments_of_rules_exist():
+    named = set()
+    for rules in (ROOT / "workflow" / "rules").glob("*.smk"):
+        named |= set(re.findall(r'"\.\./\.\./(envs/\w+\.yaml)"', rules.read_text()))
+    assert named == {f"envs/{path.name}" for path in (ROOT / "envs").glob("*.yaml")}
+
+
+@pytest.mark.conda
+@pytest.mark.slow
+def test_rules_run_in_their_own_environments(tmp_path: Path):
+    """All three environments, made by the conda double from exactly what their files name."""
+    import os
+
+    double = ROOT / "tests" / "doubles" / "conda" / "bin"
+    path = os.pathsep.join([str(double), os.environ["PATH"]])
+    done = run_snakemake(
+        tmp_path, "data", "training_curves", "--cores", "2", "--sdm", "conda", "--configfile", str(ROOT / "config" / "smoke.yaml"),
+        PATH=path, PALIMPSEST_TEST_PYTHON=sys.executable,
+    )  # fmt: skip
+    assert done.returncode == 0, text_of(done)[-5000:]
+    assert (tmp_path / "figures" / "training_curves.svg").exists()
+    assert len(list((tmp_path / ".snakemake" / "conda").glob("*.yaml"))) == 3

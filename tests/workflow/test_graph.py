@@ -1,0 +1,126 @@
+"""The graph without running it: lint, formatting, dry runs of every scale, refused configurations."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from snake import ROOT, job_counts, run_snakemake, text_of
+
+from palimpsest import experiments
+
+SCALES = sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
+
+
+def test_lint(tmp_path: Path):
+    done = run_snakemake(tmp_path, "--lint")
+    assert done.returncode == 0, text_of(done)
+
+
+def test_formatting():
+    done = subprocess.run(
+        [sys.executable, "-m", "snakefmt", "--check", str(ROOT / "Snakefile"), str(ROOT / "workflow")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_scales_are_there():
+    assert set(SCALES) == {"smoke", "mini", "mini-counterfact", "mini-zsre", "rehearsal", "small", "paper"}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_dry_run_from_an_empty_directory(scale: str, tmp_path: Path):
+    """No files, no data, no GPU: the graph is complete, with one job for every run of the plan."""
+    done = run_snakemake(tmp_path, "--dry-run", "--quiet", "rules", "--configfile", str(ROOT / "config" / f"{scale}.yaml"))
+    assert done.returncode == 0, text_of(done)[-3000:]
+    counts, plan = job_counts(done), experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT)
+    assert counts["run"] == sum(1 for _ in plan.run_seeds())
+    assert counts["figure"] + counts["table"] == len(plan.figures)
+    assert counts["claims"] == 1
+
+
+def test_default_target_of_both_front_doors(tmp_path: Path):
+    """A root file with an include alone would do nothing and succeed; mini is loaded when no scale is given."""
+    for snakefile in (ROOT / "Snakefile", ROOT / "workflow" / "Snakefile"):
+        done = run_snakemake(tmp_path, "--dry-run", "--quiet", "rules", snakefile=snakefile)
+        plan = experiments.plan(ROOT / "config" / "mini.yaml", ROOT)
+        assert job_counts(done)["run"] == sum(1 for _ in plan.run_seeds()), text_of(done)[-2000:]
+
+
+def test_every_figure_has_a_plain_name(tmp_path: Path):
+    plan = experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
+    targets = [*plan.figures, "comeba", "figures", "claims", "data", "models", "statistics", "runs", "smoke", *plan.config.editors, "seed_0"]
+    listed = text_of(run_snakemake(tmp_path, "--list-rules", "--configfile", str(ROOT / "config" / "smoke.yaml")))
+    assert set(targets) <= set(listed.split())
+
+
+@pytest.mark.parametrize(
+    ("target", "runs"),
+    [("comeba_fig3", 1), ("critical_path", 0), ("comeba_fig10", 2), ("results/runs/{run}/seed=0/metrics.parquet", 1)],
+)
+def test_partial_targets_take_only_what_they_need(target: str, runs: int, tmp_path: Path):
+    plan = experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
+    target = target.format(run=next(name for name, run in plan.runs.items() if run.spec["editor"] == "memit"))
+    done = run_snakemake(tmp_path, target, "--dry-run", "--quiet", "rules", "--configfile", str(ROOT / "config" / "smoke.yaml"))
+    assert done.returncode == 0, text_of(done)[-2000:]
+    assert job_counts(done).get("run", 0) == runs
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scael": 1}, ["scael"]),
+        ({"gate": {"mode": "perhaps"}}, ["gate.mode", "perhaps", "refuse"]),
+        ({"protocol": {"generation": True, "known_only": False, "sample": "shuffled", "generatoin": 1}}, ["generatoin"]),
+        ({"experiments": {"comeba_fig99": {"models": ["smoke-gpt2"]}}}, ["comeba_fig99"]),
+        ({"experiments": {"comeba_fig3": {"models": ["smoke-gpt3"], "edits": 1, "batch_size": 1, "seeds": [0]}}}, ["smoke-gpt3", "smoke-gpt2"]),
+        ({"experiments": {"comeba_fig3": {"models": ["smoke-gpt2"], "edits": 1, "batch_size": 1, "seeds": ["0"]}}}, ["seeds", '"0"']),
+        ({"editors": ["ft", "remo"]}, ["remo", "rome"]),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_name(change: dict, words: list[str], tmp_path: Path):
+    content = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    content.update(change)
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
+    done = run_snakemake(tmp_path, "--dry-run", "--configfile", str(tmp_path / "wrong.yaml"))
+    assert done.returncode != 0
+    for word in words:
+        assert word in text_of(done)
+    assert not (tmp_path / "results").exists()
+
+
+def test_settings_schema_is_in_step_with_the_dataclasses():
+    from palimpsest.commands import write_settings_schema
+
+    stored = json.loads((ROOT / "workflow" / "schemas" / "editors.schema.json").read_text())
+    assert stored == json.loads(json.dumps(write_settings_schema())), "run `palimpsest schema --write`"
+
+
+def test_needs_statistics_is_in_step_with_the_classes():
+    from palimpsest.editors import editor_class, editor_names
+
+    for name in editor_names():
+        content = yaml.safe_load((ROOT / "config" / "editors" / f"{name}.yaml").read_text())
+        assert bool(content.get("needs_statistics")) == editor_class(name).needs_statistics, name
+
+
+def test_named_settings_are_accepted_by_the_editors():
+    """What a file states must also pass the dataclass's own checks."""
+    from palimpsest.editors import editor_class
+    from palimpsest.editors.base import read_settings
+
+    for scale in SCALES:
+        for run in experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT).runs.values():
+            read_settings(editor_class(run.spec["editor"]), dict(run.spec["settings"]))
+
+
+def test_threads_reach_the_linear_algebra():
+    """Decided: a run has one thread whatever the number of cores. Snakemake sets these variables to a job's threads."""
+    from snakemake.shell import shell
+
+    printed = shell("echo $OMP_NUM_THREADS $MKL_NUM_THREADS", read=True, threads=1)
+    assert printed.split() == ["1", "1"]

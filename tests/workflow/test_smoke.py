@@ -1,0 +1,116 @@
+"""The whole graph, once, and what must happen when it is asked again. One worker makes the run, all tests here share it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from snake import job_counts, run_snakemake, text_of
+
+from palimpsest import experiments
+
+pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.xdist_group("smoke")]
+
+
+def again(checkout: Path, smoke: Path, *arguments: str):
+    """Ask for everything again, without doing it."""
+    scale = str(checkout / "config" / "smoke.yaml")
+    return run_snakemake(smoke, "--dry-run", "--quiet", "rules", "--configfile", scale, *arguments, snakefile=checkout / "Snakefile")
+
+
+def test_everything_is_drawn(checkout: Path, smoke: Path):
+    from palimpsest.figures import outputs
+
+    plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
+    for name, figure in plan.figures.items():
+        for suffix in outputs(figure.spec):
+            assert (smoke / "figures" / f"{name}{suffix}").stat().st_size > 0, name + suffix
+    assert (smoke / "figures" / "claims.csv").stat().st_size > 0
+
+
+def test_every_run_kept_its_specification(checkout: Path, smoke: Path):
+    plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
+    for name, seed in plan.run_seeds():
+        stored = json.loads((smoke / "results" / "runs" / name / f"seed={seed}" / "run.json").read_text())
+        assert stored["spec"] == json.loads(json.dumps(plan.runs[name].spec))
+        assert stored["status"] == "complete"
+        assert stored["threads"] == 1
+
+
+def test_second_call_has_nothing_to_do(checkout: Path, smoke: Path):
+    done = again(checkout, smoke)
+    assert done.returncode == 0
+    assert not job_counts(done), text_of(done)
+
+
+def test_touching_sources_changes_nothing(checkout: Path, smoke: Path):
+    later = time.time() + 60
+    for file in [*(checkout / "src").rglob("*.py"), *(checkout / "workflow").rglob("*"), *(checkout / "config").rglob("*.yaml")]:
+        os.utime(file, (later, later))
+    assert not job_counts(again(checkout, smoke))
+
+
+def test_an_editors_file_touches_only_its_runs(checkout: Path, smoke: Path):
+    plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
+    editor = checkout / "src" / "palimpsest" / "editors" / "rome.py"
+    before = editor.read_text()
+    editor.write_text(before + "\n# changed\n")
+    try:
+        counts = job_counts(again(checkout, smoke))
+    finally:
+        editor.write_text(before)
+    mine = {name for name, run in plan.runs.items() if run.spec["editor"] == "rome"}
+    assert counts.pop("run") == sum(len(plan.runs[name].seeds) for name in mine)
+    drawn = [figure for figure in plan.figures.values() if mine & set(figure.runs)]
+    assert counts.pop("table", 0) + counts.pop("figure", 0) == len(drawn)
+    assert counts.pop("claims") == 1
+    assert set(counts) <= {"all", "default", "total"}
+
+
+def test_a_drawers_file_touches_only_its_figures(checkout: Path, smoke: Path):
+    drawer = checkout / "src" / "palimpsest" / "figures" / "metric_gap.py"
+    before = drawer.read_text()
+    drawer.write_text(before + "\n# changed\n")
+    try:
+        counts = job_counts(again(checkout, smoke))
+    finally:
+        drawer.write_text(before)
+    assert counts.pop("figure") == 1
+    assert set(counts) <= {"all", "default", "total"}
+
+
+def test_a_changed_setting_touches_only_its_runs(checkout: Path, smoke: Path):
+    settings = checkout / "config" / "editors" / "rome.yaml"
+    before = settings.read_text()
+    settings.write_text(before.replace("kl_weight: 0.0625", "kl_weight: 0.125"))
+    try:
+        counts = job_counts(again(checkout, smoke))
+    finally:
+        settings.write_text(before)
+    plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
+    assert counts["run"] == sum(1 for _ in plan.run_seeds(editor="rome"))
+
+
+def test_report_builds(checkout: Path, smoke: Path):
+    scale = str(checkout / "config" / "smoke.yaml")
+    done = run_snakemake(smoke, "--report", "report.zip", "--configfile", scale, snakefile=checkout / "Snakefile")
+    assert done.returncode == 0, text_of(done)[-3000:]
+    names = zipfile.ZipFile(smoke / "report.zip").namelist()
+    assert any(name.endswith("report.html") for name in names)
+    assert sum(name.endswith(".svg") for name in names) >= 10
+
+
+def test_figures_can_be_deleted_and_drawn_again(checkout: Path, smoke: Path):
+    """Nothing but the figure is made again, and its numbers are the same bytes."""
+    picture, numbers = smoke / "figures" / "comeba_fig4.svg", smoke / "figures" / "comeba_fig4.csv"
+    before = numbers.read_bytes()
+    picture.unlink()
+    scale = str(checkout / "config" / "smoke.yaml")
+    done = run_snakemake(smoke, "comeba_fig4", "--cores", "1", "--configfile", scale, snakefile=checkout / "Snakefile")
+    assert done.returncode == 0, text_of(done)[-3000:]
+    assert picture.exists()
+    assert numbers.read_bytes() == before

@@ -1,0 +1,218 @@
+# Inputs and parameters of the rules, as functions. What they look up was worked out by src/palimpsest/experiments.py.
+
+
+def dataset_source(wildcards):
+    """The source a data set's records lie in; none for real files and hub ids."""
+    source = PLAN.scale["datasets"][wildcards.dataset].get("source")
+    return f"results/data/{source}/manifest.json" if source else []
+
+
+def model_spec(wildcards):
+    """A model's entry as models/pretrain.py and models/manifest.py read it: one flat object."""
+    entry = dict(PLAN.scale["models"][wildcards.model])
+    spec = {
+        "name": wildcards.model,
+        **entry.pop("shape", {}),
+        **entry.pop("training", {}),
+    }
+    used = {
+        "pretrained": ("kind", "family", "seed"),
+        "random": ("kind", "family", "seed", "vocabulary", "dtype"),
+        "path": ("kind", "family", "path", "dtype"),
+        "hub": ("kind", "family", "id", "revision", "dtype"),
+    }[entry["kind"]]
+    if entry["kind"] == "random" and entry.get("source"):
+        spec["corpus"] = f"results/data/{entry['source']}/corpus.txt"
+    return spec_json({**spec, **{key: entry[key] for key in used if key in entry}})
+
+
+def model_source(wildcards):
+    """What a model is pre-trained on, or its tokenizer is trained on."""
+    source = PLAN.scale["models"][wildcards.model].get("source")
+    return f"results/data/{source}/manifest.json" if source else []
+
+
+def gate_spec(wildcards):
+    """The configuration's `gate`, with the layers that editing will use and this model's names."""
+    layers = PLAN.statistics_layers(wildcards.model)
+    spec = {
+        "model": wildcards.model,
+        "dataset": wildcards.dataset,
+        **PLAN.scale["gate"],
+    }
+    return spec_json(
+        spec if "layers" in spec or not layers else {**spec, "layers": layers}
+    )
+
+
+def statistics_corpus(wildcards):
+    """Text the keys are taken from: the model's own pre-training source unless it names another."""
+    entry = PLAN.scale["models"][wildcards.model]
+    return f"results/data/{entry.get('corpus') or entry['source']}/corpus.txt"
+
+
+def run_model(wildcards):
+    """Manifest of the model a run edits."""
+    return f"results/models/{PLAN.runs[wildcards.run].spec['model']}/manifest.json"
+
+
+def run_edits(wildcards):
+    """Edits a run draws from."""
+    return f"{dataset_dir(PLAN.runs[wildcards.run].spec['dataset'])}/edits.jsonl"
+
+
+def run_statistics(wildcards):
+    """Covariance, for editors that need it."""
+    run = PLAN.runs[wildcards.run]
+    if not run.needs_statistics:
+        return []
+    return f"results/statistics/{run.spec['model']}/covariance.safetensors"
+
+
+def run_gate(wildcards):
+    """The gate's verdict, unless the gate is off."""
+    spec = PLAN.runs[wildcards.run].spec
+    if PLAN.scale["gate"]["mode"] == "off":
+        return []
+    return f"results/models/{spec['model']}/gate-{spec['dataset']}.json"
+
+
+def run_known(wildcards):
+    """Which edits the model knows, if only those are edited."""
+    spec = PLAN.runs[wildcards.run].spec
+    if not spec["options"]["known_only"]:
+        return []
+    return f"results/models/{spec['model']}/known-{spec['dataset']}.json"
+
+
+def run_text(wildcards):
+    """Text of the drift meter, where the model has a source."""
+    entry = PLAN.scale["models"][PLAN.runs[wildcards.run].spec["model"]]
+    source = entry.get("corpus") or entry.get("source")
+    return f"results/data/{source}/text.txt" if source else []
+
+
+def run_inputs(wildcards, input):
+    """The optional inputs as options of the command."""
+    parts = []
+    for name in ("gate", "known", "text"):
+        value = input.get(name)
+        if value:
+            parts.append(f"--{name} {value}")
+    if input.get("statistics"):
+        parts.append(f"--statistics {Path(str(input.statistics)).parent}")
+    return " ".join(parts)
+
+
+def run_code(wildcards):
+    """Digest of the modules that can change this run's numbers."""
+    spec = PLAN.runs[wildcards.run].spec
+    return digest(
+        "palimpsest.runs",
+        f"palimpsest.protocols.{spec['protocol']}",
+        f"palimpsest.editors.{spec['editor']}",
+    )
+
+
+def figure_runs(name):
+    """Directories of the runs that go into a figure."""
+    return [
+        f"results/runs/{run}/seed={seed}"
+        for run, seeds in PLAN.figures[name].runs.items()
+        for seed in seeds
+    ]
+
+
+def figure_gates(name):
+    """Gate files of the models a figure shows."""
+    figure = PLAN.figures[name]
+    unstamped = figure.spec["options"].get("stamp") == ""
+    shows_gates = figure.spec["drawer"] == "critical_path"
+    if PLAN.scale["gate"]["mode"] == "off" or (unstamped and not shows_gates):
+        return []
+    return [
+        f"results/models/{model}/gate-{dataset}.json"
+        for model in figure.spec["models"]
+        for dataset in PLAN.datasets_of(model)
+        if not figure.spec["datasets"] or dataset in figure.spec["datasets"]
+    ]
+
+
+def figure_curves(name):
+    """Loss curves, for the figure that shows them."""
+    if PLAN.figures[name].spec["drawer"] != "training_curves":
+        return []
+    trained = kinds("models", "pretrained")
+    return [
+        f"results/models/{model}/training.csv"
+        for model in PLAN.figures[name].spec["models"]
+        if model in trained
+    ]
+
+
+def figure_spec(wildcards):
+    """What the drawer is told."""
+    name = wildcards.figure
+    return spec_json(
+        {
+            **PLAN.figures[name].spec,
+            "gates": figure_gates(name),
+            "training": figure_curves(name),
+        }
+    )
+
+
+def figure_code(wildcards):
+    """Digest of the drawer and of the published numbers."""
+    from palimpsest.figures import DRAWERS
+
+    drawer = DRAWERS[PLAN.figures[wildcards.figure].spec["drawer"]].partition(":")[0]
+    return code(drawer, published=True)(wildcards)
+
+
+def figure_files(name):
+    """Everything that is written for one figure or table."""
+    return [
+        f"{FIGURES}/{name}{suffix}"
+        for suffix in figure_suffixes(PLAN.figures[name].spec)
+    ]
+
+
+def drawn():
+    """All tables and figures of this scale."""
+    return [file for name in PLAN.figures for file in figure_files(name)]
+
+
+TABLES = [name for name, figure in PLAN.figures.items() if figure.is_table]
+PICTURES = [name for name in PLAN.figures if name not in TABLES]
+
+CLAIMS = [
+    f"{FIGURES}/claims.csv",
+    f"{FIGURES}/claims.md",
+    f"{FIGURES}/claims_tests.csv",
+]
+
+
+def claims_spec():
+    """Which experiments are there, and which runs belong to them."""
+    return spec_json(
+        {
+            "scale": PLAN.scale["scale"],
+            "paper": "comeba_hk",
+            "datasets": {name: name for name in PLAN.scale["datasets"]},
+            **PLAN.scale["claims"],
+            "experiments": {
+                name: list(figure.runs)
+                for name, figure in PLAN.figures.items()
+                if figure.runs
+            },
+        }
+    )
+
+
+def run_files(**wanted):
+    """Metric tables of all runs that fit."""
+    return [
+        f"results/runs/{run}/seed={seed}/metrics.parquet"
+        for run, seed in PLAN.run_seeds(**wanted)
+    ]
