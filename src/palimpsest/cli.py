@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (0 good, 1 refused with a reason, 2 wrong usage)."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
     )
     if not hasattr(options, "command"):
         _parser().print_help()
@@ -71,9 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(groups: argparse._SubParsersAction, name: str, function, help: str, description: str) -> argparse.ArgumentParser:
+def _add(
+    groups: argparse._SubParsersAction, name: str, function, help: str, description: str
+) -> argparse.ArgumentParser:
     parser = groups.add_parser(
-        name, help=help, description=f"{help}\n\n{description}", formatter_class=argparse.RawDescriptionHelpFormatter
+        name,
+        help=help,
+        description=f"{help}\n\n{description}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=function)
     return parser
@@ -88,7 +95,13 @@ def _out(parser: argparse.ArgumentParser, text: str = "directory for the results
 
 
 def _threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help="threads for linear algebra (default: the library's)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=None,
+        metavar="N",
+        help="threads for linear algebra (default: the library's)",
+    )
 
 
 def _data_commands(groups: argparse._SubParsersAction) -> None:
@@ -98,7 +111,11 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         "Writes counterfact.json, zsre.json, facts.jsonl, text.txt, corpus.txt and manifest.json. Offline.\n"
         "Example: palimpsest world --settings '{\"counterfact\": 50, \"zsre\": 50}' --seed 1 --out my-world",
     )  # fmt: skip
-    _spec(world, "sizes of the world (counterfact, zsre, probes, relations, ...); {} for the defaults", "--settings")
+    _spec(
+        world,
+        "sizes of the world (counterfact, zsre, probes, relations, ...); {} for the defaults",
+        "--settings",
+    )
     world.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     _out(world)
 
@@ -118,7 +135,9 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         "Example: palimpsest dataset --spec '{\"reader\": \"counterfact\", \"file\": \"counterfact-edit.json\"}' --out edits",
     )  # fmt: skip
     _spec(dataset, "reader, file or hub, limit, bad_records, ...")
-    dataset.add_argument("--source", type=Path, default=None, help="directory of a generated or prepared source")
+    dataset.add_argument(
+        "--source", type=Path, default=None, help="directory of a generated or prepared source"
+    )
     _out(dataset, "directory for edits.jsonl and manifest.json")
 
 
@@ -151,7 +170,9 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", type=Path, required=True, help="model directory")
     parser.add_argument("--dataset", type=Path, required=True, help="data set directory")
     parser.add_argument("--source", type=Path, default=None, help="source the model was pre-trained on")
-    parser.add_argument("--known", type=Path, required=True, help="file for the edits whose truth the model knows")
+    parser.add_argument(
+        "--known", type=Path, required=True, help="file for the edits whose truth the model knows"
+    )
     _out(parser, "file for the verdict")
     _threads(parser)
 
@@ -177,12 +198,16 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     parser = _add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
                   "Checkpoints between batches and resumes. `palimpsest list experiments` and snakemake -n show the specs.")  # fmt: skip
     _spec(parser, "resolved run: protocol, editor, settings, sizes")
-    parser.add_argument("--seed", type=int, required=True, help="varies sample, order, contexts and the editor's randomness")
+    parser.add_argument(
+        "--seed", type=int, required=True, help="varies sample, order, contexts and the editor's randomness"
+    )
     for flag, text in (
         ("--model", "model directory"), ("--dataset", "data set directory"), ("--statistics", "directory of the covariance"),
         ("--gate", "the model's gate file"), ("--known", "which edits the model knows"), ("--text", "text for the drift meter"),
     ):  # fmt: skip
-        parser.add_argument(flag, type=Path, default=None, required=flag in ("--model", "--dataset"), help=text)
+        parser.add_argument(
+            flag, type=Path, default=None, required=flag in ("--model", "--dataset"), help=text
+        )
     _out(parser)
     _threads(parser)
 
@@ -190,7 +215,9 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
                   "Draw one figure or table from finished runs.", "Nothing is computed again: result files in, pictures and numbers out.")  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="stem of the files, such as comeba_fig4")
     _spec(parser, "drawer, title, methods, models, data sets, options")
-    parser.add_argument("--runs", type=Path, nargs="*", default=[], metavar="DIR", help="results/runs/RUN/seed=N directories")
+    parser.add_argument(
+        "--runs", type=Path, nargs="*", default=[], metavar="DIR", help="results/runs/RUN/seed=N directories"
+    )
     _out(parser, "directory for the figure")
 
     parser = _add(groups, "claims", lambda o: commands.run_claims(commands.read_spec(o.spec), o.results, o.out),
@@ -206,10 +233,14 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
 
 
 def _reader_commands(groups: argparse._SubParsersAction) -> None:
-    parser = _add(groups, "list", _print_list, "Show what there is.", "Example: palimpsest list editors --json")
+    parser = _add(
+        groups, "list", _print_list, "Show what there is.", "Example: palimpsest list editors --json"
+    )
     parser.add_argument("kind", choices=commands.KINDS, help="what to list")
     parser.add_argument("--json", action="store_true", help="as JSON: a list of objects with `name`")
-    parser.add_argument("--scale", default="mini", help="whose data sets, models and experiments (default mini)")
+    parser.add_argument(
+        "--scale", default="mini", help="whose data sets, models and experiments (default mini)"
+    )
 
     parser = _add(groups, "edit", _print_edit, "Edit a model once and ask it.",
                   "Example: palimpsest edit --model results/models/mini-gpt2 --editor ft --prompt 'The mother tongue of Ada is'\n"
@@ -219,9 +250,19 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
     parser.add_argument("--prompt", required=True, help="text the new answer follows")
     parser.add_argument("--target", required=True, help="new answer")
     parser.add_argument("--subject", default=None, help="what the prompt is about, as written in it")
-    parser.add_argument("--settings", default="{}", metavar="JSON", help="settings of the editor, JSON or @FILE")
-    parser.add_argument("--statistics", default=None, help="directory of the model's covariance, for editors that need it")
-    parser.add_argument("--ask", action="append", default=[], metavar="PROMPT", help="prompts to continue before and after (repeatable)")
+    parser.add_argument(
+        "--settings", default="{}", metavar="JSON", help="settings of the editor, JSON or @FILE"
+    )
+    parser.add_argument(
+        "--statistics", default=None, help="directory of the model's covariance, for editors that need it"
+    )
+    parser.add_argument(
+        "--ask",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="prompts to continue before and after (repeatable)",
+    )
     parser.add_argument("--tokens", type=int, default=8, help="length of the answers (default 8)")
     parser.add_argument("--save", default=None, metavar="DIR", help="keep the editor's state there")
     parser.add_argument("--seed", type=int, default=0, help="seed of the editor (default 0)")
@@ -241,7 +282,9 @@ def _print_list(options: argparse.Namespace) -> None:
         return
     width = max((len(entry["name"]) for entry in entries), default=0)
     for entry in entries:
-        rest = "  ".join(_words(value) for key, value in entry.items() if key != "name" and value not in ("", None))
+        rest = "  ".join(
+            _words(value) for key, value in entry.items() if key != "name" and value not in ("", None)
+        )
         print(f"{entry['name']:<{width}}  {rest}".rstrip()[:200])
 
 
@@ -261,11 +304,15 @@ def _print_edit(options: argparse.Namespace) -> None:
     for failure in result["failed"]:
         print(f"not edited: {failure['reason']}")
     for answer in result["answers"]:
-        print(f"{answer['prompt']}\n  before: {answer['before'].strip()}\n  after:  {answer['after'].strip()}")
+        print(
+            f"{answer['prompt']}\n  before: {answer['before'].strip()}\n  after:  {answer['after'].strip()}"
+        )
 
 
 def _print_schema(options: argparse.Namespace) -> None:
-    path = commands.repository_root() / "workflow" / "schemas" / "editors.schema.json" if options.write else None
+    path = (
+        commands.repository_root() / "workflow" / "schemas" / "editors.schema.json" if options.write else None
+    )
     schema = commands.write_settings_schema(path)
     print(f"wrote {path}" if path else json.dumps(schema, indent=2))
 

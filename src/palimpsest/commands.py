@@ -19,11 +19,15 @@ def read_spec(text: str) -> dict[str, Any]:
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except OSError as error:
-            raise PalimpsestError(f"--spec {text}: the file cannot be read ({error.strerror}). Check the path") from error
+            raise PalimpsestError(
+                f"--spec {text}: the file cannot be read ({error.strerror}). Check the path"
+            ) from error
     try:
         spec = json.loads(text)
     except json.JSONDecodeError as error:
-        raise PalimpsestError(f"--spec is not valid JSON ({error}). Quote it for the shell, or give @FILE") from error
+        raise PalimpsestError(
+            f"--spec is not valid JSON ({error}). Quote it for the shell, or give @FILE"
+        ) from error
     if not isinstance(spec, dict):
         raise PalimpsestError(f"--spec must be a JSON object, not {type(spec).__name__}")
     return spec
@@ -51,7 +55,13 @@ def list_kind(kind: str, scale: str = "mini") -> list[dict[str, Any]]:
     for path in sorted((repository_root() / "config" / "experiments").glob("*.yaml")):
         declared |= read_yaml(path)["experiments"]
     wanted = [name for name in content["experiments"] if kind == "experiments" or name in declared]
-    return [{"name": name, **{key: declared[name].get(key, "") for key in ("item", "title", "drawer", "protocol")}} for name in wanted]
+    return [
+        {
+            "name": name,
+            **{key: declared[name].get(key, "") for key in ("item", "title", "drawer", "protocol")},
+        }
+        for name in wanted
+    ]
 
 
 def write_settings_schema(path: Path | None = None) -> dict[str, Any]:
@@ -109,7 +119,9 @@ def run_model(spec: dict[str, Any], out: Path) -> None:
     describe_model(spec, out)
 
 
-def run_gate(spec: dict[str, Any], model: Path, dataset: Path, source: Path | None, out: Path, known: Path) -> None:
+def run_gate(
+    spec: dict[str, Any], model: Path, dataset: Path, source: Path | None, out: Path, known: Path
+) -> None:
     """Examine a model."""
     from palimpsest.models.gate import examine
 
@@ -128,7 +140,9 @@ def run_statistics(spec: dict[str, Any], model: Path, corpus: Path, out: Path) -
     collect_covariance(load_model(model, **where), corpus, settings=settings, out=out)
 
 
-def run_run(spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path, **inputs: Path | None) -> None:
+def run_run(
+    spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path, **inputs: Path | None
+) -> None:
     """Execute one run."""
     from palimpsest.runs import execute
 
@@ -156,20 +170,34 @@ def run_gallery(figures: Path, out: Path) -> None:
     collect(figures, out)
 
 
-def edit_once(model: str, editor: str, edit: dict[str, Any], settings: dict[str, Any], prompts: list[str], **options: Any) -> dict[str, Any]:
+def edit_once(
+    model: str,
+    editor: str,
+    edit: dict[str, Any],
+    settings: dict[str, Any],
+    prompts: list[str],
+    **options: Any,
+) -> dict[str, Any]:
     """Edit a model once and ask it; nothing is kept unless `save` names a folder.
 
     Returns:
         what was applied and refused, and the answers before and after.
     """
-    from palimpsest.edits import Edit
     from palimpsest.editors import make_editor
     from palimpsest.editors.base import save_state
+    from palimpsest.edits import Edit
     from palimpsest.models.loading import load_model
 
     wanted = Edit.from_dict(edit)
-    loaded = load_model(model, dtype=options.get("dtype", "float32"), device=options.get("device", "cpu"), revision=options.get("revision"))
-    made = make_editor(editor, loaded, settings=settings, statistics=options.get("statistics"), seed=options.get("seed", 0))
+    loaded = load_model(
+        model,
+        dtype=options.get("dtype", "float32"),
+        device=options.get("device", "cpu"),
+        revision=options.get("revision"),
+    )
+    made = make_editor(
+        editor, loaded, settings=settings, statistics=options.get("statistics"), seed=options.get("seed", 0)
+    )
     prompts = prompts or [wanted.prompt]
     length = options.get("tokens", 8)
     before = made.generate(prompts, max_new_tokens=length)
@@ -181,7 +209,9 @@ def edit_once(model: str, editor: str, edit: dict[str, Any], settings: dict[str,
         "applied": report.applied,
         "failed": [{"edit": failure.edit, "reason": failure.reason} for failure in report.failed],
         "seconds": round(report.seconds, 3),
-        "answers": [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)],
+        "answers": [
+            {"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)
+        ],
     }
 
 

@@ -28,7 +28,9 @@ class ConfigError(PalimpsestError):
     def __init__(self, problems: Iterable[str]):
         self.problems = list(dict.fromkeys(problems))
         count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
-        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+        super().__init__(
+            f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+        )
 
 
 @dataclass
@@ -76,16 +78,21 @@ def read_yaml(path: Path | str) -> Any:
         """SafeLoader that refuses repeated keys."""
 
     def mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = sorted({str(key) for key in keys if keys.count(key) > 1 and key != "<<"})
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
         if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated[0]!r} is given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated[0]!r} is given twice", node.start_mark
+            )
         loader.flatten_mapping(node)
-        return {loader.construct_object(key, deep=True): loader.construct_object(value, deep=True) for key, value in node.value}
+        return {
+            loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
+            for key, value in node.value
+        }
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506  a SafeLoader
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise ConfigError([f"file {path} cannot be read ({error.strerror}). Check the path"]) from error
     except yaml.YAMLError as error:
@@ -122,7 +129,10 @@ def check(content: Any, schema: Mapping[str, Any], where: str) -> list[str]:
     import jsonschema
 
     validator = jsonschema.Draft202012Validator(schema)
-    return [_explain(error, where) for error in sorted(validator.iter_errors(content), key=lambda e: list(map(str, e.path)))]
+    return [
+        _explain(error, where)
+        for error in sorted(validator.iter_errors(content), key=lambda e: list(map(str, e.path)))
+    ]
 
 
 def fill_defaults(content: Any, schema: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> None:
@@ -158,7 +168,9 @@ def merge_settings(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
     return merged
 
 
-def editor_settings(config: Config, editor: str, variant: str, preset: str | None, protocol: str) -> dict[str, Any]:
+def editor_settings(
+    config: Config, editor: str, variant: str, preset: str | None, protocol: str
+) -> dict[str, Any]:
     """Settings of a named variant for one model and protocol, before sweeps and without the dataclass's defaults.
 
     Order, later wins: the file's `settings`, its `protocols`, the model's `settings`, the model's `protocols`, then the
@@ -180,7 +192,9 @@ def editor_settings(config: Config, editor: str, variant: str, preset: str | Non
 def complete_settings(config: Config, editor: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the defaults of the editor's dataclass, so that a run's spec states everything."""
     properties = config.settings_schema[editor]["properties"]
-    taken = {name for pair in EXCLUSIVE for name in pair if any(settings.get(other) is not None for other in pair)}
+    taken = {
+        name for pair in EXCLUSIVE for name in pair if any(settings.get(other) is not None for other in pair)
+    }
     complete = {}
     for name, entry in properties.items():
         if name in settings:
@@ -210,7 +224,9 @@ def _load_editors(names: list[str], root: Path, schema: dict[str, Any]) -> tuple
         content: dict[str, Any] = read_yaml(path) if path.is_file() else {"editor": name, "title": name}
         found = check(content, form, f"config/editors/{name}.yaml")
         if not found and content["editor"] != name:
-            found = [f"config/editors/{name}.yaml: editor is {content['editor']!r}, but the file is named {name!r}"]
+            found = [
+                f"config/editors/{name}.yaml: editor is {content['editor']!r}, but the file is named {name!r}"
+            ]
         if not found:
             content["variants"] = {"default": {}, **content.get("variants", {})}
             found = _settings_problems(name, content, schema[name])
@@ -233,7 +249,11 @@ def _settings_problems(name: str, content: dict[str, Any], schema: dict[str, Any
         blocks[f"variants.{variant}.settings"] = entry.get("settings", {})
         for model, block in entry.get("models", {}).items():
             blocks[f"variants.{variant}.models.{model}"] = block
-    return [problem for where, block in blocks.items() for problem in check(block, partial, f"config/editors/{name}.yaml, {where}")]
+    return [
+        problem
+        for where, block in blocks.items()
+        for problem in check(block, partial, f"config/editors/{name}.yaml, {where}")
+    ]
 
 
 def _load_experiments(root: Path) -> tuple[dict[str, Any], list[str]]:
@@ -328,4 +348,6 @@ def _type_schema(kind: Any, name: str) -> dict[str, Any]:
         return {"type": "array", "prefixItems": [_type_schema(item, name) for item in items]}
     if origin is dict or kind is dict:
         return {"type": "object"}
-    raise SettingsError(f"setting {name} has the type {kind}, which a configuration file cannot state. Use plain types")
+    raise SettingsError(
+        f"setting {name} has the type {kind}, which a configuration file cannot state. Use plain types"
+    )

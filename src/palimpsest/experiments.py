@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from palimpsest.config import Config, ConfigError, complete_settings, editor_settings, load_config, merge_settings, suggest
+from palimpsest.config import (
+    Config,
+    ConfigError,
+    complete_settings,
+    editor_settings,
+    load_config,
+    merge_settings,
+    suggest,
+)
 
 RUN_NAME = re.compile(r"[a-z0-9_-]+")
 NOT_RUN = "not run"
@@ -98,7 +106,9 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
     for name, sizes in config.scale["experiments"].items():
         entry = config.experiments.get(name)
         if entry is None:
-            problems.append(f"experiments.{name}: no such experiment{suggest(name, config.experiments)}. See config/experiments/")
+            problems.append(
+                f"experiments.{name}: no such experiment{suggest(name, config.experiments)}. See config/experiments/"
+            )
             continue
         if problems and any(problem.startswith(f"experiments.{name}") for problem in problems):
             continue
@@ -113,7 +123,9 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
 
 def split_method(method: str | Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
     """("ft", "target_new", extra) of "ft:target_new" or of {method: "ft:target_new", title: "FT-M"}."""
-    extra = {} if isinstance(method, str) else {key: value for key, value in method.items() if key != "method"}
+    extra = (
+        {} if isinstance(method, str) else {key: value for key, value in method.items() if key != "method"}
+    )
     editor, _, variant = (method if isinstance(method, str) else str(method["method"])).partition(":")
     return editor, variant or "default", extra
 
@@ -130,7 +142,12 @@ def _reference_problems(config: Config) -> Iterator[str]:
         for key in ("source", "corpus"):
             if entry.get(key) and entry[key] not in scale["sources"]:
                 yield f"models.{name}.{key} = {entry[key]!r}: no such source{suggest(entry[key], scale['sources'])}"
-        for key in {"pretrained": ("source", "shape", "training"), "random": ("shape",), "path": ("path",), "hub": ("id",)}[entry["kind"]]:
+        for key in {
+            "pretrained": ("source", "shape", "training"),
+            "random": ("shape",),
+            "path": ("path",),
+            "hub": ("id",),
+        }[entry["kind"]]:
             if not entry.get(key):
                 yield f"models.{name}: a model of kind {entry['kind']!r} needs the key {key!r}"
     for name, sizes in scale["experiments"].items():
@@ -140,13 +157,17 @@ def _reference_problems(config: Config) -> Iterator[str]:
                     yield f"experiments.{name}.{key}: {value!r} is not one of them{suggest(value, known)} (there are: {', '.join(known)})"
 
 
-def _expand(config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any], problems: list[str]) -> Iterator[Run]:
+def _expand(
+    config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any], problems: list[str]
+) -> Iterator[Run]:
     """All runs of one experiment."""
     if not entry.get("protocol"):
         return
     missing = [key for key in ("edits", "batch_size", "seeds") if not sizes.get(key)]
     if missing:
-        problems.append(f"experiments.{name}: the key {', '.join(map(repr, missing))} is missing at scale {config.name!r}")
+        problems.append(
+            f"experiments.{name}: the key {', '.join(map(repr, missing))} is missing at scale {config.name!r}"
+        )
         return
     groups = [{"models": sizes["models"], "methods": sizes.get("methods") or entry["methods"]}]
     groups += sizes.get("also") or []
@@ -155,16 +176,22 @@ def _expand(config: Config, name: str, entry: dict[str, Any], sizes: dict[str, A
             editor, variant, _ = split_method(method)
             if editor not in config.editors:
                 if editor not in config.scale["not_yet"]:
-                    problems.append(f"experiments.{name}: no editor {editor!r}{suggest(editor, config.editors)}. Add it to `editors`")
+                    problems.append(
+                        f"experiments.{name}: no editor {editor!r}{suggest(editor, config.editors)}. Add it to `editors`"
+                    )
                 continue
             if variant not in config.editors[editor]["variants"]:
                 known = config.editors[editor]["variants"]
-                problems.append(f"experiments.{name}: {editor} has no variant {variant!r}{suggest(variant, known)} (config/editors/{editor}.yaml)")
+                problems.append(
+                    f"experiments.{name}: {editor} has no variant {variant!r}{suggest(variant, known)} (config/editors/{editor}.yaml)"
+                )
                 continue
             for model in group["models"]:
                 for dataset in group.get("datasets") or _datasets(sizes, entry):
                     for point in sizes.get("values") or (entry.get("sweep") or {}).get("values") or [None]:
-                        yield _resolve(config, entry, sizes, (editor, variant), model, dataset, point, problems)
+                        yield _resolve(
+                            config, entry, sizes, (editor, variant), model, dataset, point, problems
+                        )
 
 
 def _resolve(
@@ -188,7 +215,11 @@ def _resolve(
     elif point is not None:
         changes, suffix = _sweep(entry["sweep"]["setting"], point, settings)
         settings = complete_settings(config, editor, merge_settings(stated, changes))
-    where = {"device": scale["device"], "dtype": scale["models"][model]["dtype"], "gate": scale["gate"]["mode"]}
+    where = {
+        "device": scale["device"],
+        "dtype": scale["models"][model]["dtype"],
+        "gate": scale["gate"]["mode"],
+    }
     options = {**scale["protocol"], **where, "inspect": False, **(entry.get("run_options") or {})}
     spec = {
         "scale": scale["scale"],
@@ -207,7 +238,9 @@ def _resolve(
     spec["run"] = _run_name(spec, suffix)
     absent = [key for key in config.settings_schema[editor].get("required", ()) if settings.get(key) is None]
     if absent:
-        problems.append(f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). Add it under `models`")
+        problems.append(
+            f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). Add it under `models`"
+        )
     return Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
 
 
@@ -241,7 +274,9 @@ def _share(run: Run, runs: dict[str, Run], problems: list[str]) -> None:
     """Enter a run, or join the seeds of the same run that another experiment needs."""
     known = runs.setdefault(run.name, run)
     if known.spec != run.spec:
-        problems.append(f"two different runs are called {run.name!r}: rename a variant in config/editors/{run.spec['editor']}.yaml")
+        problems.append(
+            f"two different runs are called {run.name!r}: rename a variant in config/editors/{run.spec['editor']}.yaml"
+        )
     known.seeds = sorted({*known.seeds, *run.seeds})
 
 
@@ -251,14 +286,23 @@ def _datasets(sizes: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
 
 def _figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
     """What the drawer is told (figures/__init__.py says what it reads)."""
-    methods = [_figure_method(config, method) for method in sizes.get("methods") or entry.get("methods") or ()]
+    methods = [
+        _figure_method(config, method) for method in sizes.get("methods") or entry.get("methods") or ()
+    ]
     options = dict(entry.get("options") or {})
     if entry.get("protocol"):
         options.setdefault("protocol", entry["protocol"])
     if options.get("published"):
         named = {model: config.scale["models"][model].get("published") for model in config.scale["models"]}
-        options["published"] = {**options["published"], "models": {model: title for model, title in named.items() if title}}
-    models = list(dict.fromkeys([*sizes["models"], *(model for group in sizes.get("also") or () for model in group["models"])]))
+        options["published"] = {
+            **options["published"],
+            "models": {model: title for model, title in named.items() if title},
+        }
+    models = list(
+        dict.fromkeys(
+            [*sizes["models"], *(model for group in sizes.get("also") or () for model in group["models"])]
+        )
+    )
     return {
         "name": name,
         "drawer": entry["drawer"],

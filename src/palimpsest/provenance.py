@@ -22,7 +22,17 @@ PACKAGE = "palimpsest"
 # These find modules by name and compute nothing. Were their imports followed, every module would be in every digest;
 # were their text digested, adding one editor (or raising the version) would rerun everything.
 LEAVES = frozenset({PACKAGE, f"{PACKAGE}.editors", f"{PACKAGE}.figures", f"{PACKAGE}.protocols"})
-REPORTED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "scipy", "matplotlib")
+REPORTED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "matplotlib",
+)
 
 
 def source_root() -> Path:
@@ -52,7 +62,9 @@ def import_closure(*modules: str, root: Path | None = None) -> dict[str, Path]:
             continue
         file = module_file(name, root)
         if file is None:
-            raise PalimpsestError(f"there is no module {name}. Check the name of the editor, protocol or figure")
+            raise PalimpsestError(
+                f"there is no module {name}. Check the name of the editor, protocol or figure"
+            )
         found[name] = file
         waiting += [imported for imported in _imports(name, file, root) if imported not in found]
     return found
@@ -76,7 +88,9 @@ def file_fingerprint(path: Path | str) -> str:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:
-        raise PalimpsestError(f"cannot read {path}: {error.strerror}. Run the rule that makes it, or check the path") from error
+        raise PalimpsestError(
+            f"cannot read {path}: {error.strerror}. Run the rule that makes it, or check the path"
+        ) from error
     return digest.hexdigest()[:16]
 
 
@@ -141,7 +155,9 @@ def _package_version() -> str:
 
 def _git(directory: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=directory, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=directory, capture_output=True, text=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -49,9 +49,13 @@ def test_lists_are_json_objects_with_a_name(kind: str, capsys: pytest.CaptureFix
 
 def test_lists_name_what_exists(capsys: pytest.CaptureFixture):
     cli.main(["list", "editors", "--json"])
-    assert {"ft", "rome", "memit", "comeba_hk"} <= {entry["name"] for entry in json.loads(capsys.readouterr().out)}
+    assert {"ft", "rome", "memit", "comeba_hk"} <= {
+        entry["name"] for entry in json.loads(capsys.readouterr().out)
+    }
     cli.main(["list", "figures", "--json"])
-    assert {"comeba_table1", "comeba_fig4"} <= {entry["name"] for entry in json.loads(capsys.readouterr().out)}
+    assert {"comeba_table1", "comeba_fig4"} <= {
+        entry["name"] for entry in json.loads(capsys.readouterr().out)
+    }
 
 
 @pytest.mark.parametrize(
@@ -62,10 +66,15 @@ def test_lists_name_what_exists(capsys: pytest.CaptureFixture):
         (["world", "--settings", "@nowhere.json", "--out", "x"], "nowhere.json"),
         (["world", "--settings", '{"size": 3}', "--out", "x"], "size"),
         (["list", "models", "--scale", "huge"], "huge"),
-        (["statistics", "--spec", "{}", "--model", "m", "--corpus", "no-such-corpus", "--out", "x"], "no-such-corpus"),
+        (
+            ["statistics", "--spec", "{}", "--model", "m", "--corpus", "no-such-corpus", "--out", "x"],
+            "no-such-corpus",
+        ),
     ],
 )
-def test_bad_input_is_one_sentence_and_status_one(arguments: list[str], words: str, capsys: pytest.CaptureFixture, tmp_path, monkeypatch):
+def test_bad_input_is_one_sentence_and_status_one(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err
@@ -78,13 +87,26 @@ def test_bad_input_is_one_sentence_and_status_one(arguments: list[str], words: s
 def test_world_and_dataset_from_the_command_line(tmp_path):
     settings = {"counterfact": 6, "zsre": 6, "probes": 4, "unrelated": 4, "relations": 2, "answers": 3, "facts_per_subject": 1,
                 "first_names": 5, "subjects_per_last_name": 2, "text_lines": 12}  # fmt: skip
-    assert cli.main(["world", "--settings", json.dumps(settings), "--seed", "3", "--out", str(tmp_path / "world")]) == 0
+    assert (
+        cli.main(
+            ["world", "--settings", json.dumps(settings), "--seed", "3", "--out", str(tmp_path / "world")]
+        )
+        == 0
+    )
     spec = json.dumps({"reader": "counterfact", "source": "world"})
-    assert cli.main(["dataset", "--spec", spec, "--source", str(tmp_path / "world"), "--out", str(tmp_path / "edits")]) == 0
+    assert (
+        cli.main(
+            ["dataset", "--spec", spec, "--source", str(tmp_path / "world"), "--out", str(tmp_path / "edits")]
+        )
+        == 0
+    )
     assert len((tmp_path / "edits" / "edits.jsonl").read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize("module", ["palimpsest", "palimpsest.cli", "palimpsest.experiments", "palimpsest.provenance", "palimpsest.figures"])
+@pytest.mark.parametrize(
+    "module",
+    ["palimpsest", "palimpsest.cli", "palimpsest.experiments", "palimpsest.provenance", "palimpsest.figures"],
+)
 def test_imports_stay_light(module: str):
     code = f"import {module}, sys; print([m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -97,8 +119,24 @@ def test_edit_from_the_command_line(tmp_path, capsys: pytest.CaptureFixture):
     model = tiny_model("gpt2")
     model.network.save_pretrained(tmp_path / "model")
     model.tokenizer.save_pretrained(tmp_path / "model")
-    arguments = ["edit", "--model", str(tmp_path / "model"), "--editor", "ft", "--prompt", "Ada lives in", "--target", "Rome", "--json"]
-    assert cli.main([*arguments, "--settings", '{"steps": 2}', "--tokens", "2", "--save", str(tmp_path / "state")]) == 0
+    arguments = [
+        "edit",
+        "--model",
+        str(tmp_path / "model"),
+        "--editor",
+        "ft",
+        "--prompt",
+        "Ada lives in",
+        "--target",
+        "Rome",
+        "--json",
+    ]
+    assert (
+        cli.main(
+            [*arguments, "--settings", '{"steps": 2}', "--tokens", "2", "--save", str(tmp_path / "state")]
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["applied"] == ["Ada lives in"]
     assert result["answers"][0]["prompt"] == "Ada lives in"

@@ -54,7 +54,11 @@ def test_names_are_a_function_of_content(mini: experiments.Plan):
 
 def test_settings_come_from_model_and_protocol():
     paper = experiments.plan(ROOT / "config" / "paper.yaml", ROOT)
-    by = {(r.spec["protocol"], r.spec["model"], r.spec["editor"], r.spec["variant"]): r.spec for r in paper.runs.values() if not r.spec["run"].count("lam")}
+    by = {
+        (r.spec["protocol"], r.spec["model"], r.spec["editor"], r.spec["variant"]): r.spec
+        for r in paper.runs.values()
+        if not r.spec["run"].count("lam")
+    }
     assert by["consecutive", "gpt2-xl", "memit", "default"]["settings"]["lam"] == 20000
     assert by["consecutive", "gpt2-xl", "comeba_hk", "default"]["settings"]["lam"] == 15000
     assert by["single_round", "gpt2-xl", "comeba_hk", "default"]["settings"]["lam"] == 5000
@@ -100,7 +104,13 @@ def test_all_problems_at_once():
         experiments.plan(broken, ROOT)
     text = str(caught.value)
     assert text.startswith("4 problems")
-    for words in ("datasets.zsre.source", "did you mean 'smoke-world'", "models.smoke-gpt2.source", "smoke-gpt3", "comeba_fig44"):
+    for words in (
+        "datasets.zsre.source",
+        "did you mean 'smoke-world'",
+        "models.smoke-gpt2.source",
+        "smoke-gpt3",
+        "comeba_fig44",
+    ):
         assert words in text
 
 
@@ -147,6 +157,11 @@ def test_anchors_and_merges_work(tmp_path: Path):
 
 def test_defaults_of_the_schema_are_filled_in():
     content = {"a": {"b": {}}}
-    schema = {"properties": {"a": {"additionalProperties": {"properties": {"c": {"default": [1]}}}}, "d": {"default": 2}}}
+    schema = {
+        "properties": {
+            "a": {"additionalProperties": {"properties": {"c": {"default": [1]}}}},
+            "d": {"default": 2},
+        }
+    }
     fill_defaults(content, schema)
     assert content == {"a": {"b": {"c": [1]}}, "d": 2}

@@ -34,12 +34,22 @@ def test_closure_follows_imports_of_every_kind_but_not_leaves(package: Path):
         "palimpsest.editors.one", "palimpsest.editors.tools", "palimpsest.shared",
     }  # fmt: skip
     # what only a type checker sees changes no number
-    assert set(import_closure("palimpsest.editors.two", root=package)) == {"palimpsest.editors.two", "palimpsest.shared"}
+    assert set(import_closure("palimpsest.editors.two", root=package)) == {
+        "palimpsest.editors.two",
+        "palimpsest.shared",
+    }
 
 
 @pytest.mark.parametrize(
     ("changed", "differs"),
-    [("editors/one.py", True), ("editors/tools.py", True), ("shared.py", True), ("editors/two.py", False), ("__init__.py", False), ("editors/__init__.py", False)],
+    [
+        ("editors/one.py", True),
+        ("editors/tools.py", True),
+        ("shared.py", True),
+        ("editors/two.py", False),
+        ("__init__.py", False),
+        ("editors/__init__.py", False),
+    ],
 )
 def test_digest_changes_exactly_with_what_is_reached(package: Path, changed: str, differs: bool):
     before = source_digest("palimpsest.editors.one", root=package)
@@ -57,10 +67,15 @@ def test_digest_covers_files_that_are_read(package: Path, tmp_path: Path):
 
 
 def test_real_editors_do_not_reach_each_other():
-    closure = set(import_closure("palimpsest.runs", "palimpsest.protocols.consecutive", "palimpsest.editors.memit"))
+    closure = set(
+        import_closure("palimpsest.runs", "palimpsest.protocols.consecutive", "palimpsest.editors.memit")
+    )
     assert "palimpsest.editors.memit" in closure
     assert not {f"palimpsest.editors.{name}" for name in ("ft", "rome", "comeba_hk")} & closure
-    assert not any(name.startswith(("palimpsest.figures", "palimpsest.cli", "palimpsest.experiments")) for name in closure)
+    assert not any(
+        name.startswith(("palimpsest.figures", "palimpsest.cli", "palimpsest.experiments"))
+        for name in closure
+    )
 
 
 def test_unknown_module_is_named():

@@ -31,7 +31,12 @@ def smoke(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished smoke run, made once: the directory it was made in. Tests that use it share one worker."""
     directory = tmp_path_factory.mktemp("smoke")
     done = run_snakemake(
-        directory, "--cores", "2", "--configfile", str(checkout / "config" / "smoke.yaml"), snakefile=checkout / "Snakefile"
+        directory,
+        "--cores",
+        "2",
+        "--configfile",
+        str(checkout / "config" / "smoke.yaml"),
+        snakefile=checkout / "Snakefile",
     )
     assert done.returncode == 0, text_of(done)[-6000:]
     return directory

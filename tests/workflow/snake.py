@@ -17,8 +17,19 @@ def run_snakemake(directory: Path, *arguments: str, snakefile: Path = ROOT / "Sn
     for name in ("PALIMPSEST_DATA", "PYTHONPATH"):
         if name not in environment:
             env.pop(name, None)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(directory), *arguments]
-    return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=900, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(snakefile),
+        "--directory",
+        str(directory),
+        *arguments,
+    ]
+    return subprocess.run(
+        command, cwd=directory, env=env, capture_output=True, text=True, timeout=900, check=False
+    )
 
 
 def text_of(done: subprocess.CompletedProcess) -> str:

@@ -16,7 +16,10 @@ from snake import ROOT, run_snakemake, text_of
 
 def constraints() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line and line[0] != "#")}
+    return {
+        canonicalize_name(name): version
+        for name, version in (line.split("==") for line in lines if line and line[0] != "#")
+    }
 
 
 def environment_pins(path: Path) -> dict[str, str]:
@@ -35,7 +38,10 @@ def test_environments_pin_what_was_tested():
 def test_tested_versions_satisfy_the_ranges():
     tested = constraints()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(entry for extra in project["optional-dependencies"].values() for entry in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(entry for extra in project["optional-dependencies"].values() for entry in extra),
+    ]
     for text in wanted:
         requirement = Requirement(text)
         assert tested[canonicalize_name(requirement.name)] in requirement.specifier, text

@@ -23,7 +23,9 @@ def test_lint(tmp_path: Path):
 
 def test_formatting():
     done = subprocess.run(
-        [sys.executable, "-m", "snakefmt", "--check", str(ROOT / "Snakefile"), str(ROOT / "workflow")], capture_output=True, text=True
+        [sys.executable, "-m", "snakefmt", "--check", str(ROOT / "Snakefile"), str(ROOT / "workflow")],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
@@ -35,7 +37,9 @@ def test_all_scales_are_there():
 @pytest.mark.parametrize("scale", SCALES)
 def test_dry_run_from_an_empty_directory(scale: str, tmp_path: Path):
     """No files, no data, no GPU: the graph is complete, with one job for every run of the plan."""
-    done = run_snakemake(tmp_path, "--dry-run", "--quiet", "rules", "--configfile", str(ROOT / "config" / f"{scale}.yaml"))
+    done = run_snakemake(
+        tmp_path, "--dry-run", "--quiet", "rules", "--configfile", str(ROOT / "config" / f"{scale}.yaml")
+    )
     assert done.returncode == 0, text_of(done)[-3000:]
     counts, plan = job_counts(done), experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT)
     assert counts["run"] == sum(1 for _ in plan.run_seeds())
@@ -53,19 +57,40 @@ def test_default_target_of_both_front_doors(tmp_path: Path):
 
 def test_every_figure_has_a_plain_name(tmp_path: Path):
     plan = experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
-    targets = [*plan.figures, "comeba", "figures", "claims", "data", "models", "statistics", "runs", "smoke", *plan.config.editors, "seed_0"]
-    listed = text_of(run_snakemake(tmp_path, "--list-rules", "--configfile", str(ROOT / "config" / "smoke.yaml")))
+    targets = [
+        *plan.figures,
+        "comeba",
+        "figures",
+        "claims",
+        "data",
+        "models",
+        "statistics",
+        "runs",
+        "smoke",
+        *plan.config.editors,
+        "seed_0",
+    ]
+    listed = text_of(
+        run_snakemake(tmp_path, "--list-rules", "--configfile", str(ROOT / "config" / "smoke.yaml"))
+    )
     assert set(targets) <= set(listed.split())
 
 
 @pytest.mark.parametrize(
     ("target", "runs"),
-    [("comeba_fig3", 1), ("critical_path", 0), ("comeba_fig10", 2), ("results/runs/{run}/seed=0/metrics.parquet", 1)],
+    [
+        ("comeba_fig3", 1),
+        ("critical_path", 0),
+        ("comeba_fig10", 2),
+        ("results/runs/{run}/seed=0/metrics.parquet", 1),
+    ],
 )
 def test_partial_targets_take_only_what_they_need(target: str, runs: int, tmp_path: Path):
     plan = experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
     target = target.format(run=next(name for name, run in plan.runs.items() if run.spec["editor"] == "memit"))
-    done = run_snakemake(tmp_path, target, "--dry-run", "--quiet", "rules", "--configfile", str(ROOT / "config" / "smoke.yaml"))
+    done = run_snakemake(
+        tmp_path, target, "--dry-run", "--quiet", "rules", "--configfile", str(ROOT / "config" / "smoke.yaml")
+    )
     assert done.returncode == 0, text_of(done)[-2000:]
     assert job_counts(done).get("run", 0) == runs
 
@@ -75,10 +100,27 @@ def test_partial_targets_take_only_what_they_need(target: str, runs: int, tmp_pa
     [
         ({"scael": 1}, ["scael"]),
         ({"gate": {"mode": "perhaps"}}, ["gate.mode", "perhaps", "refuse"]),
-        ({"protocol": {"generation": True, "known_only": False, "sample": "shuffled", "generatoin": 1}}, ["generatoin"]),
+        (
+            {"protocol": {"generation": True, "known_only": False, "sample": "shuffled", "generatoin": 1}},
+            ["generatoin"],
+        ),
         ({"experiments": {"comeba_fig99": {"models": ["smoke-gpt2"]}}}, ["comeba_fig99"]),
-        ({"experiments": {"comeba_fig3": {"models": ["smoke-gpt3"], "edits": 1, "batch_size": 1, "seeds": [0]}}}, ["smoke-gpt3", "smoke-gpt2"]),
-        ({"experiments": {"comeba_fig3": {"models": ["smoke-gpt2"], "edits": 1, "batch_size": 1, "seeds": ["0"]}}}, ["seeds", '"0"']),
+        (
+            {
+                "experiments": {
+                    "comeba_fig3": {"models": ["smoke-gpt3"], "edits": 1, "batch_size": 1, "seeds": [0]}
+                }
+            },
+            ["smoke-gpt3", "smoke-gpt2"],
+        ),
+        (
+            {
+                "experiments": {
+                    "comeba_fig3": {"models": ["smoke-gpt2"], "edits": 1, "batch_size": 1, "seeds": ["0"]}
+                }
+            },
+            ["seeds", '"0"'],
+        ),
         ({"editors": ["ft", "remo"]}, ["remo", "rome"]),
     ],
 )

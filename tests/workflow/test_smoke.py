@@ -19,7 +19,16 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.xdist_group("smok
 def again(checkout: Path, smoke: Path, *arguments: str):
     """Ask for everything again, without doing it."""
     scale = str(checkout / "config" / "smoke.yaml")
-    return run_snakemake(smoke, "--dry-run", "--quiet", "rules", "--configfile", scale, *arguments, snakefile=checkout / "Snakefile")
+    return run_snakemake(
+        smoke,
+        "--dry-run",
+        "--quiet",
+        "rules",
+        "--configfile",
+        scale,
+        *arguments,
+        snakefile=checkout / "Snakefile",
+    )
 
 
 def test_everything_is_drawn(checkout: Path, smoke: Path):
@@ -49,7 +58,11 @@ def test_second_call_has_nothing_to_do(checkout: Path, smoke: Path):
 
 def test_touching_sources_changes_nothing(checkout: Path, smoke: Path):
     later = time.time() + 60
-    for file in [*(checkout / "src").rglob("*.py"), *(checkout / "workflow").rglob("*"), *(checkout / "config").rglob("*.yaml")]:
+    for file in [
+        *(checkout / "src").rglob("*.py"),
+        *(checkout / "workflow").rglob("*"),
+        *(checkout / "config").rglob("*.yaml"),
+    ]:
         os.utime(file, (later, later))
     assert not job_counts(again(checkout, smoke))
 
@@ -97,7 +110,9 @@ def test_a_changed_setting_touches_only_its_runs(checkout: Path, smoke: Path):
 
 def test_report_builds(checkout: Path, smoke: Path):
     scale = str(checkout / "config" / "smoke.yaml")
-    done = run_snakemake(smoke, "--report", "report.zip", "--configfile", scale, snakefile=checkout / "Snakefile")
+    done = run_snakemake(
+        smoke, "--report", "report.zip", "--configfile", scale, snakefile=checkout / "Snakefile"
+    )
     assert done.returncode == 0, text_of(done)[-3000:]
     names = zipfile.ZipFile(smoke / "report.zip").namelist()
     assert any(name.endswith("report.html") for name in names)
@@ -110,7 +125,9 @@ def test_figures_can_be_deleted_and_drawn_again(checkout: Path, smoke: Path):
     before = numbers.read_bytes()
     picture.unlink()
     scale = str(checkout / "config" / "smoke.yaml")
-    done = run_snakemake(smoke, "comeba_fig4", "--cores", "1", "--configfile", scale, snakefile=checkout / "Snakefile")
+    done = run_snakemake(
+        smoke, "comeba_fig4", "--cores", "1", "--configfile", scale, snakefile=checkout / "Snakefile"
+    )
     assert done.returncode == 0, text_of(done)[-3000:]
     assert picture.exists()
     assert numbers.read_bytes() == before

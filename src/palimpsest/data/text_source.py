@@ -25,6 +25,11 @@ def build_text_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, Any
     write_text(out / "facts.jsonl", "")
     write_text(out / "text.txt", text)
     write_text(out / "corpus.txt", "".join(passage + "\n" for passage in read))
-    manifest = {"kind": "text", "settings": dict(spec), "text_passages": len(passages), "fingerprint": digest(text.encode())}
+    manifest = {
+        "kind": "text",
+        "settings": dict(spec),
+        "text_passages": len(passages),
+        "fingerprint": digest(text.encode()),
+    }
     write_json(out / "manifest.json", manifest)
     return manifest

@@ -76,14 +76,7 @@ def examine(
     layers = list(settings.layers if settings.layers is not None else range(max(1, -(-model.n_blocks // 3))))
     for layer in layers:
         model.block(layer)  # refuses a layer that does not exist
-    edits = [edit for edit in read_edits(Path(dataset_dir) / "edits.jsonl") if edit.truth]
-    if not edits:
-        raise DataError(
-            "no edit says what the answer was before",
-            file=Path(dataset_dir) / "edits.jsonl",
-            field="truth",
-            remedy="Use a data set with ground truth, or set the gate off",
-        )
+    edits = _edits_with_truth(Path(dataset_dir) / "edits.jsonl")
     right = exact(model, [(edit.prompt, str(edit.truth)) for edit in edits])
     known_edits = [edit for edit, knows in zip(edits, right, strict=True) if knows]
     content: dict[str, Any] = {
@@ -102,22 +95,11 @@ def examine(
     }
     content["reasons"] = reasons(content, settings, layers)
     content["verdict"] = "fail" if content["reasons"] else "pass"
-    write_json(
-        known,
-        {
-            "known": [edit.identifier for edit in known_edits],
-            "checked": len(edits),
-            "fingerprint": model.fingerprint,
-        },
-    )
+    names = [edit.identifier for edit in known_edits]
+    write_json(known, {"known": names, "checked": len(edits), "fingerprint": model.fingerprint})
     write_json(out, content)
-    log.info(
-        "%s on %s: %s %s",
-        content["model"],
-        content["dataset"],
-        content["verdict"],
-        "; ".join(content["reasons"]),
-    )
+    why = "; ".join(content["reasons"])
+    log.info("%s on %s: %s %s", content["model"], content["dataset"], content["verdict"], why)
     return content
 
 
@@ -134,9 +116,20 @@ def settings_of(spec: Mapping[str, Any]) -> GateSettings:
     return settings
 
 
+def _edits_with_truth(path: Path) -> list[Edit]:
+    edits = [edit for edit in read_edits(path) if edit.truth]
+    if not edits:
+        raise DataError(
+            "no edit says what the answer was before",
+            file=path,
+            field="truth",
+            remedy="Use a data set with ground truth, or set the gate off",
+        )
+    return edits
+
+
 def exact(model: LanguageModel, pairs: Sequence[tuple[str, str]], rows_at_once: int = 128) -> list[bool]:
-    """For each (prompt, answer): is every answer token the top prediction, given the true tokens before
-    it?"""
+    """For each (prompt, answer): is every answer token the top prediction, given the tokens before it?"""
     right: list[bool] = []
     for start in range(0, len(pairs), rows_at_once):
         batch = encode_pairs(model, pairs[start : start + rows_at_once])
@@ -170,7 +163,8 @@ def reasons(content: Mapping[str, Any], settings: GateSettings, layers: Sequence
     if ceiling is not None and ceiling < settings.ceiling:
         found.append(
             f"only {ceiling:.2f} of the facts can be changed by a vector at the subject's last token "
-            f"of block {last} (at least {settings.ceiling:.2f} is needed): the model keeps its facts elsewhere"
+            f"of block {last} (at least {settings.ceiling:.2f} is needed): "
+            "the model keeps its facts elsewhere"
         )
     swaps = [
         content["state_swap"][str(layer)]

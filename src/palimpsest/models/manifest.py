@@ -73,10 +73,27 @@ def describe_model(spec: dict[str, Any], out: Path | str) -> None:
         SettingsError: an unknown kind or key. ModelError: the model cannot be read.
     """
     out = Path(out)
-    kind = spec.get("kind", "path")
-    if kind == "random":
+    if spec.get("kind") == "random":
         _random_stand_in(spec, out)
         return
+    target = _target(spec)
+    content: dict[str, Any] = {"path": target, "revision": spec.get("revision"), "family": spec.get("family")}
+    content |= {"pretrained_here": False, "fingerprint": None}
+    if spec.get("name"):
+        content["name"] = spec["name"]
+    if spec.get("fingerprint", True):
+        dtype, revision, family = spec.get("dtype", "float32"), spec.get("revision"), spec.get("family")
+        model: LanguageModel = load_model(target, dtype, revision=revision, family=family)
+        content |= {"family": model.family.name, "fingerprint": model.fingerprint, "blocks": model.n_blocks}
+        content |= {"width": model.width, "inner": model.inner_width, "context": model.context}
+    elif content["family"]:
+        content["family"] = family_of(str(content["family"])).name
+    write_json(out / MANIFEST, content)
+
+
+def _target(spec: Mapping[str, Any]) -> str:
+    """Absolute directory or hub id of an external model, after checking the spec."""
+    kind = spec.get("kind", "path")
     if kind not in ("path", "hub"):
         raise SettingsError(f"model kind {kind!r} is not known (known: path, hub, random)")
     unknown = sorted(set(spec) - EXTERNAL)
@@ -88,35 +105,13 @@ def describe_model(spec: dict[str, Any], out: Path | str) -> None:
     needed = "path" if kind == "path" else "id"
     if not spec.get(needed):
         raise SettingsError(f"a model of kind {kind!r} needs the key {needed!r}")
-    target = str(Path(spec["path"]).resolve()) if kind == "path" else str(spec["id"])
-    if kind == "path" and not Path(target).is_dir():
+    if kind == "hub":
+        return str(spec["id"])
+    if not Path(spec["path"]).is_dir():
         raise ModelError(
             f"model directory {spec['path']} does not exist. Correct the key 'path' in the configuration"
         )
-    content = {
-        "path": target,
-        "revision": spec.get("revision"),
-        "family": spec.get("family"),
-        "pretrained_here": False,
-        "fingerprint": None,
-    }
-    if spec.get("name"):
-        content["name"] = spec["name"]
-    if spec.get("fingerprint", True):
-        model: LanguageModel = load_model(
-            target, spec.get("dtype", "float32"), revision=spec.get("revision"), family=spec.get("family")
-        )
-        content |= {
-            "family": model.family.name,
-            "fingerprint": model.fingerprint,
-            "blocks": model.n_blocks,
-            "width": model.width,
-            "inner": model.inner_width,
-            "context": model.context,
-        }
-    elif content["family"]:
-        content["family"] = family_of(str(content["family"])).name
-    write_json(out / MANIFEST, content)
+    return str(Path(spec["path"]).resolve())
 
 
 def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:

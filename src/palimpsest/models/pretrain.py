@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from palimpsest.models.tokenizer import single_token_share, train_tokenizer
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
-# A GPT-2 shape that may look past a subject's last token even in a tenth of the rows learns that way first, and then
-# has no use for the other (measured: ceiling 0). So nobody looks past it before this share of the training.
-ALWAYS_HIDDEN = 0.6
+# A GPT-2 shape that may look past a subject's last token even in a tenth of the rows learns that way first,
+# and then has no use for the other (measured: ceiling 0). So nobody looks past it before this share of the
+# training.
+ALWAYS_HIDDEN = 0.85
 COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds")
 
 
@@ -49,8 +51,10 @@ class Training:
         separate: probability of an end of text between sentences.
         prompt_repeats: how often a fact's prompt is read for each reading of one of its other phrasings.
         answer_weight, word_weight: loss weights of answer tokens and of the others.
-        subject_bottleneck: when above 0, tokens of a subject before its last one are hidden from later tokens: in
+        subject_bottleneck: when above 0, a subject's tokens before its last are hidden from later tokens: in
             every row at first (`ALWAYS_HIDDEN`), afterwards in a row with this probability.
+        closed_blocks: with the bottleneck, the first so many blocks hide a subject's last token as well, so that
+            later tokens can only read what these blocks have written there.
         autocast: bfloat16 autocast.
         checkpoint_seconds: seconds between resumable checkpoints.
         log_every: steps between rows of training.csv.
@@ -74,6 +78,7 @@ class Training:
     answer_weight: float = 1.0
     word_weight: float = 0.2
     subject_bottleneck: float = 0.0
+    closed_blocks: int = 0
     autocast: bool = False
     checkpoint_seconds: float = 60.0
     log_every: int = 10
@@ -99,37 +104,29 @@ def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads:
         raise SettingsError(
             f"model setting 'length' is {training.length}; rows must fit the context {shape['context']}"
         )
-    facts = read_facts(source / "facts.jsonl")
-    passages = _passages(source, training)
+    facts, passages = read_facts(source / "facts.jsonl"), _passages(source, training)
     words = [fact["text"] + "." for fact in facts] + passages
     tokenizer = train_tokenizer(words, training.vocabulary, shape["context"])
-    share = single_token_share(tokenizer, _answers(source))
-    if share < 1 and training.require_single_tokens:
-        raise ModelError(
-            f"only {share:.1%} of the answers of {source / 'counterfact.json'} are one token each: "
-            "raise 'vocabulary'"
-        )
+    share = _single_tokens(tokenizer, source, training)
     network = random_network(shape, tokenizer, training.seed)
     digest = _digest(spec, source)
     rows = _train(network, _packer(tokenizer, facts, passages, training), training, out / CHECKPOINT, digest)
     network.eval()
     save_network(network, tokenizer, out)
     write_atomic(out / "training.csv", lambda path: _write_csv(path, rows))
-    write_manifest(
-        out,
-        network,
-        {
-            "pretrained_here": True,
-            "shape": shape,
-            "training": {f.name: getattr(training, f.name) for f in fields(training)},
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "vocabulary": len(tokenizer),
-            "single_token_answers": share,
-            "source": read_json(source / "manifest.json") if (source / "manifest.json").exists() else {},
-            "tokens": rows[-1]["tokens"],
-            "final_loss": rows[-1]["loss"],
-        },
-    )
+    origin = source / "manifest.json"
+    about = {
+        "pretrained_here": True,
+        "shape": shape,
+        "training": {f.name: getattr(training, f.name) for f in fields(training)},
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "vocabulary": len(tokenizer),
+        "single_token_answers": share,
+        "source": read_json(origin) if origin.exists() else {},
+        "tokens": rows[-1]["tokens"],
+        "final_loss": rows[-1]["loss"],
+    }
+    write_manifest(out, network, about)
     (out / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -163,13 +160,12 @@ def learning_rate(step: int, training: Training) -> float:
     )
 
 
-def bottleneck_mask(hidden: Tensor) -> Tensor:
-    """Additive attention mask [b, 1, n, n]: causal, and no token looks back at a hidden one (hidden: bool
-    [b, n]).
+def bottleneck_mask(hidden: Tensor, closed: bool = False) -> Tensor:
+    """Additive attention mask [b, 1, n, n]: causal, and no token looks back at a hidden one (hidden: bool [b, n]).
 
     The hidden tokens are those of a subject before its last one; among themselves and from the last one they
-    stay visible, so all that later tokens learn about the subject passes through its last token (mini_world
-    5.2).
+    stay visible, so all that later tokens learn about the subject passes through its last token (mini_world 5.2).
+    With `closed`, later tokens do not see the last one either.
     """
     n = hidden.shape[1]
     causal = torch.ones(n, n, dtype=torch.bool).tril()
@@ -179,20 +175,32 @@ def bottleneck_mask(hidden: Tensor) -> Tensor:
     inside = hidden | last
     run = torch.cumsum((inside & ~torch.nn.functional.pad(inside[:, :-1], (1, 0))).long(), dim=1) * inside
     same = (run[:, :, None] == run[:, None, :]) & inside[:, :, None]
-    allowed = causal[None] & (~hidden[:, None, :] | same)
+    shut = inside if closed else hidden
+    allowed = causal[None] & (~shut[:, None, :] | same)
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
+
+
+@contextlib.contextmanager
+def masked_below(blocks: Sequence[nn.Module], mask: Tensor) -> Iterator[None]:
+    """While this lasts, the attention of these blocks uses `mask` instead of the one the network hands down."""
+
+    def exchange(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**kwargs, "attention_mask": mask}
+
+    handles = [block.attn.register_forward_pre_hook(exchange, with_kwargs=True) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _train(
     network: nn.Module, packer: Packer, training: Training, checkpoint: Path, digest: str
-) -> list[dict[str, float]]:
-    decay = [p for p in network.parameters() if p.dim() > 1]
-    plain = [p for p in network.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=training.learning_rate,
-        betas=(0.9, training.beta2),
-    )
+) -> list[dict[str, int | float]]:
+    optimiser = _optimiser(network, training)
     network.train()
     first, rows = _resume(network, optimiser, checkpoint, digest)
     started, saved = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0), time.monotonic()
@@ -207,26 +215,15 @@ def _train(
         rate = learning_rate(step, training)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        loss = _loss(network, batch, training, step)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)
-        optimiser.step()
-        total, seen = total + float(loss.detach()), seen + 1
+        total, seen = total + _step(network, optimiser, batch, training, step), seen + 1
         if (step + 1) % training.log_every == 0 or step + 1 == training.steps:
             if not math.isfinite(total):
                 raise ModelError(
                     f"pre-training diverged at step {step + 1} (loss is not finite): lower 'learning_rate'"
                 )
-            rows.append(
-                {
-                    "step": step + 1,
-                    "loss": total / seen,
-                    "learning_rate": rate,
-                    "tokens": (step + 1) * batch.tokens.size,
-                    "seconds": round(time.monotonic() - started, 1),
-                }
-            )
+            seconds = round(time.monotonic() - started, 1)
+            values = (step + 1, total / seen, rate, (step + 1) * batch.tokens.size, seconds)
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
             progress.set_postfix(loss=f"{total / seen:.3f}")
             total, seen = 0.0, 0
             # Only here, so that the running mean of the loss survives a restart too.
@@ -238,15 +235,41 @@ def _train(
     return rows
 
 
+def _optimiser(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """AdamW; vectors (norms, biases) are not decayed."""
+    decay = [p for p in network.parameters() if p.dim() > 1]
+    plain = [p for p in network.parameters() if p.dim() <= 1]
+    return torch.optim.AdamW(
+        [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        betas=(0.9, training.beta2),
+    )
+
+
+def _step(
+    network: nn.Module, optimiser: torch.optim.Optimizer, batch: Rows, training: Training, step: int
+) -> float:
+    loss = _loss(network, batch, training, step)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)
+    optimiser.step()
+    return float(loss.detach())
+
+
 def _loss(network: nn.Module, batch: Rows, training: Training, step: int) -> Tensor:
     tokens = torch.from_numpy(batch.tokens)
     weights = torch.from_numpy(batch.weights)[:, 1:].flatten()
-    extra = {}
+    extra, closed = {}, contextlib.nullcontext()
     if training.subject_bottleneck > 0:
         share = 1.0 if step < ALWAYS_HIDDEN * training.steps else training.subject_bottleneck
-        chosen = torch.rand(len(tokens), 1) < share
-        extra["attention_mask"] = bottleneck_mask(torch.from_numpy(batch.hidden) & chosen)
-    with torch.autocast("cpu", torch.bfloat16, enabled=training.autocast):
+        hidden = torch.from_numpy(batch.hidden) & (torch.rand(len(tokens), 1) < share)
+        extra["attention_mask"] = bottleneck_mask(hidden)
+        if training.closed_blocks:
+            closed = masked_below(
+                network.transformer.h[: training.closed_blocks], bottleneck_mask(hidden, closed=True)
+            )
+    with torch.autocast("cpu", torch.bfloat16, enabled=training.autocast), closed:
         logits = network(input_ids=tokens, use_cache=False, **extra).logits
     each = nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
@@ -278,6 +301,16 @@ def _passages(source: Path, training: Training) -> list[str]:
     return [line for line in lines[: math.ceil(len(lines) * (1 - training.held_out_text))] if line.strip()]
 
 
+def _single_tokens(tokenizer, source: Path, training: Training) -> float:
+    share = single_token_share(tokenizer, _answers(source))
+    if share < 1 and training.require_single_tokens:
+        raise ModelError(
+            f"only {share:.1%} of the answers of {source / 'counterfact.json'} are one token each: "
+            "raise 'vocabulary'"
+        )
+    return share
+
+
 def _answers(source: Path) -> list[str]:
     path = source / "counterfact.json"
     if not path.exists():
@@ -299,7 +332,7 @@ def _save_checkpoint(
     path: Path,
     digest: str,
     step: int,
-    rows: list[dict[str, float]],
+    rows: list[dict[str, int | float]],
 ) -> None:
     tensors = {}
     for name, parameter in network.named_parameters():
@@ -312,7 +345,7 @@ def _save_checkpoint(
 
 def _resume(
     network: nn.Module, optimiser: torch.optim.Optimizer, path: Path, digest: str
-) -> tuple[int, list[dict[str, float]]]:
+) -> tuple[int, list[dict[str, int | float]]]:
     """Step to go on from and the rows logged so far; a checkpoint of another spec or source is ignored."""
     if not path.exists():
         return 0, []
@@ -331,7 +364,7 @@ def _resume(
     return int(metadata["step"]), json.loads(metadata["rows"])
 
 
-def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+def _write_csv(path: Path, rows: list[dict[str, int | float]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

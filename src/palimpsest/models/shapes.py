@@ -54,10 +54,10 @@ def random_network(shape: Mapping[str, Any], tokenizer, seed: int):
 
 
 def _start_with_waves(positions, size: float) -> None:
-    """Fill learned positions [context, d] with sines and cosines of geometric wavelengths (Vaswani et al. 2017).
+    """Fill learned positions [context, d] with sines and cosines (Vaswani et al. 2017), to be trained further.
 
-    They are trained on like any other weight. From random positions a small model needs most of its training to
-    find out which token comes before which, and without that a first name never reaches the last one.
+    From random positions a small model needs most of its training to find out which token comes before which,
+    and without that a first name never reaches the last one.
     """
     import torch
 
