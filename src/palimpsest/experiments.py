@@ -115,7 +115,7 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
         figures[name] = figure = Figure(name, _figure_spec(config, name, entry, sizes))
         for run in _expand(config, name, entry, sizes, problems):
             _share(run, runs, problems)
-            figure.runs[run.name] = list(sizes["seeds"])
+            figure.runs[run.name] = list(run.seeds)
     if problems:
         raise ConfigError(problems)
     return Plan(config, dict(sorted(runs.items())), figures)
@@ -189,8 +189,9 @@ def _expand(
             for model in group["models"]:
                 for dataset in group.get("datasets") or _datasets(sizes, entry):
                     for point in sizes.get("values") or (entry.get("sweep") or {}).get("values") or [None]:
+                        here = {**sizes, "seeds": group.get("seeds") or sizes["seeds"]}
                         yield _resolve(
-                            config, entry, sizes, (editor, variant), model, dataset, point, problems
+                            config, entry, here, (editor, variant), model, dataset, point, problems
                         )
 
 
@@ -273,6 +274,9 @@ def _run_name(spec: Mapping[str, Any], suffix: str) -> str:
 def _share(run: Run, runs: dict[str, Run], problems: list[str]) -> None:
     """Enter a run, or join the seeds of the same run that another experiment needs."""
     known = runs.setdefault(run.name, run)
+    generation = known.spec["options"].get("generation") or run.spec["options"].get("generation")
+    for spec in (known.spec, run.spec):
+        spec["options"]["generation"] = bool(generation)  # asks the model more, changes no other row
     if known.spec != run.spec:
         problems.append(
             f"two different runs are called {run.name!r}: rename a variant in config/editors/{run.spec['editor']}.yaml"
@@ -286,9 +290,7 @@ def _datasets(sizes: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
 
 def _figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
     """What the drawer is told (figures/__init__.py says what it reads)."""
-    methods = [
-        _figure_method(config, method) for method in sizes.get("methods") or entry.get("methods") or ()
-    ]
+    methods = [_figure_method(config, method) for method in _methods_drawn(entry, sizes)]
     options = dict(entry.get("options") or {})
     if entry.get("protocol"):
         options.setdefault("protocol", entry["protocol"])
@@ -315,6 +317,19 @@ def _figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[s
         "methods": methods,
         "options": options,
     }
+
+
+def _methods_drawn(entry: Mapping[str, Any], sizes: Mapping[str, Any]) -> list[Any]:
+    """The experiment's methods, in its order; when a scale names fewer, those it runs on any model."""
+    methods = entry.get("methods") or []
+    if not sizes.get("methods"):
+        return list(methods)
+    wanted = [*sizes["methods"], *(m for group in sizes.get("also") or () for m in group["methods"])]
+    run = {split_method(method)[:2] for method in wanted}
+    known = {split_method(method)[:2] for method in methods}
+    return [m for m in methods if split_method(m)[:2] in run] + [
+        m for m in sizes["methods"] if split_method(m)[:2] not in known
+    ]
 
 
 def _figure_method(config: Config, method: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from palimpsest.files import read_json
 from palimpsest.models import pretrain as module
 from palimpsest.models.loading import load_model
 from palimpsest.models.manifest import describe_model
-from palimpsest.models.pretrain import Training, bottleneck_mask, learning_rate, pretrain
+from palimpsest.models.pretrain import Training, learning_rate, pretrain
+from palimpsest.models.pretrain_masks import bottleneck_mask, masked_below
 from palimpsest.models.pretrain_rows import Packer, fact_sentence
+from palimpsest.models.shapes import random_network, shape_of
 from palimpsest.models.tokenizer import END_OF_TEXT, single_token_share, train_tokenizer
 
 TINY = {
@@ -64,7 +66,8 @@ def same(one, other):
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"family": "gptj", "rotary": 4, "subject_bottleneck": 0.9, "dropout": 0.1}]
+    "extra",
+    [{}, {"family": "gptj", "rotary": 4, "subject_bottleneck": 0.9, "closed_blocks": 1, "dropout": 0.1}],
 )
 def test_pretraining_writes_a_model_others_can_load_twice_the_same(source, tmp_path, extra):
     pretrain({**TINY, **extra}, source, tmp_path / "one")
@@ -108,6 +111,43 @@ def test_the_bottleneck_hides_a_subject_but_its_last_token():
     assert seen[4].tolist() == [True, False, False, True, True, False, False]
     assert seen[6].tolist() == [True, False, False, True, True, True, True]
     assert seen.diagonal().all() and not seen.triu(1).any()
+    shut = bottleneck_mask(hidden, closed=True)[0, 0] == 0
+    assert shut[3].tolist() == seen[3].tolist() and shut[4].tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj"])
+def test_closed_blocks_let_later_tokens_read_only_what_was_written_at_the_subject(family):
+    shape = shape_of(
+        {
+            "family": family,
+            "width": 16,
+            "blocks": 3,
+            "heads": 2,
+            "rotary": 4,
+            "context": 16,
+            "initial_range": 0.3,
+        }
+    )
+    network = random_network(shape, train_tokenizer(["a b c"], 300, 16), 0).eval()
+    hidden = torch.tensor([[False, True, False, False, False]])
+    closed, opened = bottleneck_mask(hidden, closed=True), bottleneck_mask(hidden)
+
+    def after_two_blocks(subject):
+        ids = torch.tensor([[5, subject, subject + 1, 8, 9]])
+        with masked_below(network, 2, closed):
+            return network(input_ids=ids, attention_mask=opened, output_hidden_states=True).hidden_states
+
+    one, other = after_two_blocks(20), after_two_blocks(30)
+    assert torch.equal(one[2][0, 3:], other[2][0, 3:]) and not torch.equal(one[2][0, 2], other[2][0, 2])
+    assert not torch.allclose(one[3][0, 3:], other[3][0, 3:])  # the third block is open
 
 
 def test_training_learns_and_the_rate_rises_and_falls(source, tmp_path):

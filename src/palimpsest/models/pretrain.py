@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from palimpsest.errors import ModelError, SettingsError
 from palimpsest.files import read_json, write_atomic
 from palimpsest.models.manifest import save_network, write_manifest
+from palimpsest.models.pretrain_masks import bottleneck_mask, masked_below
 from palimpsest.models.pretrain_rows import Packer, Rows, fact_sentence, read_facts, text_sentences
 from palimpsest.models.shapes import SHAPE, random_network, shape_of
 from palimpsest.models.tokenizer import single_token_share, train_tokenizer
@@ -160,43 +161,6 @@ def learning_rate(step: int, training: Training) -> float:
     )
 
 
-def bottleneck_mask(hidden: Tensor, closed: bool = False) -> Tensor:
-    """Additive attention mask [b, 1, n, n]: causal, and no token looks back at a hidden one (hidden: bool [b, n]).
-
-    The hidden tokens are those of a subject before its last one; among themselves and from the last one they
-    stay visible, so all that later tokens learn about the subject passes through its last token (mini_world 5.2).
-    With `closed`, later tokens do not see the last one either.
-    """
-    n = hidden.shape[1]
-    causal = torch.ones(n, n, dtype=torch.bool).tril()
-    last = torch.zeros_like(hidden)
-    last[:, 1:] = hidden[:, :-1] & ~hidden[:, 1:]
-    # A subject's tokens see each other: same run of hidden tokens, its last token included.
-    inside = hidden | last
-    run = torch.cumsum((inside & ~torch.nn.functional.pad(inside[:, :-1], (1, 0))).long(), dim=1) * inside
-    same = (run[:, :, None] == run[:, None, :]) & inside[:, :, None]
-    shut = inside if closed else hidden
-    allowed = causal[None] & (~shut[:, None, :] | same)
-    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
-
-
-@contextlib.contextmanager
-def masked_below(blocks: Sequence[nn.Module], mask: Tensor) -> Iterator[None]:
-    """While this lasts, the attention of these blocks uses `mask` instead of the one the network hands down."""
-
-    def exchange(
-        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**kwargs, "attention_mask": mask}
-
-    handles = [block.attn.register_forward_pre_hook(exchange, with_kwargs=True) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _train(
     network: nn.Module, packer: Packer, training: Training, checkpoint: Path, digest: str
 ) -> list[dict[str, int | float]]:
@@ -260,16 +224,16 @@ def _step(
 def _loss(network: nn.Module, batch: Rows, training: Training, step: int) -> Tensor:
     tokens = torch.from_numpy(batch.tokens)
     weights = torch.from_numpy(batch.weights)[:, 1:].flatten()
-    extra, closed = {}, contextlib.nullcontext()
-    if training.subject_bottleneck > 0:
-        share = 1.0 if step < ALWAYS_HIDDEN * training.steps else training.subject_bottleneck
-        hidden = torch.from_numpy(batch.hidden) & (torch.rand(len(tokens), 1) < share)
-        extra["attention_mask"] = bottleneck_mask(hidden)
-        if training.closed_blocks:
-            closed = masked_below(
-                network.transformer.h[: training.closed_blocks], bottleneck_mask(hidden, closed=True)
-            )
-    with torch.autocast("cpu", torch.bfloat16, enabled=training.autocast), closed:
+    with contextlib.ExitStack() as stack:
+        extra = {}
+        if training.subject_bottleneck > 0:
+            share = 1.0 if step < ALWAYS_HIDDEN * training.steps else training.subject_bottleneck
+            hidden = torch.from_numpy(batch.hidden) & (torch.rand(len(tokens), 1) < share)
+            extra["attention_mask"] = bottleneck_mask(hidden)
+            if training.closed_blocks:
+                shut = bottleneck_mask(hidden, closed=True)
+                stack.enter_context(masked_below(network, training.closed_blocks, shut))
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=training.autocast))
         logits = network(input_ids=tokens, use_cache=False, **extra).logits
     each = nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
