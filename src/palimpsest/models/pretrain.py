@@ -33,7 +33,6 @@ CHECKPOINT = "checkpoint.safetensors"
 # A GPT-2 shape that may look past a subject's last token even in a tenth of the rows learns that way first,
 # and then has no use for the other (measured: ceiling 0). So nobody looks past it before this share of the
 # training.
-ALWAYS_HIDDEN = 0.85
 COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds")
 
 
@@ -53,7 +52,8 @@ class Training:
         prompt_repeats: how often a fact's prompt is read for each reading of one of its other phrasings.
         answer_weight, word_weight: loss weights of answer tokens and of the others.
         subject_bottleneck: when above 0, a subject's tokens before its last are hidden from later tokens: in
-            every row at first (`ALWAYS_HIDDEN`), afterwards in a row with this probability.
+            every row at first, afterwards in a row with this probability.
+        always_hidden: share of the steps that are "at first" in this sense.
         closed_blocks: with the bottleneck, the first so many blocks hide a subject's last token as well, so that
             later tokens can only read what these blocks have written there.
         autocast: bfloat16 autocast.
@@ -79,6 +79,7 @@ class Training:
     answer_weight: float = 1.0
     word_weight: float = 0.2
     subject_bottleneck: float = 0.0
+    always_hidden: float = 0.85
     closed_blocks: int = 0
     autocast: bool = False
     checkpoint_seconds: float = 60.0
@@ -227,7 +228,7 @@ def _loss(network: nn.Module, batch: Rows, training: Training, step: int) -> Ten
     with contextlib.ExitStack() as stack:
         extra = {}
         if training.subject_bottleneck > 0:
-            share = 1.0 if step < ALWAYS_HIDDEN * training.steps else training.subject_bottleneck
+            share = 1.0 if step < training.always_hidden * training.steps else training.subject_bottleneck
             hidden = torch.from_numpy(batch.hidden) & (torch.rand(len(tokens), 1) < share)
             extra["attention_mask"] = bottleneck_mask(hidden)
             if training.closed_blocks:
