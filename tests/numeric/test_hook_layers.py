@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_writers import editor
 from tiny import some_edits
 
+from palimpsest.edits import Edit
 from palimpsest.editors.shared.hook_layers import TEMPORARY, HookLayers, ceiling, z_scores
 from palimpsest.models.tokens import encode_prompts
 
@@ -66,7 +67,7 @@ def edited(model, **extra):
 @pytest.mark.parametrize(("padding", "same"), [("masked", True), ("official", False)])
 def test_batch_equals_one_by_one_unless_padding_counts(gpt2, padding, same):
     """Quirk 3: with masked statistics a z-score does not depend on what the prompt is batched with."""
-    used = edited(gpt2, padding=padding)
+    used = edited(gpt2, padding=padding, target_search="plain")
     prompts = [some_edits()[0].prompt, "Mira Sorn lives in", "Velden"]
     with used.hooked.noting() as together:
         logits = gpt2.logits(encode_prompts(gpt2, prompts))
@@ -171,3 +172,12 @@ def test_generation_gates_the_prompt_once(model):
     together = used.generate(prompts, max_new_tokens=4)
     assert together == [used.generate(prompt, max_new_tokens=4)[0] for prompt in prompts]
     used.remove()
+
+
+def test_a_one_token_prompt_in_a_padded_batch_leaves_alpha_alone(gpt2):
+    """Its z-score is NaN and its padding minus infinity: neither may become alpha (spec quirk 6)."""
+    used = edited(gpt2)
+    before = used.alpha
+    one_token = next(word for word in ("a", "I", "V") if len(gpt2.tokenizer(word)["input_ids"]) == 1)
+    used._lower_alpha(used.hooked, [Edit(one_token, "Velden"), Edit(some_edits()[0].prompt, "Velden")], None)
+    assert all(0 < used.alpha[layer] <= before[layer] for layer in before)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import some_edits, tiny_model
 
+from palimpsest.edits import Edit
 from palimpsest.editors.shared.target_vectors import Search, _Adam, search_target_vectors
 from palimpsest.editors.shared.target_vectors_plain import search_target_vectors_plain
 
@@ -88,3 +89,19 @@ def test_non_finite_loss_is_told_apart():
         model.network.transformer.h[3].mlp.c_proj.weight.fill_(float("nan"))
     found = search_target_vectors(model, some_edits(3), CONTEXTS, SEARCH)
     assert not found.finite.any()
+
+
+def test_one_diverging_edit_does_not_take_others_along():
+    """A token whose embedding is not finite poisons its lane; its mates are searched alone and succeed."""
+    model = tiny_model("gpt2", torch.float64)
+    edits = some_edits()
+    bad = Edit(prompt="Zq lives in the city of", subject="Zq", target="Velden", identifier="bad")
+    token = model.tokenizer("Zq")["input_ids"][0]
+    assert all(token not in model.tokenizer(f"{edit.prompt} {edit.target}")["input_ids"] for edit in edits)
+    with torch.no_grad():
+        model.network.transformer.wte.weight[token] = float("nan")
+        model.network.lm_head.weight = torch.nn.Parameter(torch.nan_to_num(model.network.lm_head.weight), requires_grad=False)
+    fine = search_target_vectors(model, edits[:5], CONTEXTS, SEARCH)
+    found = search_target_vectors(model, [*edits[:3], bad, *edits[3:5]], CONTEXTS, SEARCH)
+    assert found.finite.tolist() == [True, True, True, False, True, True]
+    assert torch.allclose(found.z[[0, 1, 2, 4, 5]], fine.z, atol=1e-6)

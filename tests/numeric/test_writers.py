@@ -232,3 +232,11 @@ def test_half_precision_keeps_small_changes(gpt2):
     for _ in range(200):
         weights.add(1, small)
     assert torch.allclose(half.mlp_weight(1).float() - before, torch.full_like(before, 0.2), atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fine_tuning_works_in_half_precision(dtype):
+    """Adam runs on a float32 master: no NaN from an epsilon that rounds to zero."""
+    model = tiny_model("gpt2", dtype)
+    report = editor(model, "ft", loss="target_new", steps=10).edit(some_edits(3), record=True)
+    assert not report.failed and report.record["losses"][-1] < report.record["losses"][0]

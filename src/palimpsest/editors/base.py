@@ -95,7 +95,7 @@ class Editor(ABC):
 
     @abstractmethod
     def state_bytes(self) -> int:
-        """Bytes needed at inference on top of the model."""
+        """Bytes of what was learned and is needed to answer: changed or added parameters, not what only editing needs."""
 
     # what every editor gets --------------------------------------------------------------------------------------
 

@@ -47,7 +47,8 @@ class Settings(KeyValueSettings):
         hooks: False writes into the weights (Fig. 4, "w/o HK").
         accumulate: "equation_14", or "released" for what the released code does without hooks, which weighs the past
             keys by lambda too (spec 1.3).
-        padding: "masked" or "official", see `HookLayers`.
+        padding: "masked" or "official", see `HookLayers`. Official needs `target_search: plain`, which pads the
+            sequences of one edit together, as the released code does.
         calibrate_with_target: measure Z on prompt + target instead of the prompt (spec quirk 4).
     """
 
@@ -64,6 +65,12 @@ class Settings(KeyValueSettings):
         require(math.isfinite(self.alpha_z), "alpha_z", self.alpha_z, "must be a number")
         require(self.padding in ("masked", "official"), "padding", self.padding, "masked or official")
         require(self.accumulate in ("equation_14", "released"), "accumulate", self.accumulate, "equation_14 or released")
+        require(
+            self.padding == "masked" or self.target_search == "plain",
+            "padding",
+            self.padding,
+            "official padding depends on what is padded together; set target_search: plain",
+        )
         require(
             self.accumulate == "equation_14" or not self.hooks,
             "accumulate",
@@ -98,7 +105,7 @@ class ComebaHk(KeyValueEditor):
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """One step of the algorithm."""
         edits, targets, failed = self.search_targets(batch, record)
-        before = self.state()
+        before = self._keep()
         try:
             if self.hooked:
                 self._write_hooks(self.hooked, edits, targets, record)
@@ -106,20 +113,33 @@ class ComebaHk(KeyValueEditor):
             else:
                 assert self.weights is not None
                 self.write(edits, targets, self._solve, self.weights.add, cut=True, record=record)
-        except Exception:
-            self.load_state(before)
+        except BaseException:  # an interrupt too must not leave half a batch behind
+            self._take_back(before)
             raise
         return failed
 
+    def _keep(self) -> dict[str, Any]:
+        """References are enough to go back to: every writer replaces tensors, none changes them."""
+        written = self.hooked.difference if self.hooked else self.weights.updates if self.weights else {}
+        return {"written": dict(written), "remembered": dict(self.remembered), "alpha": self.alpha}
+
+    def _take_back(self, kept: dict[str, Any]) -> None:
+        for layer, tensor in kept["written"].items():
+            if self.hooked:
+                self.hooked.set_difference(layer, tensor)
+                self.hooked.alpha[layer] = kept["alpha"][layer]
+            elif self.weights:
+                self.weights.set(layer, tensor)
+        self.remembered = kept["remembered"]
+
     def _solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
         """Delta of Eq. 13, and K' K'^T of the next step."""
-        base, past = self.covariance(layer), self.remembered.get(layer)
-        if past is None:
-            past = torch.zeros_like(base)
-        scale = self.lam if self.settings.accumulate == "released" else 1.0
-        update, _ = solve_update(self.lam * base + scale * past, keys, residuals)
+        stored, past = self.lam * self.covariance(layer), self.remembered.get(layer)
+        if past is not None:
+            stored = stored + (self.lam if self.settings.accumulate == "released" else 1.0) * past
+        update, _ = solve_update(stored, keys, residuals)
         keys = keys.to(torch.float64)
-        self.remembered[layer] = past + keys.T @ keys
+        self.remembered[layer] = keys.T @ keys if past is None else past + keys.T @ keys
         return update
 
     def _write_hooks(
@@ -142,7 +162,7 @@ class ComebaHk(KeyValueEditor):
         for layer in hooked.layers:
             if layer not in decisions:
                 continue
-            largest = decisions[layer].z.nan_to_num(nan=-torch.inf).max(dim=1).values
+            largest = decisions[layer].z.nan_to_num(nan=-torch.inf, neginf=-torch.inf).max(dim=1).values
             seen = largest[torch.isfinite(largest)]  # one-token or constant rows say nothing (spec quirk 6)
             if len(seen) and not self.settings.fixed_alpha:
                 hooked.alpha[layer] = min(hooked.alpha[layer], float(seen.min()))
@@ -231,7 +251,7 @@ class ComebaHk(KeyValueEditor):
         self._fresh()
 
     def state_bytes(self) -> int:
-        """W_h or the changed matrices; constant in the number of edits (claim C21)."""
+        """D = W_h - W_0, or the changes of the matrices; constant in the number of edits (claim C21)."""
         if self.hooked:
             return sum(d.numel() * d.element_size() for d in self.hooked.difference.values())
         return self.weights.bytes() if self.weights else 0

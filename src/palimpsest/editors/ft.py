@@ -86,32 +86,34 @@ class FineTuning(Editor):
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Adam until the losses are small or the passes are used up."""
         layer, settings = self.settings.layer, self.settings
-        before = self.weights.snapshot()
         size = settings.mini_batch or len(batch)
         batches = [self._prepare(batch[i : i + size]) for i in range(0, len(batch), size)]
         weight = self.model.mlp_out(layer).weight
-        start = weight.detach().clone()
-        weight.requires_grad_(True)
-        optimiser = torch.optim.Adam([weight], lr=settings.learning_rate)
+        before = weight.detach().clone()
+        # Adam steps on a copy of at least float32: in half precision its epsilon and small squares are zero.
+        start = before.to(torch.promote_types(before.dtype, torch.float32))
+        master = start.clone()
+        optimiser = torch.optim.Adam([master], lr=settings.learning_rate)
         losses: list[float] = []
+        weight.requires_grad_(True)
         try:
             for _ in range(settings.steps):
-                losses.append(self._one_pass(batches, weight, start, optimiser))
+                losses.append(self._one_pass(batches, weight, master, start, optimiser))
                 if losses[-1] < settings.stop_loss:
                     break
-            change = as_stored(self.model.mlp_out(layer), weight.detach() - start)  # back to [d, d_k]
-        except Exception:
+        finally:
             weight.requires_grad_(False)
-            self.weights.restore(before)
-            raise
-        weight.requires_grad_(False)
-        weight.data.copy_(start)
+            weight.grad = None
+            weight.data.copy_(before)
+        change = as_stored(self.model.mlp_out(layer), master - start)  # back to [d, d_k]
         self.weights.add(layer, change)
         if record is not None:
             record |= {"losses": losses, "updates": {layer: change.float().cpu()}}
         return []
 
-    def _one_pass(self, batches: list[_MiniBatch], weight: Tensor, start: Tensor, optimiser: torch.optim.Optimizer) -> float:
+    def _one_pass(
+        self, batches: list[_MiniBatch], weight: Tensor, master: Tensor, start: Tensor, optimiser: torch.optim.Optimizer
+    ) -> float:
         total, count = 0.0, 0
         for batch in batches:
             loss = self._loss(batch)
@@ -120,11 +122,11 @@ class FineTuning(Editor):
             total, count = total + float(loss.detach()) * len(batch.hidden), count + len(batch.hidden)
             if loss < self.settings.stop_loss:
                 continue
-            optimiser.zero_grad()
-            loss.backward()
+            master.grad = torch.autograd.grad(loss, weight)[0].to(master.dtype)
             optimiser.step()
             if self.settings.epsilon is not None:
-                weight.data.clamp_(start - self.settings.epsilon, start + self.settings.epsilon)
+                master.clamp_(start - self.settings.epsilon, start + self.settings.epsilon)
+            weight.data.copy_(master)
         return total / max(count, 1)
 
     @torch.no_grad()

@@ -48,7 +48,7 @@ class Memit(KeyValueEditor):
         before = self.weights.snapshot()
         try:
             self.write(edits, targets, self._solve, self.weights.add, cut=True, record=record)
-        except Exception:
+        except BaseException:  # an interrupt too must not leave half a batch behind
             self.weights.restore(before)
             raise
         return failed

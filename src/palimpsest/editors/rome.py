@@ -64,12 +64,16 @@ class Rome(KeyValueEditor):
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Rank-one updates, one by one."""
         failed, notes = [], []
+        start = self.weights.snapshot()
         for edit in batch:
             note: dict[str, Any] | None = {} if record is not None else None
             try:
                 self._edit_one(edit, note)
             except EditError as error:
                 failed.append(FailedEdit(edit_name(edit), str(error)))
+            except BaseException:
+                self.weights.restore(start)
+                raise
             notes.append(note)
         if record is not None:
             record["edits"] = notes

@@ -22,6 +22,7 @@ def sample_contexts(
 
     Args:
         lengths: (number of tokens, start word included; number of texts) of each group; texts take the start words in turn.
+            Where start words have different numbers of tokens, the shortest gets `tokens` and all grow by the same.
     """
     generator = torch.Generator().manual_seed(seed)
     groups: list[tuple[str, ...]] = [("",)]

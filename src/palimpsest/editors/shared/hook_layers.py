@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from palimpsest.errors import DivergedEdit
 from palimpsest.models.families import apply_matrix
 from palimpsest.models.hooks import Attachment, attach
 from palimpsest.models.loading import LanguageModel
@@ -73,8 +74,10 @@ class HookLayers:
 
     def set_difference(self, layer: int, difference: Float[Tensor, "d d_k"]) -> None:
         """Set D of a layer. A rounded copy in the model's dtype is used in passes, the master is kept (spec 2.4)."""
-        self.difference[layer] = difference
-        self._shadow[layer] = difference.to(self.model.dtype)
+        shadow = difference.to(self.model.dtype)
+        if not torch.isfinite(shadow).all():
+            raise DivergedEdit(f"W_h of hook layer {layer} would not be finite in {shadow.dtype}")
+        self.difference[layer], self._shadow[layer] = difference, shadow
 
     def attach(self) -> None:
         """Hang the hooks (once)."""

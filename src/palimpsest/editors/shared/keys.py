@@ -68,13 +68,14 @@ class KeyWalk:
         """Keys of the block the walk has reached, and where the bare prompts stand at `target_layer`.
 
         Returns:
-            K [b, d_k] in the model's dtype, and h [b, d], the output of block `target_layer` at the subject.
+            K [b, d_k] in float32 or wider, and h [b, d] in the model's dtype, the output of block `target_layer` at the subject.
         """
         module = self.model.mlp_out(self.layer)
         with captured_inputs({0: module}) as seen, self.model.padding_of(self.tokens.attention_mask):
             after = run_blocks(self.model, self.hidden, self.layer, self.layer, self.mask, self.positions)
         at_subject = seen[0][torch.arange(len(self.subject), device=after.device), self.subject]
-        keys = (at_subject.view(self.n_edits, len(self.weights), -1) * self.weights[None, :, None].to(at_subject)).sum(dim=1)
+        wide = at_subject.to(torch.promote_types(at_subject.dtype, torch.float32))
+        keys = (wide.view(self.n_edits, len(self.weights), -1) * self.weights[None, :, None].to(wide)).sum(dim=1)
         bare, subject = self.bare, self.subject[self.bare]
         state = after[bare]
         if target_layer > self.layer:

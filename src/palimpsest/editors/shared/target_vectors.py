@@ -97,8 +97,13 @@ def search_target_vectors(
     """
     parts = []
     for start in range(0, len(edits), search.edits_at_once):
-        sequences = build_sequences(model, edits[start : start + search.edits_at_once], contexts)
-        parts.append(_search(model, sequences, search))
+        chunk = edits[start : start + search.edits_at_once]
+        part = _search(model, build_sequences(model, chunk, contexts), search)
+        # What is not finite spreads within a lane: only an edit that diverges alone too has diverged.
+        for i in [] if len(chunk) == 1 else torch.nonzero(~part.finite)[:, 0].tolist():
+            alone = _search(model, build_sequences(model, [chunk[i]], contexts), search)
+            part.z[i], part.finite[i], part.losses[i] = alone.z[0], alone.finite[0], alone.losses[0]
+        parts.append(part)
     return TargetVectors(
         z=torch.cat([part.z for part in parts]),
         initial=torch.cat([part.initial for part in parts]),

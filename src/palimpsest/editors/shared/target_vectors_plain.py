@@ -23,7 +23,7 @@ def search_target_vectors_plain(
     """As `search_target_vectors`, for models whose loss is read at the last block."""
     results = [_search_one(model, edit, contexts, search) for edit in edits]
     z, initial, losses, finite = zip(*results, strict=True)
-    return TargetVectors(torch.stack(z), torch.stack(initial), list(losses), torch.tensor(finite))
+    return TargetVectors(torch.stack(z), torch.stack(initial), list(losses), torch.tensor(finite, device=model.device))
 
 
 def _search_one(

@@ -35,11 +35,15 @@ class EditedWeights:
 
     def set(self, layer: int, total: Float[Tensor, "d d_k"]) -> None:
         """Make the sum of all updates of a layer equal to `total` [d, d_k]."""
-        self.updates[layer] = total.to(self.updates[layer])
+        total = total.to(self.updates[layer])
         module = self.model.mlp_out(layer)
         original = self._original[layer]
-        stored = as_stored(module, self.updates[layer])
-        module.weight.data.copy_(original if not total.any() else (original.to(stored.dtype) + stored).to(original.dtype))
+        stored = as_stored(module, total)
+        rounded = original if not total.any() else (original.to(stored.dtype) + stored).to(original.dtype)
+        if not torch.isfinite(rounded).all():  # a large update can overflow in half precision
+            raise DivergedEdit(f"the weights of layer {layer} would not be finite in {original.dtype}")
+        module.weight.data.copy_(rounded)
+        self.updates[layer] = total
 
     def snapshot(self) -> dict[int, Tensor]:
         """The updates as they are now, to go back to."""
