@@ -54,7 +54,8 @@ schema: $(STAMP)
 	$(BIN)/palimpsest schema --write
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest benchmarks -p no:cacheprovider --benchmark-only $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/target_vectors.py --shape mini --edits 100 --threads 1 --out results/benchmarks
+	$(BIN)/python benchmarks/target_vectors.py --shape gpt2-small --edits 50 --plain-edits 3 --threads 1 --out results/benchmarks
 
 clean:
 	rm -rf results logs .snakemake

@@ -19,7 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 
 SHAPES = {
-    "mini": {"n_embd": 128, "n_layer": 8, "n_head": 4, "n_inner": 1536, "n_positions": 128, "vocab_size": 2000},
+    "mini": {
+        "n_embd": 128,
+        "n_layer": 8,
+        "n_head": 4,
+        "n_inner": 1536,
+        "n_positions": 128,
+        "vocab_size": 2000,
+    },
     "gpt2-small": {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
 }
 LAYER = {"mini": 2, "gpt2-small": 4}
@@ -35,8 +42,16 @@ def random_model(shape: str):
     from palimpsest.models.loading import LanguageModel
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(sentences(400), vocab_size=1500, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    bpe.train_from_iterator(
+        sentences(400),
+        vocab_size=1500,
+        min_frequency=1,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
     torch.manual_seed(0)
     network = GPT2LMHeadModel(GPT2Config(**SHAPES[shape]))
     return LanguageModel(network, tokenizer, family_of("gpt2"), shape)
@@ -47,15 +62,27 @@ def edits(n: int):
     from palimpsest.edits import Edit
 
     return [
-        Edit(prompt=text.rsplit(" ", 1)[0], subject=" ".join(text.split()[3:5]), target=text.rsplit(" ", 1)[1], identifier=str(i))
+        Edit(
+            prompt=text.rsplit(" ", 1)[0],
+            subject=" ".join(text.split()[3:5]),
+            target=text.rsplit(" ", 1)[1],
+            identifier=str(i),
+        )
         for i, text in enumerate(sentences(n))
     ]
 
 
 def sentences(n: int) -> list[str]:
     """Deterministic sentences of one pattern."""
-    first, last, cities = ("Ada", "Ben", "Mira", "Jon", "Lea"), ("Tolvek", "Sorn", "Karel", "Vint"), ("Rome", "Oslo", "Bern", "Lima")
-    return [f"The home of {first[i % 5]} {last[i // 5 % 4]} lies in {cities[(i * 7 + i // 20) % 4]}" for i in range(n)]
+    first, last, cities = (
+        ("Ada", "Ben", "Mira", "Jon", "Lea"),
+        ("Tolvek", "Sorn", "Karel", "Vint"),
+        ("Rome", "Oslo", "Bern", "Lima"),
+    )
+    return [
+        f"The home of {first[i % 5]} {last[i // 5 % 4]} lies in {cities[(i * 7 + i // 20) % 4]}"
+        for i in range(n)
+    ]
 
 
 def measure(shape: str, count: int, plain_count: int, threads: int, steps: int) -> dict:
@@ -67,7 +94,13 @@ def measure(shape: str, count: int, plain_count: int, threads: int, steps: int) 
 
     torch.set_num_threads(threads)
     model, batch = random_model(shape), edits(count)
-    contexts = ["", *[f"{word} home of the old man lies in a small town" for word in ("The", "Therefore", "Because", "I", "You")]]
+    contexts = [
+        "",
+        *[
+            f"{word} home of the old man lies in a small town"
+            for word in ("The", "Therefore", "Because", "I", "You")
+        ],
+    ]
     search = Search(layer=LAYER[shape], steps=steps, learning_rate=0.5, early_stop=False)
     search_target_vectors(model, batch[:2], contexts, replace(search, steps=2))  # warm up
     start = time.perf_counter()
@@ -95,7 +128,9 @@ def measure(shape: str, count: int, plain_count: int, threads: int, steps: int) 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="gpt2-small")
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--plain-edits", type=int, default=5)
@@ -109,7 +144,9 @@ def main() -> None:
     sys.stdout.write("\n")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"target_vectors-{options.shape}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (options.out / f"target_vectors-{options.shape}.json").write_text(
+            json.dumps(result, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import GPT2Config, GPTJConfig, LlamaConfig, PreTrainedTokenizerFast
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from palimpsest.edits import Edit, Probe
 from palimpsest.models.families import family_of
@@ -14,26 +13,46 @@ from palimpsest.models.loading import LanguageModel
 FAMILIES = ("gpt2", "gptj", "llama")
 PEOPLE = ["Ada Tolvek", "Mira Sorn", "Ben Tolvek", "Ada Sorn", "Jon Karel", "Mira Karel"]
 CITIES = ["Velden", "Ostrava", "Marrin", "Port Velden Bay"]
-TEXTS = [f"{p} lives in the city of {c}. The mother of {p} was born in {c}, therefore I say so." for p in PEOPLE for c in CITIES]
+TEXTS = [
+    f"{p} lives in the city of {c}. The mother of {p} was born in {c}, therefore I say so."
+    for p in PEOPLE
+    for c in CITIES
+]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of 400 tokens on a few sentences."""
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(TEXTS, vocab_size=400, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe.train_from_iterator(
+        TEXTS, vocab_size=400, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
+        tokenizer_object=bpe._tokenizer,
+        eos_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
     )
 
 
-def network(family: str, seed: int = 0, width: int = 32, blocks: int = 4, inner: int = 48, scale: float = 6.0):
+def network(
+    family: str, seed: int = 0, width: int = 32, blocks: int = 4, inner: int = 48, scale: float = 6.0
+):
     """A random network whose weights are larger than usual, so that its logits are not flat."""
     torch.manual_seed(seed)
     common = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0}
     config = {
-        "gpt2": lambda: GPT2Config(n_embd=width, n_layer=blocks, n_head=4, n_inner=inner, n_positions=64, **common),
+        "gpt2": lambda: GPT2Config(
+            n_embd=width, n_layer=blocks, n_head=4, n_inner=inner, n_positions=64, **common
+        ),
         "gptj": lambda: GPTJConfig(
-            n_embd=width, n_layer=blocks, n_head=4, n_inner=inner, n_positions=64, rotary_dim=4, tie_word_embeddings=False, **common
+            n_embd=width,
+            n_layer=blocks,
+            n_head=4,
+            n_inner=inner,
+            n_positions=64,
+            rotary_dim=4,
+            tie_word_embeddings=False,
+            **common,
         ),
         "llama": lambda: LlamaConfig(
             hidden_size=width,
@@ -86,6 +105,8 @@ def random_statistics(model: LanguageModel, layers, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     matrices = {}
     for layer in layers:
-        sample = torch.randn(4 * model.inner_width, model.inner_width, generator=generator, dtype=torch.float64)
+        sample = torch.randn(
+            4 * model.inner_width, model.inner_width, generator=generator, dtype=torch.float64
+        )
         matrices[layer] = sample.T @ sample / len(sample)
     return CovarianceStatistics(matrices, 4 * model.inner_width, model.fingerprint)

@@ -146,7 +146,8 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
         commands.run_pretrain(commands.read_spec(o.spec), o.source, o.out, o.threads or 1)
 
     parser = _add(groups, "pretrain", pretrain, "Pre-train a small model on a source.",
-                  "Resumes from its last checkpoint. Writes hub format, manifest.json and training.csv (the loss curve).")  # fmt: skip
+                  "Resumes from its last checkpoint. "
+                  "Writes hub format, manifest.json and training.csv (the loss curve).")  # fmt: skip
     _spec(parser, "family, sizes and training settings")
     parser.add_argument("--source", type=Path, required=True, help="directory with facts.jsonl and text.txt")
     _out(parser)
@@ -154,7 +155,8 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
 
     parser = _add(groups, "model", lambda o: commands.run_model(commands.read_spec(o.spec), o.out),
                   "Describe a model made elsewhere, or make a random stand-in.",
-                  "Example: palimpsest model --spec '{\"kind\": \"path\", \"path\": \"my-gpt2\"}' --out results/models/my-gpt2")  # fmt: skip
+                  "Example: palimpsest model --spec '{\"kind\": \"path\", \"path\": \"my-gpt2\"}' "
+                  "--out results/models/my-gpt2")  # fmt: skip
     _spec(parser, "kind path | hub | random, and where or what it is")
     _out(parser, "directory for manifest.json")
     _threads(parser)
@@ -181,7 +183,8 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
         commands.run_statistics(commands.read_spec(o.spec), o.model, o.corpus, o.out)
 
     parser = _add(groups, "statistics", statistics, "Collect the covariance of keys, all layers in one pass.",
-                  "Cached by model, corpus and token budget; resumes. The editors ROME, MEMIT and COMEBA-HK need it.")  # fmt: skip
+                  "Cached by model, corpus and token budget; resumes. "
+                  "The editors ROME, MEMIT and COMEBA-HK need it.")  # fmt: skip
     _spec(parser, "layers, tokens, batch_tokens")
     parser.add_argument("--model", type=Path, required=True, help="model directory")
     parser.add_argument("--corpus", type=Path, required=True, help="text, one passage a line")
@@ -196,7 +199,8 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         commands.run_run(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, **inputs)
 
     parser = _add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
-                  "Checkpoints between batches and resumes. `palimpsest list experiments` and snakemake -n show the specs.")  # fmt: skip
+                  "Checkpoints between batches and resumes. "
+                  "`palimpsest list experiments` and snakemake -n show the specs.")  # fmt: skip
     _spec(parser, "resolved run: protocol, editor, settings, sizes")
     parser.add_argument(
         "--seed", type=int, required=True, help="varies sample, order, contexts and the editor's randomness"
@@ -212,7 +216,8 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     _threads(parser)
 
     parser = _add(groups, "figure", lambda o: commands.run_figure(o.name, commands.read_spec(o.spec), o.runs, o.out),
-                  "Draw one figure or table from finished runs.", "Nothing is computed again: result files in, pictures and numbers out.")  # fmt: skip
+                  "Draw one figure or table from finished runs.",
+                  "Nothing is computed again: result files in, pictures and numbers out.")  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="stem of the files, such as comeba_fig4")
     _spec(parser, "drawer, title, methods, models, data sets, options")
     parser.add_argument(
@@ -227,7 +232,8 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     _out(parser, "directory for claims.csv and claims.md")
 
     parser = _add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out),
-                  "Copy the finished pictures and tables into the documentation.", "What `make gallery` calls after a run at scale mini.")  # fmt: skip
+                  "Copy the finished pictures and tables into the documentation.",
+                  "What `make gallery` calls after a run at scale mini.")  # fmt: skip
     parser.add_argument("--figures", type=Path, required=True, help="directory the workflow has drawn into")
     _out(parser, "directory of the gallery")
 

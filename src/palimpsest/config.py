@@ -280,7 +280,10 @@ def _explain(error: Any, where: str) -> str:
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
         unknown = sorted(set(error.instance) - set(known), key=str)
-        return f"{prefix}: unknown key {', '.join(map(repr, unknown))}{suggest(str(unknown[0]), known)}. Known keys: {', '.join(known)}"
+        names = ", ".join(map(repr, unknown))
+        return (
+            f"{prefix}: unknown key {names}{suggest(str(unknown[0]), known)}. Known keys: {', '.join(known)}"
+        )
     if error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]
         return f"{prefix}: the key {', '.join(map(repr, missing))} is missing. Add it (config/README.md explains every key)"

@@ -53,9 +53,16 @@ class Edit:
         """Refuse what no editor can use, with a message that names the record and the field."""
         record = self.identifier or repr(self.prompt[:60])
         if not self.prompt.strip():
-            raise DataError("the prompt is empty", record=record, field="prompt", remedy="Give the text the answer follows")
+            raise DataError(
+                "the prompt is empty",
+                record=record,
+                field="prompt",
+                remedy="Give the text the answer follows",
+            )
         if not self.target.strip():
-            raise DataError("the target is empty", record=record, field="target", remedy="Give the new answer")
+            raise DataError(
+                "the target is empty", record=record, field="target", remedy="Give the new answer"
+            )
         if self.subject is not None and (not self.subject or self.subject not in self.prompt):
             raise DataError(
                 f"the subject {self.subject!r} does not occur in the prompt {self.prompt!r}",
@@ -88,13 +95,17 @@ def read_edits(path: Path | str) -> list[Edit]:
     try:
         lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError as error:
-        raise DataError("the file does not exist", file=path, remedy="Run the rule 'dataset' that makes it") from error
+        raise DataError(
+            "the file does not exist", file=path, remedy="Run the rule 'dataset' that makes it"
+        ) from error
     edits = []
     for number, line in enumerate(lines, start=1):
         try:
             edits.append(Edit.from_dict(json.loads(line)))
         except (json.JSONDecodeError, TypeError) as error:
-            raise DataError(f"not an edit ({error})", file=path, record=f"line {number}", remedy="Make the file again") from error
+            raise DataError(
+                f"not an edit ({error})", file=path, record=f"line {number}", remedy="Make the file again"
+            ) from error
         except DataError as error:
             raise DataError(str(error), file=path, record=f"line {number}") from error
     return edits

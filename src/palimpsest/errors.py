@@ -10,7 +10,15 @@ class PalimpsestError(Exception):
 class DataError(PalimpsestError):
     """A file, record or field is not what its schema says."""
 
-    def __init__(self, what: str, *, file: object = None, record: object = None, field: str | None = None, remedy: str = ""):
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: object = None,
+        record: object = None,
+        field: str | None = None,
+        remedy: str = "",
+    ):
         place = [f"file {file}"] if file is not None else []
         place += [f"record {record}"] if record is not None else []
         place += [f"field '{field}'"] if field is not None else []

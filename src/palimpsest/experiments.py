@@ -154,7 +154,10 @@ def _reference_problems(config: Config) -> Iterator[str]:
         for key, known in (("models", scale["models"]), ("datasets", scale["datasets"])):
             for value in sizes.get(key) or ():
                 if value not in known:
-                    yield f"experiments.{name}.{key}: {value!r} is not one of them{suggest(value, known)} (there are: {', '.join(known)})"
+                    yield (
+                        f"experiments.{name}.{key}: {value!r} is not one of them{suggest(value, known)} "
+                        f"(there are: {', '.join(known)})"
+                    )
 
 
 def _expand(
@@ -183,7 +186,8 @@ def _expand(
             if variant not in config.editors[editor]["variants"]:
                 known = config.editors[editor]["variants"]
                 problems.append(
-                    f"experiments.{name}: {editor} has no variant {variant!r}{suggest(variant, known)} (config/editors/{editor}.yaml)"
+                    f"experiments.{name}: {editor} has no variant {variant!r}{suggest(variant, known)} "
+                    f"(config/editors/{editor}.yaml)"
                 )
                 continue
             for model in group["models"]:
@@ -240,7 +244,8 @@ def _resolve(
     absent = [key for key in config.settings_schema[editor].get("required", ()) if settings.get(key) is None]
     if absent:
         problems.append(
-            f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). Add it under `models`"
+            f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). "
+            "Add it under `models`"
         )
     return Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
 

@@ -28,7 +28,9 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
     except OSError as error:
-        raise WriteError(f"cannot write {target}: {error.strerror or error}. Check that the folder exists and is writable") from error
+        raise WriteError(
+            f"cannot write {target}: {error.strerror or error}. Check that the folder exists and is writable"
+        ) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -38,7 +40,9 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
-        raise WriteError(f"cannot write {target}: {error.strerror or error}. Free some space and run the command again") from error
+        raise WriteError(
+            f"cannot write {target}: {error.strerror or error}. Free some space and run the command again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,7 +60,9 @@ def write_text(target: Path | str, text: str) -> None:
 
 def write_json(target: Path | str, content: Any) -> None:
     """Write JSON atomically: sorted keys, two blanks of indent, no NaN (JSON has none)."""
-    write_text(target, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        target, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def read_json(path: Path | str) -> Any:
@@ -64,9 +70,13 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise PalimpsestError(f"file {path} does not exist. Run the rule that makes it, or check the path") from error
+        raise PalimpsestError(
+            f"file {path} does not exist. Run the rule that makes it, or check the path"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PalimpsestError(f"file {path} is not valid JSON ({error}). It may be truncated: delete it and make it again") from error
+        raise PalimpsestError(
+            f"file {path} is not valid JSON ({error}). It may be truncated: delete it and make it again"
+        ) from error
 
 
 def _umask() -> int:

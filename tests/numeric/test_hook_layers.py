@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_writers import editor
 from tiny import some_edits
 
-from palimpsest.edits import Edit
 from palimpsest.editors.shared.hook_layers import TEMPORARY, HookLayers, ceiling, z_scores
+from palimpsest.edits import Edit
 from palimpsest.models.tokens import encode_prompts
 
 numbers = st.lists(st.floats(0, 1e3, allow_nan=False, width=32), min_size=2, max_size=24)
@@ -46,7 +46,10 @@ def test_padding_does_not_change_z(values, pads):
     real = torch.arange(padded.shape[1])[None] < len(values)
     z = z_scores(padded, real)
     expected = (row - row.mean()) / row.std()
-    assert torch.allclose(z[:, : len(values)], expected, equal_nan=True, atol=1e-6, rtol=1e-6) or float(row.std()) < 1e-6
+    assert (
+        torch.allclose(z[:, : len(values)], expected, equal_nan=True, atol=1e-6, rtol=1e-6)
+        or float(row.std()) < 1e-6
+    )
     assert (z[:, len(values) :] == -torch.inf).all()
 
 
@@ -89,7 +92,9 @@ def test_gate_is_eq_17_computed_by_hand(gpt2):
     layer, prompt = 1, some_edits()[0].prompt
     batch = encode_prompts(gpt2, [prompt])
     module, seen = gpt2.mlp_out(layer), {}
-    handle = module.register_forward_hook(lambda _, inputs, output: seen.update(k=inputs[0][0], out=output[0]))
+    handle = module.register_forward_hook(
+        lambda _, inputs, output: seen.update(k=inputs[0][0], out=output[0])
+    )
     gpt2.hidden(batch)
     handle.remove()
     w_0, w_h = gpt2.mlp_weight(layer), gpt2.mlp_weight(layer) + used.hooked.difference[layer]

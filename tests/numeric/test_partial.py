@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from palimpsest.models.partial import (
     Prefix,
     Recorder,
@@ -13,7 +14,13 @@ from palimpsest.models.partial import (
     row_positions,
     run_blocks,
 )
-from palimpsest.models.tokens import encode_pairs, encode_prompts, last_subject_index, tokenise
+from palimpsest.models.tokens import (
+    encode_pairs,
+    encode_prompts,
+    last_occurrence,
+    last_subject_index,
+    tokenise,
+)
 
 TEXTS = ["Ada Tolvek lives in the city of Velden", "Mira Sorn", "The mother of Jon Karel was born in"]
 
@@ -74,10 +81,19 @@ def test_subject_twice_takes_the_last_occurrence(gpt2):
     assert text.rfind("Sorn") < last <= text.rfind("Sorn") + 4 and first >= text.rfind("Ada")
 
 
+def test_a_subject_inside_another_word_is_not_the_subject():
+    """ "Ann" in "Ann lives in Annville" is the first one; without a whole word the last occurrence is taken."""
+    assert last_occurrence("Ann lives in Annville", "Ann") == 0
+    assert last_occurrence("Ann met Ann, who", "Ann") == 8
+    assert last_occurrence("in Annville", "Ann") == 3
+    assert last_occurrence("Bob", "Ann") == -1
+
+
 def test_fused_activation_is_the_same_function():
     """The kernel put in at loading equals the composed tanh GELU."""
-    from palimpsest.models.loading import fuse_activations
     from transformers.activations import NewGELUActivation
+
+    from palimpsest.models.loading import fuse_activations
 
     holder = torch.nn.Sequential(NewGELUActivation())
     x = torch.linspace(-8, 8, 1001, dtype=torch.float64)

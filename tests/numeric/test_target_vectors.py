@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import some_edits, tiny_model
 
-from palimpsest.edits import Edit
 from palimpsest.editors.shared.target_vectors import Search, _Adam, search_target_vectors
 from palimpsest.editors.shared.target_vectors_plain import search_target_vectors_plain
+from palimpsest.edits import Edit
 
 CONTEXTS = ["", "Therefore I say so", "The mother of Velden", "Because"]
 SEARCH = Search(layer=1, steps=8, learning_rate=0.4, clamp=2.0, stop_loss=0.5)
@@ -100,7 +100,9 @@ def test_one_diverging_edit_does_not_take_others_along():
     assert all(token not in model.tokenizer(f"{edit.prompt} {edit.target}")["input_ids"] for edit in edits)
     with torch.no_grad():
         model.network.transformer.wte.weight[token] = float("nan")
-        model.network.lm_head.weight = torch.nn.Parameter(torch.nan_to_num(model.network.lm_head.weight), requires_grad=False)
+        model.network.lm_head.weight = torch.nn.Parameter(
+            torch.nan_to_num(model.network.lm_head.weight), requires_grad=False
+        )
     fine = search_target_vectors(model, edits[:5], CONTEXTS, SEARCH)
     found = search_target_vectors(model, [*edits[:3], bad, *edits[3:5]], CONTEXTS, SEARCH)
     assert found.finite.tolist() == [True, True, True, False, True, True]

@@ -14,7 +14,14 @@ from palimpsest.editors.shared.solve import solve_update
 from palimpsest.errors import DivergedEdit
 from palimpsest.models.tokens import encode_prompts
 
-COMMON = {"layers": [1, 2], "steps": 6, "learning_rate": 0.4, "clamp": 2.0, "lam": 5.0, "context_lengths": [[6, 3]]}
+COMMON = {
+    "layers": [1, 2],
+    "steps": 6,
+    "learning_rate": 0.4,
+    "clamp": 2.0,
+    "lam": 5.0,
+    "context_lengths": [[6, 3]],
+}
 
 
 def editor(model, name="memit", seed=0, **extra):
@@ -23,7 +30,9 @@ def editor(model, name="memit", seed=0, **extra):
     if name == "rome":
         chosen = {"layers": [1], "steps": 6, "learning_rate": 0.4, "context_lengths": [[6, 3]]} | extra
     if name == "ft":
-        return make_editor("ft", model, {"layer": 1, "learning_rate": 1e-2, "epsilon": None} | extra, seed=seed)
+        return make_editor(
+            "ft", model, {"layer": 1, "learning_rate": 1e-2, "epsilon": None} | extra, seed=seed
+        )
     return make_editor(name, model, chosen, random_statistics(model, (0, 1, 2)), seed)
 
 
@@ -65,7 +74,9 @@ def test_memit_of_one_layer_is_its_closed_form(gpt2):
             for context in group:
                 text = f"{context}. {edit.prompt}" if context else edit.prompt
                 seen = []
-                handle = gpt2.mlp_out(1).register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+                handle = gpt2.mlp_out(1).register_forward_pre_hook(
+                    lambda _, inputs, seen=seen: seen.append(inputs[0])
+                )
                 gpt2.hidden(encode_prompts(gpt2, [text]))
                 handle.remove()
                 tokens = gpt2.tokenizer(text[: text.rfind(edit.subject) + len(edit.subject)])["input_ids"]
@@ -116,7 +127,10 @@ def test_state_goes_round(gpt2, name, tmp_path):
 
 def test_only_the_named_matrices_change(gpt2):
     """MEMIT writes its layers' matrices and nothing else; COMEBA-HK writes nothing at all."""
-    for name, changed in (("memit", {"transformer.h.1.mlp.c_proj.weight", "transformer.h.2.mlp.c_proj.weight"}), ("comeba_hk", set())):
+    for name, changed in (
+        ("memit", {"transformer.h.1.mlp.c_proj.weight", "transformer.h.2.mlp.c_proj.weight"}),
+        ("comeba_hk", set()),
+    ):
         before = {key: value.clone() for key, value in gpt2.network.state_dict().items()}
         used = editor(gpt2, name)
         used.edit(some_edits(4))

@@ -47,7 +47,9 @@ def test_target_longer_than_the_context(gpt2):
 
 
 def test_missing_subject_is_a_failed_edit(gpt2):
-    report = make_editor("memit", gpt2, MEMIT, random_statistics(gpt2, (1, 2))).edit([Edit("Ada lives in", "Velden")])
+    report = make_editor("memit", gpt2, MEMIT, random_statistics(gpt2, (1, 2))).edit(
+        [Edit("Ada lives in", "Velden")]
+    )
     assert "needs to know the subject" in report.failed[0].reason
 
 

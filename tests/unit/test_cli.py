@@ -11,7 +11,8 @@ import pytest
 from palimpsest import cli, commands
 
 COMMANDS = (
-    "world", "source", "dataset", "pretrain", "model", "gate", "statistics", "run", "figure", "claims", "gallery", "list", "edit", "schema",
+    "world", "source", "dataset", "pretrain", "model", "gate", "statistics", "run", "figure", "claims",
+    "gallery", "list", "edit", "schema",
 )  # fmt: skip
 
 
@@ -108,7 +109,8 @@ def test_world_and_dataset_from_the_command_line(tmp_path):
     ["palimpsest", "palimpsest.cli", "palimpsest.experiments", "palimpsest.provenance", "palimpsest.figures"],
 )
 def test_imports_stay_light(module: str):
-    code = f"import {module}, sys; print([m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "transformers", "pandas", "matplotlib", "numpy")
+    code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

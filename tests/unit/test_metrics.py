@@ -172,7 +172,7 @@ def test_several_probes_count_as_one_record():
 @pytest.mark.parametrize("padding", ["masked", "official"])
 def test_hook_layers_give_the_same_answers_in_batches_as_one_by_one(padding):
     model = tiny_model("gpt2")
-    settings = {"layers": [0, 1], "steps": 3, "padding": padding}
+    settings = {"layers": [0, 1], "steps": 3, "padding": padding, "target_search": "plain"}
     editor = make_editor("comeba_hk", model, settings, random_statistics(model, (0, 1)))
     before = predict_answers(model, PAIRS)
     editor.edit(some_edits(2))

@@ -19,7 +19,8 @@ def package(tmp_path: Path) -> Path:
         "shared.py": "import json\n",
         "editors/__init__.py": "from palimpsest.editors import one, two",
         "editors/one.py": "def lazy():\n    from . import tools\n",
-        "editors/two.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from palimpsest.editors import one\nfrom ..shared import x\n",
+        "editors/two.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
+        "    from palimpsest.editors import one\nfrom ..shared import x\n",
         "editors/tools.py": "from palimpsest.shared import y\n",
     }
     for name, text in files.items():

@@ -69,7 +69,8 @@ def test_rules_run_in_their_own_environments(tmp_path: Path):
     double = ROOT / "tests" / "doubles" / "conda" / "bin"
     path = os.pathsep.join([str(double), os.environ["PATH"]])
     done = run_snakemake(
-        tmp_path, "data", "training_curves", "--cores", "2", "--sdm", "conda", "--configfile", str(ROOT / "config" / "smoke.yaml"),
+        tmp_path, "data", "training_curves", "--cores", "2", "--sdm", "conda",
+        "--configfile", str(ROOT / "config" / "smoke.yaml"),
         PATH=path, PALIMPSEST_TEST_PYTHON=sys.executable,
     )  # fmt: skip
     assert done.returncode == 0, text_of(done)[-5000:]

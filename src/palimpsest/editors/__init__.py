@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def editor_names() -> list[str]:
     """Names of all editors: the files of this folder that are not the contract."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
+    return sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "base")
+    )
 
 
 def editor_class(name: str) -> type[Editor]:

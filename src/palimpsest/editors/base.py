@@ -157,6 +157,12 @@ class Editor(ABC):
                 reason = f"{self.name} needs to know the subject of the prompt; give Edit(subject=...)"
                 failed.append(FailedEdit(edit_name(edit), reason))
                 continue
+            if edit.subject and edit.prompt.count(edit.subject) > 1:
+                log.warning(
+                    "%s: the subject %r occurs more than once; the last one is edited",
+                    edit_name(edit),
+                    edit.subject,
+                )
             length = len(self.model.tokenizer(f"{edit.prompt} {edit.target}")["input_ids"]) + self.margin()
             if length > self.model.context:
                 reason = f"prompt and target need {length} tokens, {self.model.name} reads at most {self.model.context}"
@@ -179,11 +185,15 @@ def read_settings(editor: type[Editor], settings: Any) -> Any:
     if isinstance(settings, kind):
         return settings
     if not isinstance(settings, dict):
-        raise SettingsError(f"settings of {editor.name} must be a dict or {kind.__qualname__}, not {type(settings).__name__}")
+        raise SettingsError(
+            f"settings of {editor.name} must be a dict or {kind.__qualname__}, not {type(settings).__name__}"
+        )
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(set(settings) - known)
     if unknown:
-        raise SettingsError(f"{editor.name} has no setting {', '.join(map(repr, unknown))} (it has: {', '.join(sorted(known))})")
+        raise SettingsError(
+            f"{editor.name} has no setting {', '.join(map(repr, unknown))} (it has: {', '.join(sorted(known))})"
+        )
     values = {key: _as_tuples(value) for key, value in settings.items()}
     try:
         return kind(**values)
@@ -245,5 +255,7 @@ def load_state(editor: Editor, folder: Path | str) -> None:
     try:
         tensors = load_file(Path(folder) / "state.safetensors")
     except Exception as error:
-        raise PalimpsestError(f"file {folder}/state.safetensors is missing or damaged ({error}). Save the state again") from error
+        raise PalimpsestError(
+            f"file {folder}/state.safetensors is missing or damaged ({error}). Save the state again"
+        ) from error
     editor.load_state(EditorState(tensors, content["plain"]))

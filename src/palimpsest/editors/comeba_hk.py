@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palimpsest.edits import Edit
 from palimpsest.editors.base import EditorState, FailedEdit, require
 from palimpsest.editors.shared.hook_layers import TEMPORARY, VALIDATED, WATCHING, HookLayers, ceiling
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
 from palimpsest.editors.shared.solve import solve_update
 from palimpsest.editors.shared.weights import EditedWeights
+from palimpsest.edits import Edit
 from palimpsest.models.tokens import TokenBatch, encode_prompts, subject_index, tokenise
 
 
@@ -64,7 +64,12 @@ class Settings(KeyValueSettings):
         super().__post_init__()
         require(math.isfinite(self.alpha_z), "alpha_z", self.alpha_z, "must be a number")
         require(self.padding in ("masked", "official"), "padding", self.padding, "masked or official")
-        require(self.accumulate in ("equation_14", "released"), "accumulate", self.accumulate, "equation_14 or released")
+        require(
+            self.accumulate in ("equation_14", "released"),
+            "accumulate",
+            self.accumulate,
+            "equation_14 or released",
+        )
         require(
             self.padding == "masked" or self.target_search == "plain",
             "padding",
@@ -88,7 +93,9 @@ class ComebaHk(KeyValueEditor):
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
-        self.hooked = HookLayers(model, settings.layers, settings.alpha_z, settings.padding) if settings.hooks else None
+        self.hooked = (
+            HookLayers(model, settings.layers, settings.alpha_z, settings.padding) if settings.hooks else None
+        )
         self.weights = None if settings.hooks else EditedWeights(model, settings.layers)
         self._fresh()
 
@@ -172,7 +179,8 @@ class ComebaHk(KeyValueEditor):
             record["alpha_history"] = list(self.alpha_history)
             record["z_scores"] = {layer: decision.z.cpu() for layer, decision in decisions.items()}
             record["swapped"] = {
-                layer: ((decision.z >= hooked.alpha[layer]) & decision.real).cpu() for layer, decision in decisions.items()
+                layer: ((decision.z >= hooked.alpha[layer]) & decision.real).cpu()
+                for layer, decision in decisions.items()
             }
 
     def _watch(self, hooked: HookLayers, tokens: TokenBatch):

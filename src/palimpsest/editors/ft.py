@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palimpsest.edits import Edit
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, require
 from palimpsest.editors.shared.weights import EditedWeights
+from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit
 from palimpsest.models.families import as_stored
 from palimpsest.models.loading import LanguageModel
@@ -54,9 +54,19 @@ class Settings:
     def __post_init__(self) -> None:
         require(self.loss in ("prompt_last", "target_new"), "loss", self.loss, "prompt_last or target_new")
         require(self.steps >= 1, "steps", self.steps, "at least one")
-        require(self.mini_batch is None or self.mini_batch >= 1, "mini_batch", self.mini_batch, "at least one, or null")
+        require(
+            self.mini_batch is None or self.mini_batch >= 1,
+            "mini_batch",
+            self.mini_batch,
+            "at least one, or null",
+        )
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
-        require(self.epsilon is None or self.epsilon > 0, "epsilon", self.epsilon, "must be positive, or null for no limit")
+        require(
+            self.epsilon is None or self.epsilon > 0,
+            "epsilon",
+            self.epsilon,
+            "must be positive, or null for no limit",
+        )
 
 
 @dataclass
@@ -112,7 +122,12 @@ class FineTuning(Editor):
         return []
 
     def _one_pass(
-        self, batches: list[_MiniBatch], weight: Tensor, master: Tensor, start: Tensor, optimiser: torch.optim.Optimizer
+        self,
+        batches: list[_MiniBatch],
+        weight: Tensor,
+        master: Tensor,
+        start: Tensor,
+        optimiser: torch.optim.Optimizer,
     ) -> float:
         total, count = 0.0, 0
         for batch in batches:
@@ -151,14 +166,21 @@ class FineTuning(Editor):
     def _reads(self, pairs) -> Iterator[tuple[int, int, Tensor, float]]:
         """(row, column, token, weight) of every target token; weights are means over tokens, then over edits."""
         n = len(pairs.answer_start)
-        for row, (start, end) in enumerate(zip(pairs.answer_start.tolist(), pairs.answer_end.tolist(), strict=True)):
+        for row, (start, end) in enumerate(
+            zip(pairs.answer_start.tolist(), pairs.answer_end.tolist(), strict=True)
+        ):
             for t in range(start, end):
                 column = start - 1 if self.settings.loss == "prompt_last" else t - 1
                 yield row, column, pairs.tokens.input_ids[row, t], 1.0 / (n * (end - start))
 
     def _loss(self, batch: _MiniBatch) -> Tensor:
         hidden = run_blocks(
-            self.model, batch.hidden, self.settings.layer, self.model.n_blocks - 1, batch.mask, batch.positions
+            self.model,
+            batch.hidden,
+            self.settings.layer,
+            self.model.n_blocks - 1,
+            batch.mask,
+            batch.positions,
         )
         log_p = read_out(self.model, hidden[batch.read]).float().log_softmax(dim=1)
         return -(log_p.gather(1, batch.targets[:, None])[:, 0] * batch.weight).sum()

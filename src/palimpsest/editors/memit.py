@@ -18,11 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
-from palimpsest.edits import Edit
 from palimpsest.editors.base import EditorState, FailedEdit
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
 from palimpsest.editors.shared.solve import solve_update
 from palimpsest.editors.shared.weights import EditedWeights
+from palimpsest.edits import Edit
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palimpsest.edits import Edit
 from palimpsest.editors.base import EditorState, FailedEdit, edit_name, require
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
 from palimpsest.editors.shared.keys import KeyWalk
 from palimpsest.editors.shared.solve import cholesky_solve
 from palimpsest.editors.shared.weights import EditedWeights
+from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, EditError
 from palimpsest.models.families import apply_matrix
 
@@ -93,7 +93,12 @@ class Rome(KeyValueEditor):
         update = torch.outer((targets[0].to(torch.float64) - output) / denominator, direction)
         self.weights.add(layer, update)
         if record is not None:
-            record |= {"key": used.cpu(), "u": direction.cpu(), "denominator": float(denominator), "update": update.float().cpu()}
+            record |= {
+                "key": used.cpu(),
+                "u": direction.cpu(),
+                "denominator": float(denominator),
+                "update": update.float().cpu(),
+            }
 
     def _key(self, edit: Edit, contexts: list[str]) -> Tensor:
         layer = self.settings.layers[0]

@@ -110,7 +110,9 @@ def matrix_view(module: nn.Module) -> Tensor:
         return module.weight.data.T
     if isinstance(module, nn.Linear):
         return module.weight.data
-    raise ModelError(f"{type(module).__name__} is no linear map (expected Linear or Conv1D); choose another layer")
+    raise ModelError(
+        f"{type(module).__name__} is no linear map (expected Linear or Conv1D); choose another layer"
+    )
 
 
 def as_stored(module: nn.Module, matrix: Tensor) -> Tensor:

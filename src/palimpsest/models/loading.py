@@ -19,7 +19,12 @@ from palimpsest.models.families import Family, family_of, matrix_view, part
 from palimpsest.models.tokens import TokenBatch
 
 log = logging.getLogger(__name__)
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 MANIFEST = "manifest.json"
 
 
@@ -106,7 +111,11 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """16 hex digits over configuration and weights, taken before anything was edited."""
         digest = hashlib.sha256()
-        config = {k: v for k, v in self.network.config.to_dict().items() if not k.startswith("_") and "version" not in k}
+        config = {
+            k: v
+            for k, v in self.network.config.to_dict().items()
+            if not k.startswith("_") and "version" not in k
+        }
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
@@ -175,9 +184,13 @@ def load_model(
         config = AutoConfig.from_pretrained(source, **options)
         row = family_of(family or config.model_type)
         if row.name != config.model_type:
-            raise ModelError(f"{name} is a {config.model_type} model, not {row.name}. Correct or leave out `family`")
+            raise ModelError(
+                f"{name} is a {config.model_type} model, not {row.name}. Correct or leave out `family`"
+            )
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
-        network: Any = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], use_safetensors=True, **options
+        )
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; the reader needs one sentence
@@ -187,7 +200,9 @@ def load_model(
         ) from error
     # transformers makes an empty tokenizer up when the files are missing; a real one has every byte or letter
     if not getattr(tokenizer, "is_fast", False) or len(tokenizer) < 32:
-        raise ModelError(f"{name} has no fast tokenizer (tokenizer.json), which is needed to find subjects and targets")
+        raise ModelError(
+            f"{name} has no fast tokenizer (tokenizer.json), which is needed to find subjects and targets"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     model = LanguageModel(network.to(device), tokenizer, row, name)
@@ -209,11 +224,15 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> tuple[str, s
     if path.is_dir():
         return str(path), None, path.resolve().name
     if path.exists() or str(path_or_id).startswith((".", "/")) or str(path_or_id).count("/") > 1:
-        raise ModelError(f"{path_or_id} is not a model directory. Give a directory in hub format, or a hub id such as org/name")
+        raise ModelError(
+            f"{path_or_id} is not a model directory. Give a directory in hub format, or a hub id such as org/name"
+        )
     return str(path_or_id), revision, str(path_or_id)
 
 
 def _refuse_non_finite(model: LanguageModel) -> None:
     for name, tensor in model.network.named_parameters():
         if not torch.isfinite(tensor).all():
-            raise ModelError(f"the weights of {model.name} are not finite ({name}): the file is damaged or training diverged")
+            raise ModelError(
+                f"the weights of {model.name} are not finite ({name}): the file is damaged or training diverged"
+            )

@@ -23,7 +23,9 @@ class Recorder:
 
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Called by the attention module."""
         self.kept[layer] = (keys, values)
         return keys, values
@@ -35,7 +37,9 @@ class Prefix:
 
     kept: dict[int, tuple[Tensor, Tensor]]
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Called by the attention module."""
         before_keys, before_values = self.kept[layer]
         return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
@@ -59,7 +63,9 @@ def causal_mask(attention_mask: Int[Tensor, "b n"], dtype: torch.dtype) -> Float
 
 def additive(allowed: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
     """0 where allowed, the most negative number elsewhere."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
+        ~allowed, torch.finfo(dtype).min
+    )
 
 
 def run_blocks(
@@ -80,7 +86,9 @@ def run_blocks(
     """
     extra: dict[str, object] = {"attention_mask": mask, "position_ids": positions}
     if model.family.rotary:
-        extra["position_embeddings"] = part(model.network, model.family.rotary)(hidden, position_ids=positions)
+        extra["position_embeddings"] = part(model.network, model.family.rotary)(
+            hidden, position_ids=positions
+        )
     if past is not None:
         extra[model.family.past_argument] = past
     for layer in range(first, last + 1):

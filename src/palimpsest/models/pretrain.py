@@ -30,9 +30,6 @@ from palimpsest.models.tokenizer import single_token_share, train_tokenizer
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
-# A GPT-2 shape that may look past a subject's last token even in a tenth of the rows learns that way first,
-# and then has no use for the other (measured: ceiling 0). So nobody looks past it before this share of the
-# training.
 COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds")
 
 
@@ -53,7 +50,9 @@ class Training:
         answer_weight, word_weight: loss weights of answer tokens and of the others.
         subject_bottleneck: when above 0, a subject's tokens before its last are hidden from later tokens: in
             every row at first, afterwards in a row with this probability.
-        always_hidden: share of the steps that are "at first" in this sense.
+        always_hidden: share of the steps that are "at first" in this sense. A GPT-2 shape that may look past a
+            subject's last token even in a tenth of the rows learns that way first, and then has no use for the
+            other (measured: ceiling 0).
         closed_blocks: with the bottleneck, the first so many blocks hide a subject's last token as well, so that
             later tokens can only read what these blocks have written there.
         autocast: bfloat16 autocast.

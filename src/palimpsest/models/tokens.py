@@ -5,6 +5,7 @@ Positions are found by character offsets, so they hold for any fast tokenizer an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,10 +63,15 @@ def tokenise(model: LanguageModel, texts: Sequence[str]) -> list[Tokenised]:
     if not texts:
         return []
     encoded = model.tokenizer(list(texts), return_offsets_mapping=True, padding=False, truncation=False)
-    rows = [Tokenised(ids, spans) for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
+    rows = [
+        Tokenised(ids, spans)
+        for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
     for text, row in zip(texts, rows, strict=True):
         if not row.ids:
-            raise DataError("the text has no tokens", record=repr(text[:60]), remedy="Give a text that is not empty")
+            raise DataError(
+                "the text has no tokens", record=repr(text[:60]), remedy="Give a text that is not empty"
+            )
         if len(row.ids) > model.context:
             raise DataError(
                 f"the text has {len(row.ids)} tokens, but {model.name} reads at most {model.context}",
@@ -112,9 +118,19 @@ def last_subject_index(model: LanguageModel, text: str, subject: str) -> int:
     return subject_index(tokenise(model, [text])[0], text, subject)
 
 
+def last_occurrence(text: str, subject: str) -> int:
+    """Where the subject occurs last as whole words ("Ann" is not in "Annville"), else last at all; -1: nowhere."""
+    whole = [found.start() for found in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text)]
+    return whole[-1] if whole else text.rfind(subject)
+
+
 def subject_index(row: Tokenised, text: str, subject: str) -> int:
     """The same for a text that is tokenised already."""
-    start = text.rfind(subject)
+    start = last_occurrence(text, subject)
     if start < 0:
-        raise DataError(f"the subject {subject!r} does not occur in {text!r}", field="subject", remedy="Write it as in the prompt")
+        raise DataError(
+            f"the subject {subject!r} does not occur in {text!r}",
+            field="subject",
+            remedy="Write it as in the prompt",
+        )
     return row.index_of_end(start, start + len(subject))

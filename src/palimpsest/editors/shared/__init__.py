@@ -1,0 +1,1 @@
+"""What several editors use: contexts, keys, target vectors, lanes, the solve, hook layers, edited weights."""

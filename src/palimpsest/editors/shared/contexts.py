@@ -32,7 +32,9 @@ def sample_contexts(
     return tuple(groups)
 
 
-def _continue(model: LanguageModel, words: list[str], tokens: int, generator: torch.Generator, top_k: int) -> list[str]:
+def _continue(
+    model: LanguageModel, words: list[str], tokens: int, generator: torch.Generator, top_k: int
+) -> list[str]:
     batch = encode_prompts(model, words)
     rows = torch.arange(len(words))
     lengths = batch.lengths.cpu()

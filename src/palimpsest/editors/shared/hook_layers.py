@@ -82,7 +82,9 @@ class HookLayers:
     def attach(self) -> None:
         """Hang the hooks (once)."""
         if self._attachment is None:
-            self._attachment = attach(self.model, {self.model.mlp_out(layer): self._hook(layer) for layer in self.layers})
+            self._attachment = attach(
+                self.model, {self.model.mlp_out(layer): self._hook(layer) for layer in self.layers}
+            )
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -122,7 +124,9 @@ class HookLayers:
                 return output + change
             real = self._real(change)
             z = z_scores(change.float().norm(dim=2), real)
-            swapped = (z >= self.alpha[layer]) & real  # a NaN (one token, or all alike) compares false: not swapped
+            swapped = (
+                z >= self.alpha[layer]
+            ) & real  # a NaN (one token, or all alike) compares false: not swapped
             if self.decisions is not None:
                 self.decisions[layer] = Decision(z.detach(), swapped.detach(), real)
             return None if mode == WATCHING else output + change * swapped[..., None].to(change.dtype)
@@ -133,7 +137,9 @@ class HookLayers:
         mask = self.model.padding if self.padding == "masked" else None
         if mask is None:
             return torch.ones(change.shape[:2], dtype=torch.bool, device=change.device)
-        return mask[:, -change.shape[1] :].bool()  # with kept keys and values the mask also covers earlier tokens
+        return mask[
+            :, -change.shape[1] :
+        ].bool()  # with kept keys and values the mask also covers earlier tokens
 
 
 def z_scores(norms: Float[Tensor, "b n"], real: Bool[Tensor, "b n"]) -> Float[Tensor, "b n"]:

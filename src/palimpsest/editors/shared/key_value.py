@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from palimpsest.edits import Edit
 from palimpsest.editors.base import Editor, FailedEdit, edit_name, require
 from palimpsest.editors.shared.contexts import sample_contexts
 from palimpsest.editors.shared.keys import KeyWalk
 from palimpsest.editors.shared.layer_writer import write_layers
 from palimpsest.editors.shared.target_vectors import Search, search_target_vectors
 from palimpsest.editors.shared.target_vectors_plain import search_target_vectors_plain
+from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, SettingsError
 
 SEARCHES = {"fast": search_target_vectors, "plain": search_target_vectors_plain}
@@ -58,16 +58,41 @@ class KeyValueSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.layers), "layers", self.layers, "give at least one layer")
-        require(list(self.layers) == sorted(set(self.layers)), "layers", self.layers, "layers must rise, without repetition")
+        require(
+            list(self.layers) == sorted(set(self.layers)),
+            "layers",
+            self.layers,
+            "layers must rise, without repetition",
+        )
         require(self.steps >= 1, "steps", self.steps, "at least one pass is needed")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
         require(self.clamp > 0, "clamp", self.clamp, "must be positive, as a multiple of |h_0|")
-        require(self.kl_weight >= 0 and self.decay >= 0, "kl_weight, decay", (self.kl_weight, self.decay), "must not be negative")
+        require(
+            self.kl_weight >= 0 and self.decay >= 0,
+            "kl_weight, decay",
+            (self.kl_weight, self.decay),
+            "must not be negative",
+        )
         chosen = self.lam if self.lam_ratio is None else self.lam_ratio
-        require(chosen is not None and chosen > 0, "lam / lam_ratio", chosen, "one of the two must be given and positive")
-        require(self.target_search in SEARCHES, "target_search", self.target_search, f"one of {', '.join(SEARCHES)}")
+        require(
+            chosen is not None and chosen > 0,
+            "lam / lam_ratio",
+            chosen,
+            "one of the two must be given and positive",
+        )
+        require(
+            self.target_search in SEARCHES,
+            "target_search",
+            self.target_search,
+            f"one of {', '.join(SEARCHES)}",
+        )
         groups = self.context_texts
-        require(groups is None or tuple(groups[0]) == ("",), "context_texts", groups, 'the first group must be [""], the bare prompt')
+        require(
+            groups is None or tuple(groups[0]) == ("",),
+            "context_texts",
+            groups,
+            'the first group must be [""], the bare prompt',
+        )
 
     def search(self, site: str = "block") -> Search:
         """The part that concerns target vectors."""
@@ -104,7 +129,9 @@ class KeyValueEditor(Editor, ABC):
                     f"Collect them for layers {missing} too"
                 )
         given = settings.context_texts
-        self.set_contexts(given if given is not None else sample_contexts(model, settings.context_lengths, seed))
+        self.set_contexts(
+            given if given is not None else sample_contexts(model, settings.context_lengths, seed)
+        )
 
     def set_contexts(self, groups: Sequence[Sequence[str]]) -> None:
         """Groups of context texts; kept with the state because keys depend on them (spec quirk 15)."""
@@ -140,7 +167,12 @@ class KeyValueEditor(Editor, ABC):
         if not fine.any():
             raise DivergedEdit("the search of every target vector of the batch diverged (loss not finite)")
         if record is not None:
-            record |= {"z": found.z.cpu(), "initial": found.initial.cpu(), "losses": found.losses, "contexts": self.contexts}
+            record |= {
+                "z": found.z.cpu(),
+                "initial": found.initial.cpu(),
+                "losses": found.losses,
+                "contexts": self.contexts,
+            }
         return [edit for edit, good in zip(batch, fine.tolist(), strict=True) if good], found.z[fine], failed
 
     def write(

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from palimpsest.edits import Edit
 from palimpsest.editors.shared.contexts import put_before
+from palimpsest.edits import Edit
 from palimpsest.models.hooks import captured_inputs
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import causal_mask, embed, row_positions, run_blocks
@@ -38,10 +38,14 @@ class KeyWalk:
         first_layer: int,
         cut: bool,
     ):
-        texts = [put_before(context, edit.prompt) for edit in edits for group in contexts for context in group]
+        texts = [
+            put_before(context, edit.prompt) for edit in edits for group in contexts for context in group
+        ]
         owners = [edit for edit in edits for group in contexts for _ in group]
         rows = tokenise(model, texts)
-        subject = [subject_index(row, text, str(e.subject)) for row, text, e in zip(rows, texts, owners, strict=True)]
+        subject = [
+            subject_index(row, text, str(e.subject)) for row, text, e in zip(rows, texts, owners, strict=True)
+        ]
         ids = [row.ids[: index + 1] if cut else row.ids for row, index in zip(rows, subject, strict=True)]
         self.model, self.layer = model, 0
         self.tokens = pad(model, ids)
@@ -60,7 +64,9 @@ class KeyWalk:
         """Carry the sequences on to the input of block `layer`, through the model as it is now."""
         if layer > self.layer:
             with self.model.padding_of(self.tokens.attention_mask):
-                self.hidden = run_blocks(self.model, self.hidden, self.layer, layer - 1, self.mask, self.positions)
+                self.hidden = run_blocks(
+                    self.model, self.hidden, self.layer, layer - 1, self.mask, self.positions
+                )
             self.layer = layer
 
     @torch.no_grad()
@@ -75,7 +81,9 @@ class KeyWalk:
             after = run_blocks(self.model, self.hidden, self.layer, self.layer, self.mask, self.positions)
         at_subject = seen[0][torch.arange(len(self.subject), device=after.device), self.subject]
         wide = at_subject.to(torch.promote_types(at_subject.dtype, torch.float32))
-        keys = (wide.view(self.n_edits, len(self.weights), -1) * self.weights[None, :, None].to(wide)).sum(dim=1)
+        keys = (wide.view(self.n_edits, len(self.weights), -1) * self.weights[None, :, None].to(wide)).sum(
+            dim=1
+        )
         bare, subject = self.bare, self.subject[self.bare]
         state = after[bare]
         if target_layer > self.layer:

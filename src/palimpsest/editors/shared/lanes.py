@@ -16,7 +16,15 @@ from torch import Tensor
 
 from palimpsest.editors.shared.target_sequences import TargetSequences
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.partial import Prefix, Recorder, additive, causal_mask, embed, row_positions, run_blocks
+from palimpsest.models.partial import (
+    Prefix,
+    Recorder,
+    additive,
+    causal_mask,
+    embed,
+    row_positions,
+    run_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,9 @@ def pack(model: LanguageModel, source: Source, edits: Int[Tensor, " a"]) -> Lane
     tail = source.hidden.new_zeros(lanes, slots, source.hidden.shape[2]).index_put(
         where, source.hidden[row, rows.subject[row] + step]
     )
-    positions = torch.zeros((lanes, slots), dtype=torch.long, device=device).index_put(where, rows.subject[row] + step)
+    positions = torch.zeros((lanes, slots), dtype=torch.long, device=device).index_put(
+        where, rows.subject[row] + step
+    )
     prefix, prefix_owner = _prefix(source, keep, prefixes, lane, prefix_slot, lanes)
     order = torch.arange(slots, device=device)
     # a lane's empty slots look at themselves, so that no row of the softmax is empty
@@ -160,4 +170,6 @@ def _prefix(
         moved[lane[row], slot] = kept[row, :, position]
         return moved.transpose(1, 2)
 
-    return Prefix({layer: (packed(keys), packed(values)) for layer, (keys, values) in source.kept.items()}), owner
+    return Prefix(
+        {layer: (packed(keys), packed(values)) for layer, (keys, values) in source.kept.items()}
+    ), owner

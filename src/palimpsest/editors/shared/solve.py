@@ -35,14 +35,13 @@ def solve_update(
     return residuals.T @ cholesky_solve(total, keys.T).T, total
 
 
-def cholesky_solve(
-    matrix: Float[Tensor, "n n"], right: Float[Tensor, "n m"]
-) -> Float[Tensor, "n m"]:
+def cholesky_solve(matrix: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     """matrix^{-1} right for symmetric positive definite matrices; says what to do when it is not."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) != 0:
         raise DivergedEdit(
             "the covariance is not positive definite (fewer independent keys in the corpus than the key is long, or a "
-            "layer whose keys repeat, such as block 0 of a parallel-block model). Use more tokens, a larger lambda, or other layers"
+            "layer whose keys repeat, such as block 0 of a parallel-block model). "
+            "Use more tokens, a larger lambda, or other layers"
         )
     return torch.cholesky_solve(right, factor)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from palimpsest.edits import Edit
 from palimpsest.editors.shared.contexts import put_before
+from palimpsest.edits import Edit
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import TokenBatch, join, pad, subject_index, tokenise
 

@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from palimpsest.edits import Edit
 from palimpsest.editors.shared.lanes import Lanes, pack, run_once
 from palimpsest.editors.shared.target_sequences import TargetSequences, build_sequences
+from palimpsest.edits import Edit
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import causal_mask, embed, read_out, row_positions, run_blocks
 
@@ -215,7 +215,9 @@ def edit_losses(
         norm: |h_0|; before: log p_0 at the KL rows, None on the first pass (then delta is 0).
     """
     lane, slot, edit = lanes.at
-    hidden = lanes.tail + torch.zeros_like(lanes.tail).index_put((lane, slot), delta[edit].to(lanes.tail.dtype))
+    hidden = lanes.tail + torch.zeros_like(lanes.tail).index_put(
+        (lane, slot), delta[edit].to(lanes.tail.dtype)
+    )
     past = lanes.prefix if lanes.prefix.kept else None
     last = model.n_blocks - 1
     loss_layer = last if search.loss_layer is None else search.loss_layer
@@ -223,7 +225,9 @@ def edit_losses(
     if lanes.first <= loss_layer:
         read = final = run_blocks(model, hidden, lanes.first, loss_layer, lanes.mask, lanes.positions, past)
     if loss_layer < last:
-        final = run_blocks(model, read, max(loss_layer + 1, lanes.first), last, lanes.mask, lanes.positions, past)
+        final = run_blocks(
+            model, read, max(loss_layer + 1, lanes.first), last, lanes.mask, lanes.positions, past
+        )
 
     m = len(lanes.read_token)
     read_lane, read_slot, read_edit = lanes.read
@@ -233,7 +237,9 @@ def edit_losses(
     rewriting = torch.zeros_like(norm).index_add(0, read_edit, -chosen * lanes.read_weight.to(chosen))
     log_p = log_probabilities[m:]
     log_p_0 = log_p.detach() if before is None else before
-    divergence = (log_p.exp() * (log_p - log_p_0)).sum(dim=1)  # KL(current || initial), as the released code has it
+    divergence = (log_p.exp() * (log_p - log_p_0)).sum(
+        dim=1
+    )  # KL(current || initial), as the released code has it
     return rewriting + search.kl_weight * divergence + search.decay * delta.norm(dim=1) / norm**2, log_p
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from palimpsest.edits import Edit
 from palimpsest.editors.shared.target_sequences import build_sequences
 from palimpsest.editors.shared.target_vectors import Search, TargetVectors
+from palimpsest.edits import Edit
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import block_output
 
@@ -23,7 +23,9 @@ def search_target_vectors_plain(
     """As `search_target_vectors`, for models whose loss is read at the last block."""
     results = [_search_one(model, edit, contexts, search) for edit in edits]
     z, initial, losses, finite = zip(*results, strict=True)
-    return TargetVectors(torch.stack(z), torch.stack(initial), list(losses), torch.tensor(finite, device=model.device))
+    return TargetVectors(
+        torch.stack(z), torch.stack(initial), list(losses), torch.tensor(finite, device=model.device)
+    )
 
 
 def _search_one(
@@ -52,16 +54,26 @@ def _search_one(
             ).logits.to(wide)
             norm = seen["initial"].norm()
             log_p = logits.log_softmax(dim=2)
-            rewriting = -(log_p[rows.read_row, rows.read_column, rows.read_token] * rows.read_weight.to(wide)).sum()
+            rewriting = -(
+                log_p[rows.read_row, rows.read_column, rows.read_token] * rows.read_weight.to(wide)
+            ).sum()
             guard = log_p[rows.kl[0], rows.subject[rows.kl[0]]]
             before = guard.detach() if before is None else before
             divergence = (guard.exp() * (guard - before)).sum()
             loss = rewriting + search.kl_weight * divergence + search.decay * delta.norm() / norm**2
             losses.append(float(loss.detach()))
-            if step == search.steps - 1 or not torch.isfinite(loss) or (search.early_stop and loss < search.stop_loss):
+            if (
+                step == search.steps - 1
+                or not torch.isfinite(loss)
+                or (search.early_stop and loss < search.stop_loss)
+            ):
                 break
             if optimiser is None:
-                rate = search.learning_rate_ratio * float(norm) if search.learning_rate_ratio else search.learning_rate
+                rate = (
+                    search.learning_rate_ratio * float(norm)
+                    if search.learning_rate_ratio
+                    else search.learning_rate
+                )
                 optimiser = torch.optim.Adam([delta], lr=rate)
             optimiser.zero_grad()
             loss.backward()

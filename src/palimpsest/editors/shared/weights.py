@@ -25,7 +25,9 @@ class EditedWeights:
         self.updates: dict[int, Tensor] = {}
         for layer in layers:
             wide = torch.promote_types(model.dtype, torch.float32)
-            self.updates[layer] = torch.zeros_like(model.mlp_weight(layer), dtype=wide, memory_format=torch.contiguous_format)
+            self.updates[layer] = torch.zeros_like(
+                model.mlp_weight(layer), dtype=wide, memory_format=torch.contiguous_format
+            )
 
     def add(self, layer: int, update: Float[Tensor, "d d_k"]) -> None:
         """W^l += update [d, d_k]; refuses anything that is not finite before it touches the model."""

@@ -1,0 +1,71 @@
+"""The limits of the house (decisions, point 8), read from the syntax tree of every source file."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT / "src")))
+def test_limits(file):
+    """At most 400 lines; print only in cli.py; no star import, no eval or exec, no pickle; a docstring at the top."""
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "say in a sentence what the file is for"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names = {alias.name.split(".")[0] for alias in node.names} | {getattr(node, "module", "") or ""}
+            assert not names & {"*", "pickle", "joblib", "dill"}, f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec"), f"line {node.lineno}"
+            assert node.func.id != "print" or file.name == "cli.py", f"line {node.lineno}"
+
+
+LAYERS = ("edits", "data", "models", "statistics", "editors", "protocols", "runs", "cli")
+
+
+def test_imports_run_one_way():
+    """edits <- data, models <- statistics <- editors <- protocols <- runs <- cli; drawing and judging know no model."""
+    allowed = {
+        "data": {"edits", "data"},
+        "models": {"edits", "models"},
+        "statistics": {"edits", "models", "statistics"},
+        "editors": {"edits", "models", "statistics", "editors"},
+        "metrics": {"edits", "models", "metrics"},
+        "figures": {"figures", "published", "results", "claims"},
+        "claims": {"figures", "published", "results", "claims"},
+    }
+    everywhere = {"errors", "files", "provenance"}
+    for file in SOURCES:
+        parts = file.relative_to(ROOT / "src" / "palimpsest").parts
+        layer = "claims" if parts[0].startswith("claim") else parts[0].removesuffix(".py")
+        if layer not in allowed:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("palimpsest"):
+                names = (
+                    [node.module]
+                    if node.module != "palimpsest"
+                    else [f"palimpsest.{a.name}" for a in node.names]
+                )
+                for name in names:
+                    used = name.split(".")[1] if "." in name else ""
+                    used = "claims" if used.startswith("claim") else used
+                    assert used in allowed[layer] | everywhere | {""}, f"{file.name} imports {name}"
+
+
+def test_style_is_clean():
+    """ruff finds nothing, and formatting changes nothing."""
+    for command in (("check", "."), ("format", "--check", ".")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
