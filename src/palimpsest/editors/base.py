@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -194,16 +195,20 @@ def read_settings(editor: type[Editor], settings: Any) -> Any:
         raise SettingsError(
             f"{editor.name} has no setting {', '.join(map(repr, unknown))} (it has: {', '.join(sorted(known))})"
         )
-    values = {key: _as_tuples(value) for key, value in settings.items()}
+    hints = typing.get_type_hints(kind)
+    values = {key: _plain_value(value, hints[key]) for key, value in settings.items()}
     try:
         return kind(**values)
     except TypeError as error:
         raise SettingsError(f"settings of {editor.name}: {error}") from error
 
 
-def _as_tuples(value: Any) -> Any:
-    """Lists from JSON or YAML as tuples, all the way down: settings are frozen."""
-    return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+def _plain_value(value: Any, hint: Any) -> Any:
+    """What JSON or YAML states in the type of the field: lists as tuples all the way down, 15000 as 15000.0."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain_value(item, None) for item in value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and float in (hint, *typing.get_args(hint)) else value
 
 
 def require(condition: bool, name: str, value: Any, expected: str) -> None:
