@@ -58,11 +58,13 @@ def write_text(target: Path | str, text: str) -> None:
     write_atomic(target, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def write_json(target: Path | str, content: Any) -> None:
-    """Write JSON atomically: sorted keys, two blanks of indent, no NaN (JSON has none)."""
-    write_text(
-        target, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+def write_json(target: Path | str, content: Any, indent: int | None = 2) -> None:
+    """Write JSON atomically: sorted keys, two blanks of indent, no NaN (JSON has none).
+
+    Without indent (None) it is written by the C encoder, ten times faster: for files only programs read.
+    """
+    text = json.dumps(content, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(target, text + "\n")
 
 
 def read_json(path: Path | str) -> Any:

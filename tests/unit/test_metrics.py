@@ -159,14 +159,37 @@ def test_several_probes_count_as_one_record():
         rephrasings=("I say Ada Tolvek lives in", "The mother of Ada Tolvek lives in"),
         locality=(Probe("Ben Tolvek lives in", "Marrin"), Probe("The city of", "Ostrava", "unrelated")),
     )
-    values = Evaluation(model, [edit], generation=False).after(
-        [0], lambda asked: [q.split == "rephrase" for q in asked]
-    )
+    values = Evaluation(model, [edit], generation=False).after([0])
     found = {(v.split, v.metric): v.value for v in values}
     assert len(found) == len(values)
     assert ("rephrase", "generality") in found and ("unrelated", "locality") in found
-    assert found["rephrase", "swap_rate"] == 1.0 and found["edit", "swap_rate"] == 0.0
     assert not any(metric == "generation_match" for _, metric in found)
+
+
+def test_swap_rate_is_what_the_hook_layers_did_with_prompt_and_answer():
+    model = tiny_model("gpt2")
+    settings = {"layers": [0, 1], "steps": 3, "target_search": "plain"}
+    editor = make_editor("comeba_hk", model, settings, random_statistics(model, (0, 1)))
+    evaluation = Evaluation(model, some_edits(4), generation=True, batching=Batching(tokens=40))
+    editor.edit(evaluation.edits)
+    seen = [row for q in evaluation.questions for row in editor.inspect([q.text], [None])]
+    for layer in (0, 1):  # a threshold that about half of the prompts pass
+        editor.hooked.alpha[layer] = sorted(max(row["z"]) for row in seen if row["layer"] == layer)[
+            len(seen) // 3
+        ]
+    found = {
+        (v.order, v.split): v.value
+        for v in evaluation.after(range(4), editor.watching)
+        if v.metric == "swap_rate"
+    }
+    wanted = {}
+    for question in evaluation.questions:
+        rows = editor.inspect([question.text], [None])
+        wanted.setdefault((question.order, question.split), []).append(
+            any(any(row["swapped"]) for row in rows)
+        )
+    assert found == {key: sum(flags) / len(flags) for key, flags in wanted.items()}
+    assert 0 < mean(list(found.values())) < 1
 
 
 @pytest.mark.parametrize("padding", ["masked", "official"])

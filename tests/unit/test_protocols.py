@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import dataclass
 
@@ -76,6 +77,10 @@ class Noise(Editor):
 
     def state_bytes(self):
         return 100
+
+    @contextlib.contextmanager
+    def watching(self):
+        yield lambda: None
 
     def inspect(self, prompts, subjects):
         rows = []

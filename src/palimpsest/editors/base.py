@@ -6,12 +6,13 @@ To write one: a frozen dataclass `Settings` whose fields are the hyper-parameter
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -146,6 +147,15 @@ class Editor(ABC):
     def inspect(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> list[dict[str, Any]]:
         """What the method decides for each prompt; empty where a method has no scope decision to show."""
         return []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Callable[[], Tensor | None] | None]:
+        """For the length of a block: a function that tells on which rows [b] of the latest pass the method acted.
+
+        Yields None where a method has no scope decision (it acts on every input); the function gives None when no
+        decision was made since it was last asked.
+        """
+        yield None
 
     def margin(self) -> int:
         """Tokens the method puts before a prompt while it edits."""

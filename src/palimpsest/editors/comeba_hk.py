@@ -20,7 +20,8 @@ With `hooks: false` this is the paper's ablation: the same recursion, written in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,6 +219,21 @@ class ComebaHk(KeyValueEditor):
                     }
                 )
         return found
+
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[], Tensor | None] | None]:
+        """Which rows of the latest pass have a swapped token at any hook layer."""
+        if not self.hooked:
+            yield None
+            return
+        with self.hooked.noting() as decisions:
+
+            def acted() -> Tensor | None:
+                seen = [decision.swapped.any(dim=1) for decision in decisions.values()]
+                decisions.clear()
+                return torch.stack(seen).any(dim=0) if seen else None
+
+            yield acted
 
     def state(self) -> EditorState:
         """D = W_h - W_0 (or the weight updates), remembered keys, alpha, contexts."""

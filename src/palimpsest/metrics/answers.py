@@ -7,7 +7,7 @@ numbers the same as one row at a time. Only the logits that are read are compute
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +56,14 @@ class Batching:
 
 
 def predict_answers(
-    model: LanguageModel, pairs: Sequence[tuple[str, str]], batching: Batching | None = None
+    model: LanguageModel,
+    pairs: Sequence[tuple[str, str]],
+    batching: Batching | None = None,
+    after_pass: Callable[[list[int]], None] | None = None,
 ) -> list[Answer]:
     """Argmax predictions at the answer's tokens of every (prompt, answer), in the order of `pairs`.
+
+    `after_pass` is called after each pass with the places of its rows in `pairs`.
 
     Raises DataError when an answer has no token of its own, or a pair is longer than the model's context.
     """
@@ -76,6 +81,8 @@ def predict_answers(
         columns = torch.cat([torch.arange(starts[row], ends[row]) for row in group])
         predicted = model.logits(tokens, (rows, columns - 1)).argmax(dim=-1).cpu()
         wanted = tokens.input_ids.cpu()[rows, columns]
+        if after_pass is not None:
+            after_pass(group)
         for row, said, written in zip(group, predicted.split(counts), wanted.split(counts), strict=True):
             answers[row] = Answer(tuple(said.tolist()), tuple(written.tolist()))
     return [answer for answer in answers if answer is not None]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from palimpsest.edits import Edit
 from palimpsest.metrics.answers import Answer, Batching, predict_answers
@@ -18,6 +20,9 @@ from palimpsest.models.loading import LanguageModel
 # Split -> name of its teacher-forced token accuracy. Other splits hold answers that must stay as they were.
 WANTED_SPLITS = {"edit": "reliability", "rephrase": "generality"}
 UNCHANGED_METRIC = "locality"
+
+# For the length of a block: a function that tells on which rows [b] of the latest pass the edit acted.
+Watching = Callable[[], AbstractContextManager[Callable[[], Tensor | None] | None]]
 
 
 @dataclass(frozen=True)
@@ -90,29 +95,37 @@ class Evaluation:
         everything = list(range(len(self.questions)))
         return self._score(everything, self._before, self._generated_before)
 
-    def after(
-        self,
-        orders: Iterable[int],
-        swapped: Callable[[Sequence[Question]], Sequence[bool] | None] | None = None,
-    ) -> list[RecordValue]:
+    def after(self, orders: Iterable[int], watching: Watching | None = None) -> list[RecordValue]:
         """Scores of the edits at these positions of the stream, on the model as it is now.
 
-        `swapped` tells for each question whether a hook layer's scope decision let any token pass (or None
-        when the editor has no such decision); it adds `swap_rate`.
+        `watching` (see `Editor.watching`) tells after each pass on whose rows a scope decision let the edit act when
+        prompt and answer were read; it adds `swap_rate`.
         """
         places = [place for order in orders for place in self._places[order]]
-        values = self._score(places, *self._ask(places))
-        asked = [self.questions[place] for place in places]
-        flags = swapped(asked) if swapped is not None else None
-        if flags is not None:
-            flagged = zip(asked, flags, strict=True)
-            values += _per_record((question, "swap_rate", float(flag)) for question, flag in flagged)
+        if watching is None:
+            return self._score(places, *self._ask(places))
+        flags = [False] * len(places)
+        with watching() as acted:
+
+            def note(rows: list[int]) -> None:
+                found = acted() if acted is not None else None
+                for row, flag in zip(rows, [] if found is None else found.tolist(), strict=False):
+                    flags[row] = flag
+
+            values = self._score(places, *self._ask(places, note))
+        if acted is not None:
+            asked = [self.questions[place] for place in places]
+            values += _per_record((q, "swap_rate", float(flag)) for q, flag in zip(asked, flags, strict=True))
         return values
 
     @torch.no_grad()
-    def _ask(self, places: list[int]) -> tuple[list[Answer], list[tuple[int, ...]]]:
+    def _ask(
+        self, places: list[int], after_pass: Callable[[list[int]], None] | None = None
+    ) -> tuple[list[Answer], list[tuple[int, ...]]]:
         asked = [self.questions[place] for place in places]
-        answers = predict_answers(self.model, [(q.prompt, q.answer) for q in asked], self.batching)
+        answers = predict_answers(
+            self.model, [(q.prompt, q.answer) for q in asked], self.batching, after_pass
+        )
         if not self.generation:
             return answers, []
         counts = [len(answer.wanted) for answer in answers]

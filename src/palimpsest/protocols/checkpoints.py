@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 # Saving takes at most this share of the time since the last save; small states are saved after every batch.
-SAVING_SHARE = 0.1
+SAVING_SHARE = 0.05
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Checkpoints:
         }
         write_atomic(tensors_path, lambda temporary: save_file(tensors, temporary))
         content = {"key": self.key, "tensors": file_fingerprint(tensors_path), "plain": checkpoint.plain}
-        write_json(plain_path, content)
+        write_json(plain_path, content, indent=None)
         for old in self._steps()[:-KEPT]:
             self._drop(old)
         self._saved_at = time.monotonic()

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tqdm import tqdm
@@ -15,11 +15,9 @@ from tqdm import tqdm
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name
 from palimpsest.edits import Edit
 from palimpsest.errors import EditError, SettingsError
-from palimpsest.metrics.answers import Batching
-from palimpsest.metrics.evaluation import Evaluation, Question, RecordValue, aggregate
+from palimpsest.metrics.evaluation import Evaluation, RecordValue, aggregate
 from palimpsest.metrics.perplexity import TextLoss
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints, random_state, set_random_state
-from palimpsest.protocols.inspection import shown
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +90,12 @@ class Progress:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Progress:
-        """From what `asdict` gave."""
+        """From what `to_plain` gave."""
         return cls(**{part.name: plain[part.name] for part in fields(cls)})
+
+    def to_plain(self) -> dict[str, Any]:
+        """Its parts by name, not copied (`asdict` would copy every row): write it at once or copy it."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     def alpha_by_layer(self) -> list[tuple[str, list[float | None]]]:
         """History of each hook layer, in the order of the layers (JSON sorts them as text)."""
@@ -130,7 +132,7 @@ def keep(stream: Stream, progress: Progress, checkpoints: Checkpoints | None) ->
     state = stream.editor.state()
     tensors, random_plain = random_state()
     tensors.update({f"{EDITOR_PREFIX}{name}": tensor for name, tensor in state.tensors.items()})
-    plain = {"progress": asdict(progress), "editor": state.plain, "random": random_plain}
+    plain = {"progress": progress.to_plain(), "editor": state.plain, "random": random_plain}
     checkpoints.save(Checkpoint(progress.step, tensors, plain))
 
 
@@ -157,9 +159,7 @@ def edit_batch(stream: Stream, progress: Progress, step: int, batch: Sequence[Ed
 def look(stream: Stream, progress: Progress, orders: Iterable[int]) -> list[RecordValue]:
     """Scores of the edits at `orders` on the model as it is; its text loss goes to `progress.text_losses`."""
     start = time.perf_counter()
-    values = stream.evaluation.after(
-        orders, lambda asked: swapped(stream.editor, asked, stream.evaluation.batching)
-    )
+    values = stream.evaluation.after(orders, stream.editor.watching)
     if stream.text_loss is not None:
         measured = stream.text_loss()
         # JSON knows no infinity; a loss that is not finite is not a measurement.
@@ -173,17 +173,6 @@ def current_alpha(editor: Editor) -> dict[int, float | None]:
     """Threshold alpha of every hook layer, None where it is not finite; empty for other editors."""
     alpha = getattr(editor, "alpha", None) or {}
     return {int(layer): float(value) if math.isfinite(value) else None for layer, value in alpha.items()}
-
-
-def swapped(editor: Editor, asked: Sequence[Question], batching: Batching) -> list[bool] | None:
-    """For each question: is any token swapped at any hook layer when prompt and answer are read?"""
-    rows = shown(editor, [q.text for q in asked], [None] * len(asked), batching)
-    if not rows:
-        return None
-    flags = [False] * len(asked)
-    for row in rows:
-        flags[row["prompt"]] |= any(row["swapped"])
-    return flags
 
 
 def add_rows(
