@@ -193,9 +193,23 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
 
 
 def _run_commands(groups: argparse._SubParsersAction) -> None:
+    def targets(o: argparse.Namespace) -> None:
+        _torch_threads(o)
+        commands.run_targets(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, o.known)
+
+    parser = _add(groups, "targets", targets, "Search the target vectors of many edits on the untouched model.",
+                  "Single-round runs of different methods, lambdas and batch sizes share them (run --targets).")  # fmt: skip
+    _spec(parser, "edits, options of the sample, settings of the search")
+    parser.add_argument("--seed", type=int, required=True, help="of the sample and the contexts")
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    parser.add_argument("--dataset", type=Path, required=True, help="data set directory")
+    parser.add_argument("--known", type=Path, default=None, help="which edits the model knows")
+    _out(parser, "directory for targets.safetensors and targets.json")
+    _threads(parser)
+
     def run(o: argparse.Namespace) -> None:
         _torch_threads(o)
-        inputs = {key: getattr(o, key) for key in ("statistics", "gate", "known", "text")}
+        inputs = {key: getattr(o, key) for key in ("statistics", "gate", "known", "text", "targets")}
         commands.run_run(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, **inputs)
 
     parser = _add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
@@ -208,6 +222,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     for flag, text in (
         ("--model", "model directory"), ("--dataset", "data set directory"), ("--statistics", "directory of the covariance"),
         ("--gate", "the model's gate file"), ("--known", "which edits the model knows"), ("--text", "text for the drift meter"),
+        ("--targets", "target vectors searched beforehand, for single-round runs"),
     ):  # fmt: skip
         parser.add_argument(
             flag, type=Path, default=None, required=flag in ("--model", "--dataset"), help=text

@@ -140,6 +140,15 @@ def run_statistics(spec: dict[str, Any], model: Path, corpus: Path, out: Path) -
     collect_covariance(load_model(model, **where), corpus, settings=settings, out=out)
 
 
+def run_targets(
+    spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path, known: Path | None
+) -> None:
+    """Search target vectors for several runs."""
+    from palimpsest.searches import search_targets
+
+    search_targets(spec, seed, model, dataset, out, known)
+
+
 def run_run(
     spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path, **inputs: Path | None
 ) -> None:

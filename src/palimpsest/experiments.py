@@ -6,6 +6,8 @@ run specs. A run's name is a function of what it does, so experiments that need 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,12 @@ from palimpsest.config import (
 
 RUN_NAME = re.compile(r"[a-z0-9_-]+")
 NOT_RUN = "not run"
+# What a search of target vectors reads of a run's settings (KeyValueSettings) and options (run_inputs.Options).
+SEARCH_SETTINGS = (
+    "layers", "context_lengths", "context_texts", "steps", "learning_rate", "learning_rate_ratio", "clamp", "kl_weight",
+    "decay", "stop_loss", "loss_layer", "target_search",
+)  # fmt: skip
+SEARCH_OPTIONS = ("known_only", "sample", "conflicts", "dtype", "device")
 
 
 @dataclass
@@ -33,6 +41,7 @@ class Run:
     spec: dict[str, Any]
     seeds: list[int]
     needs_statistics: bool
+    targets: str | None = None  # the search of target vectors it shares with other runs
 
     @property
     def name(self) -> str:
@@ -61,6 +70,10 @@ class Plan:
     config: Config
     runs: dict[str, Run]
     figures: dict[str, Figure]
+
+    def searches(self) -> dict[str, dict[str, Any]]:
+        """Searches of target vectors that runs share: name -> their spec."""
+        return {run.targets: search_spec(run.spec) for run in self.runs.values() if run.targets}
 
     @property
     def scale(self) -> dict[str, Any]:
@@ -247,7 +260,28 @@ def _resolve(
             f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). "
             "Add it under `models`"
         )
-    return Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
+    run = Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
+    if content.get("shares_targets") and entry["protocol"] == "single_round":
+        run.targets = _search_name(search_spec(spec))
+    return run
+
+
+def search_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a single-round run that its target vectors depend on: neither method, nor lambda, nor batch size."""
+    settings = {name: spec["settings"][name] for name in SEARCH_SETTINGS}
+    settings["layers"] = settings["layers"][-1:]  # z is searched at the last one
+    options = {name: spec["options"][name] for name in SEARCH_OPTIONS if name in spec["options"]}
+    return {
+        **{name: spec[name] for name in ("model", "dataset", "edits")},
+        "options": options,
+        "settings": settings,
+    }
+
+
+def _search_name(spec: Mapping[str, Any]) -> str:
+    """Names tell model, data and size apart; eight digits the rest."""
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{spec['model']}-{spec['dataset']}-n{spec['edits']}-{digest}"
 
 
 def _sweep(setting: str, point: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,68 +15,21 @@ import torch
 from palimpsest import provenance, results
 from palimpsest.editors import editor_class, make_editor
 from palimpsest.editors.base import edit_name
-from palimpsest.edits import Edit, read_edits
-from palimpsest.errors import DataError, PalimpsestError, SettingsError
-from palimpsest.files import read_json
+from palimpsest.edits import read_edits
+from palimpsest.errors import SettingsError
 from palimpsest.metrics.answers import Batching
 from palimpsest.metrics.evaluation import Evaluation
-from palimpsest.metrics.perplexity import TEXT_TOKENS, TextLoss, held_out_passages, text_loss, token_rows
+from palimpsest.metrics.perplexity import TextLoss, held_out_passages, text_loss, token_rows
 from palimpsest.models.loading import LanguageModel, load_model
-from palimpsest.models.tokens import join
 from palimpsest.protocols import protocol
 from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
 from palimpsest.protocols.inspection import inspection_rows
-from palimpsest.protocols.sample import Sample, choose
+from palimpsest.protocols.sample import Sample
 from palimpsest.protocols.stream import Progress, Stream
-
-log = logging.getLogger(__name__)
+from palimpsest.run_inputs import Options, check_gate, choose_edits, known_edits, set_threads
 
 CHECKPOINTS = "checkpoints"
-GATE_MODES = ("refuse", "warn", "off")
 REQUIRED = ("run", "protocol", "dataset", "model", "editor", "edits", "batch_size")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run chooses and judges.
-
-    Attributes:
-        inspect: write `inspection.parquet` rows after the last batch.
-        generation: also judge by free generation.
-        known_only: edit only facts that the unedited model knows (needs the list of the gate).
-        sample: "shuffled" by the seed, or "file_order".
-        conflicts: "drop" edits that contradict an earlier one or are asked about by a locality probe, or
-            "keep" them.
-        gate: what a model that fails the gate means: "refuse", "warn" or "off".
-        text_tokens: budget of the text-drift meter; 0 = not measured.
-        batch_tokens: padded tokens of one evaluation pass.
-        dtype, device: of the model.
-        checkpoint_every_batch: save between all batches, even when saving is slow.
-    """
-
-    inspect: bool = False
-    generation: bool = True
-    known_only: bool = False
-    sample: str = "shuffled"
-    conflicts: str = "drop"
-    gate: str = "off"
-    text_tokens: int = TEXT_TOKENS
-    batch_tokens: int = 4096
-    dtype: str = "float32"
-    device: str = "cpu"
-    checkpoint_every_batch: bool = False
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Options:
-        """Refuse unknown names."""
-        known = [option.name for option in fields(cls)]
-        unknown = sorted(set(content) - set(known))
-        if unknown:
-            raise SettingsError(f"unknown option(s) {unknown} of a run; known: {', '.join(known)}")
-        options = cls(**content)
-        if options.gate not in GATE_MODES:
-            raise SettingsError(f"option 'gate' is {options.gate!r}; expected one of {', '.join(GATE_MODES)}")
-        return options
 
 
 def execute(
@@ -92,6 +42,7 @@ def execute(
     gate: Path | str | None = None,
     known: Path | str | None = None,
     text: Path | str | None = None,
+    targets: Path | str | None = None,
 ) -> Path:
     """Carry out one run and write metrics, records and inspection tables and, last, `run.json` into `out`.
 
@@ -104,6 +55,7 @@ def execute(
         statistics: folder of covariance statistics, for editors that need them.
         gate: verdict on the model (JSON), needed unless options.gate is "off".
         known: what the model knows (JSON), needed with options.known_only.
+        targets: folder of target vectors searched beforehand (`palimpsest targets`), for single-round runs.
         text: plain text whose last tenth was held out; without it no text drift is measured.
 
     Returns:
@@ -114,19 +66,21 @@ def execute(
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     options = _check_spec(spec)
-    _set_threads()
+    set_threads()
     out = Path(out)
     (out / results.RUN_FILE).unlink(missing_ok=True)  # an old result must not outlive a new attempt
-    verdict = _check_gate(spec, options, gate)
-    knows = _known(options, known)
+    verdict = check_gate(spec, options, gate)
+    knows = known_edits(options, known)
     edits_file = Path(dataset_dir) / "edits.jsonl"
     edits = read_edits(edits_file)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
-    sample = _choose(spec, seed, options, edits, model, knows, f"{spec['dataset']} ({edits_file})")
+    sample = choose_edits(spec, seed, options, edits, model, knows, f"{spec['dataset']} ({edits_file})")
     seed_everything(seed)
     editor = make_editor(
         spec["editor"], model, dict(spec.get("settings") or {}), statistics=statistics, seed=seed
     )
+    if targets is not None:
+        _use_targets(editor, spec, targets)
     identity = _identity(spec, seed, model, edits_file, editor, sample)
     stream = _stream(spec, seed, options, editor, sample, text)
     checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
@@ -146,27 +100,12 @@ def execute(
     return out / results.RUN_FILE
 
 
-def _choose(
-    spec: Mapping[str, Any],
-    seed: int,
-    options: Options,
-    edits: Sequence[Edit],
-    model: LanguageModel,
-    known: set[str] | None,
-    source: str,
-) -> Sample:
-    count = int(spec["edits"])
-    return choose(
-        edits,
-        count,
-        seed,
-        known=known,
-        order=options.sample,
-        conflicts=options.conflicts,
-        fits=_fits(model),
-        others=count if options.inspect else 0,
-        source=source,
-    )
+def _use_targets(editor: Any, spec: Mapping[str, Any], folder: Path | str) -> None:
+    if spec["protocol"] != "single_round" or not hasattr(editor, "use_targets"):
+        raise SettingsError(
+            f"run {spec['run']}: stored target vectors are for single-round runs of key-value editors; leave out --targets"
+        )
+    editor.use_targets(folder)
 
 
 def _write(out: Path, progress: Progress, inspected: list[dict[str, Any]], content: dict[str, Any]) -> None:
@@ -189,65 +128,6 @@ def _check_spec(spec: Mapping[str, Any]) -> Options:
     protocol(spec["protocol"])
     editor_class(spec["editor"])
     return Options.from_dict(spec.get("options") or {})
-
-
-def _set_threads() -> None:
-    """As many threads as OMP_NUM_THREADS says, else one: rows must not depend on how many cores were free."""
-    words = os.environ.get("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(int(words) if words.isdigit() and int(words) > 0 else 1)
-
-
-def _check_gate(spec: Mapping[str, Any], options: Options, gate: Path | str | None) -> dict[str, Any]:
-    """The verdict for `run.json`; without a critical path, editors that stand on one are refused."""
-    if options.gate == "off":
-        return {"mode": "off"}
-    if gate is None:
-        raise SettingsError(
-            f"option gate is {options.gate!r}, so the verdict is needed: "
-            "give --gate FILE (palimpsest gate --help)"
-        )
-    content = read_json(gate)
-    verdict = {"mode": options.gate, "verdict": content.get("verdict"), "reasons": content.get("reasons", [])}
-    if content.get("verdict") == "pass":
-        return verdict
-    because = "; ".join(map(str, verdict["reasons"])) or "no reason is given"
-    what = f"the model {spec['model']} failed the gate of data set {spec['dataset']}: {because} (see {gate})"
-    if options.gate == "refuse" and editor_class(spec["editor"]).needs_subject:
-        raise PalimpsestError(
-            f"{what}. The editor {spec['editor']} writes at the subject's last token and needs a model "
-            "that keeps its facts there. Train it longer or with more text, or set gate: warn"
-        )
-    log.warning("%s", what)
-    return verdict
-
-
-def _known(options: Options, known: Path | str | None) -> set[str] | None:
-    if not options.known_only:
-        return None
-    if known is None:
-        raise SettingsError(
-            "option known_only needs the list of known facts: give --known FILE (palimpsest gate --help)"
-        )
-    content = read_json(known)
-    if not isinstance(content.get("known"), list):
-        raise DataError(
-            "no list of identifiers", file=known, field="known", remedy="Make it with palimpsest gate"
-        )
-    return set(content["known"])
-
-
-def _fits(model: LanguageModel) -> Callable[[Edit], bool]:
-    """Whether every text that an edit is judged by fits into the model's context."""
-    # Byte-level tokens hold a byte at least, and few special tokens are added: most texts need no tokenizer.
-    surely = model.context - 4
-
-    def fits(edit: Edit) -> bool:
-        texts = [join(prompt, edit.target) for prompt in (edit.prompt, *edit.rephrasings)]
-        texts += [join(probe.prompt, probe.answer) for probe in edit.locality]
-        unsure = [text for text in texts if len(text.encode()) > surely]
-        return all(len(model.tokenizer(text)["input_ids"]) <= model.context for text in unsure)
-
-    return fits
 
 
 def _stream(
@@ -305,6 +185,7 @@ def _identity(
         "dataset": {"name": spec["dataset"], "fingerprint": provenance.file_fingerprint(edits_file)},
         "statistics": used.describe() if hasattr(used, "describe") else None,
         "sample": chosen[:16],
+        "targets": getattr(editor, "stored_targets", None) is not None,
         "code": provenance.source_digest(*modules),
     }
 
@@ -337,6 +218,7 @@ def _circumstances(model: LanguageModel, identity: Mapping[str, Any], gate: dict
         "model": identity["model"],
         "dataset": identity["dataset"],
         "statistics": identity["statistics"],
+        "targets": "searched once for several runs" if identity["targets"] else "searched in this run",
         "gate": gate,
     }
 

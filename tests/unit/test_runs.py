@@ -13,7 +13,8 @@ from palimpsest import results
 from palimpsest.edits import write_edits
 from palimpsest.errors import DataError, PalimpsestError, SettingsError, StatisticsError
 from palimpsest.files import write_json
-from palimpsest.runs import Options, execute, peak_memory
+from palimpsest.run_inputs import Options
+from palimpsest.runs import execute, peak_memory
 
 
 @pytest.fixture(scope="module")

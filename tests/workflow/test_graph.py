@@ -142,12 +142,15 @@ def test_settings_schema_is_in_step_with_the_dataclasses():
     assert stored == json.loads(json.dumps(write_settings_schema())), "run `palimpsest schema --write`"
 
 
-def test_needs_statistics_is_in_step_with_the_classes():
+def test_what_an_editor_needs_is_in_step_with_the_classes():
     from palimpsest.editors import editor_class, editor_names
 
     for name in editor_names():
         content = yaml.safe_load((ROOT / "config" / "editors" / f"{name}.yaml").read_text())
         assert bool(content.get("needs_statistics")) == editor_class(name).needs_statistics, name
+        assert bool(content.get("shares_targets")) == getattr(editor_class(name), "shares_targets", False), (
+            name
+        )
 
 
 def test_named_settings_are_accepted_by_the_editors():

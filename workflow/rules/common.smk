@@ -74,5 +74,6 @@ wildcard_constraints:
     dataset=one_of(PLAN.scale["datasets"]),
     model=one_of(PLAN.scale["models"]),
     run=one_of(PLAN.runs),
+    search=one_of(PLAN.searches()),
     seed=r"\d+",
     figure=one_of(PLAN.figures),

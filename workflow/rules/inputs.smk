@@ -85,6 +85,33 @@ def run_known(wildcards):
     return f"results/models/{spec['model']}/known-{spec['dataset']}.json"
 
 
+def run_targets(wildcards):
+    """Target vectors it shares with other runs, if it does."""
+    name = PLAN.runs[wildcards.run].targets
+    return f"results/targets/{name}/seed={wildcards.seed}/targets.json" if name else []
+
+
+def search_inputs(key):
+    """A file of the model or the data set of a search of target vectors."""
+    files = {
+        "model": "results/models/{model}/manifest.json",
+        "known": "results/models/{model}/known-{dataset}.json",
+    }
+
+    def find(wildcards):
+        spec = PLAN.searches()[wildcards.search]
+        if key == "known" and not spec["options"]["known_only"]:
+            return []
+        return files[key].format(**spec)
+
+    return find
+
+
+def search_edits(wildcards):
+    """Edits a search of target vectors draws from."""
+    return f"{dataset_dir(PLAN.searches()[wildcards.search]['dataset'])}/edits.jsonl"
+
+
 def run_text(wildcards):
     """Text of the drift meter, where the model has a source."""
     entry = PLAN.scale["models"][PLAN.runs[wildcards.run].spec["model"]]
@@ -99,6 +126,8 @@ def run_inputs(wildcards, input):
         value = input.get(name)
         if value:
             parts.append(f"--{name} {value}")
+    if input.get("targets"):
+        parts.append(f"--targets {Path(str(input.targets)).parent}")
     if input.get("statistics"):
         parts.append(f"--statistics {Path(str(input.statistics)).parent}")
     return " ".join(parts)

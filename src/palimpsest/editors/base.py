@@ -12,7 +12,7 @@ import logging
 import time
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -199,18 +199,22 @@ def read_settings(editor: type[Editor], settings: Any) -> Any:
         raise SettingsError(
             f"settings of {editor.name} must be a dict or {kind.__qualname__}, not {type(settings).__name__}"
         )
+    return settings_from(kind, settings, editor.name)
+
+
+def settings_from(kind: type[Any], content: Mapping[str, Any], owner: str) -> Any:
+    """A frozen settings dataclass from plain data, as JSON or YAML states it."""
     known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(settings) - known)
+    unknown = sorted(set(content) - known)
     if unknown:
         raise SettingsError(
-            f"{editor.name} has no setting {', '.join(map(repr, unknown))} (it has: {', '.join(sorted(known))})"
+            f"{owner} has no setting {', '.join(map(repr, unknown))} (it has: {', '.join(sorted(known))})"
         )
     hints = typing.get_type_hints(kind)
-    values = {key: _plain_value(value, hints[key]) for key, value in settings.items()}
     try:
-        return kind(**values)
+        return kind(**{key: _plain_value(value, hints[key]) for key, value in content.items()})
     except TypeError as error:
-        raise SettingsError(f"settings of {editor.name}: {error}") from error
+        raise SettingsError(f"settings of {owner}: {error}") from error
 
 
 def _plain_value(value: Any, hint: Any) -> Any:

@@ -89,6 +89,7 @@ class ComebaHk(KeyValueEditor):
     """Consecutive batches, remembered keys, and (by default) hook layers."""
 
     name = "comeba_hk"
+    shares_targets = True
     settings_type = Settings
     settings: Settings
 

@@ -36,6 +36,7 @@ class Memit(KeyValueEditor):
     """Batch after batch, each solved against the pre-training statistics alone."""
 
     name = "memit"
+    shares_targets = True
     settings_type = Settings
 
     def __init__(self, model, settings, statistics=None, seed=0):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from palimpsest.editors.base import Editor, FailedEdit, edit_name, require
 from palimpsest.editors.shared.contexts import sample_contexts
 from palimpsest.editors.shared.keys import KeyWalk
 from palimpsest.editors.shared.layer_writer import write_layers
+from palimpsest.editors.shared.stored_targets import StoredTargets, about_targets
 from palimpsest.editors.shared.target_vectors import Search, search_target_vectors
 from palimpsest.editors.shared.target_vectors_plain import search_target_vectors_plain
 from palimpsest.edits import Edit
@@ -115,7 +117,9 @@ class KeyValueEditor(Editor, ABC):
 
     needs_statistics: ClassVar[bool] = True
     needs_subject: ClassVar[bool] = True
+    shares_targets: ClassVar[bool] = False
     settings: KeyValueSettings
+    stored_targets: StoredTargets | None = None
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
@@ -137,6 +141,19 @@ class KeyValueEditor(Editor, ABC):
         """Groups of context texts; kept with the state because keys depend on them (spec quirk 15)."""
         self.contexts = [list(group) for group in groups]
 
+    def use_targets(self, folder: Path | str) -> None:
+        """Take z from a search made beforehand instead of searching.
+
+        Right only while every batch starts from the untouched model, as in single-round editing.
+        """
+        if not self.shares_targets:
+            raise SettingsError(
+                f"{self.name} searches on the model as it edits it: it cannot use stored target vectors"
+            )
+        stored = StoredTargets.load(folder)
+        stored.check(about_targets(self.model.fingerprint, self.settings.search(), self.contexts))
+        self.stored_targets = stored
+
     def margin(self) -> int:
         """The longest context and the full stop after it."""
         texts = [context for group in self.contexts for context in group]
@@ -156,8 +173,11 @@ class KeyValueEditor(Editor, ABC):
         self, batch: Sequence[Edit], record: dict[str, Any] | None, site: str = "block"
     ) -> tuple[list[Edit], Tensor, list[FailedEdit]]:
         """Target vectors of a batch. Returns (edits that have one, z [b, d], the others with their reason)."""
-        flat = [context for group in self.contexts for context in group]
-        found = SEARCHES[self.settings.target_search](self.model, batch, flat, self.settings.search(site))
+        if self.stored_targets is not None:
+            found = self.stored_targets.look_up(batch, self.model.device)
+        else:
+            flat = [context for group in self.contexts for context in group]
+            found = SEARCHES[self.settings.target_search](self.model, batch, flat, self.settings.search(site))
         fine = found.finite & torch.isfinite(found.z).all(dim=1)
         failed = [
             FailedEdit(edit_name(edit), "the search of its target vector diverged (loss not finite)")

@@ -1,0 +1,152 @@
+"""What a run reads before it starts: its options, the gate's verdict, what the model knows, which edits it makes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from palimpsest.editors import editor_class
+from palimpsest.edits import Edit
+from palimpsest.errors import DataError, PalimpsestError, SettingsError
+from palimpsest.files import read_json
+from palimpsest.metrics.perplexity import TEXT_TOKENS
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.tokens import join
+from palimpsest.protocols.sample import Sample, choose
+
+log = logging.getLogger(__name__)
+
+GATE_MODES = ("refuse", "warn", "off")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run chooses and judges.
+
+    Attributes:
+        inspect: write `inspection.parquet` rows after the last batch.
+        generation: also judge by free generation.
+        known_only: edit only facts that the unedited model knows (needs the list of the gate).
+        sample: "shuffled" by the seed, or "file_order".
+        conflicts: "drop" edits that contradict an earlier one or are asked about by a locality probe, or
+            "keep" them.
+        gate: what a model that fails the gate means: "refuse", "warn" or "off".
+        text_tokens: budget of the text-drift meter; 0 = not measured.
+        batch_tokens: padded tokens of one evaluation pass.
+        dtype, device: of the model.
+        checkpoint_every_batch: save between all batches, even when saving is slow.
+    """
+
+    inspect: bool = False
+    generation: bool = True
+    known_only: bool = False
+    sample: str = "shuffled"
+    conflicts: str = "drop"
+    gate: str = "off"
+    text_tokens: int = TEXT_TOKENS
+    batch_tokens: int = 4096
+    dtype: str = "float32"
+    device: str = "cpu"
+    checkpoint_every_batch: bool = False
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Options:
+        """Refuse unknown names."""
+        known = [option.name for option in fields(cls)]
+        unknown = sorted(set(content) - set(known))
+        if unknown:
+            raise SettingsError(f"unknown option(s) {unknown} of a run; known: {', '.join(known)}")
+        options = cls(**content)
+        if options.gate not in GATE_MODES:
+            raise SettingsError(f"option 'gate' is {options.gate!r}; expected one of {', '.join(GATE_MODES)}")
+        return options
+
+
+def choose_edits(
+    spec: Mapping[str, Any],
+    seed: int,
+    options: Options,
+    edits: Sequence[Edit],
+    model: LanguageModel,
+    known: set[str] | None,
+    source: str,
+) -> Sample:
+    """The edits of a run, and the order they are made in (see `protocols/sample.py`)."""
+    count = int(spec["edits"])
+    return choose(
+        edits,
+        count,
+        seed,
+        known=known,
+        order=options.sample,
+        conflicts=options.conflicts,
+        fits=fits_into(model),
+        others=count if options.inspect else 0,
+        source=source,
+    )
+
+
+def set_threads() -> None:
+    """As many threads as OMP_NUM_THREADS says, else one: rows must not depend on how many cores were free."""
+    words = os.environ.get("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(words) if words.isdigit() and int(words) > 0 else 1)
+
+
+def check_gate(spec: Mapping[str, Any], options: Options, gate: Path | str | None) -> dict[str, Any]:
+    """The verdict for `run.json`; without a critical path, editors that stand on one are refused."""
+    if options.gate == "off":
+        return {"mode": "off"}
+    if gate is None:
+        raise SettingsError(
+            f"option gate is {options.gate!r}, so the verdict is needed: "
+            "give --gate FILE (palimpsest gate --help)"
+        )
+    content = read_json(gate)
+    verdict = {"mode": options.gate, "verdict": content.get("verdict"), "reasons": content.get("reasons", [])}
+    if content.get("verdict") == "pass":
+        return verdict
+    because = "; ".join(map(str, verdict["reasons"])) or "no reason is given"
+    what = f"the model {spec['model']} failed the gate of data set {spec['dataset']}: {because} (see {gate})"
+    if options.gate == "refuse" and editor_class(spec["editor"]).needs_subject:
+        raise PalimpsestError(
+            f"{what}. The editor {spec['editor']} writes at the subject's last token and needs a model "
+            "that keeps its facts there. Train it longer or with more text, or set gate: warn"
+        )
+    log.warning("%s", what)
+    return verdict
+
+
+def known_edits(options: Options, known: Path | str | None) -> set[str] | None:
+    """Identifiers of the edits whose truth the model knows, when only those are to be edited."""
+    if not options.known_only:
+        return None
+    if known is None:
+        raise SettingsError(
+            "option known_only needs the list of known facts: give --known FILE (palimpsest gate --help)"
+        )
+    content = read_json(known)
+    if not isinstance(content.get("known"), list):
+        raise DataError(
+            "no list of identifiers", file=known, field="known", remedy="Make it with palimpsest gate"
+        )
+    return set(content["known"])
+
+
+def fits_into(model: LanguageModel) -> Callable[[Edit], bool]:
+    """A function that tells whether every text that an edit is judged by fits into the model's context."""
+    # Byte-level tokens hold a byte at least, and few special tokens are added: most texts need no tokenizer.
+    surely = model.context - 4
+
+    def fits(edit: Edit) -> bool:
+        texts = [join(prompt, edit.target) for prompt in (edit.prompt, *edit.rephrasings)]
+        texts += [join(probe.prompt, probe.answer) for probe in edit.locality]
+        unsure = [text for text in texts if len(text.encode()) > surely]
+        return all(len(model.tokenizer(text)["input_ids"]) <= model.context for text in unsure)
+
+    return fits

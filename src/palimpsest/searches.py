@@ -1,0 +1,108 @@
+"""One search of target vectors for all single-round runs that need the same (see editors/shared/stored_targets.py)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from palimpsest import provenance
+from palimpsest.editors.base import settings_from
+from palimpsest.editors.shared.contexts import sample_contexts
+from palimpsest.editors.shared.key_value import SEARCHES, KeyValueSettings
+from palimpsest.editors.shared.stored_targets import DESCRIPTION, StoredTargets, about_targets, keys_of
+from palimpsest.editors.shared.target_vectors import TargetVectors
+from palimpsest.edits import Edit, read_edits
+from palimpsest.models.loading import LanguageModel, load_model
+from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints
+from palimpsest.run_inputs import Options, choose_edits, known_edits, set_threads
+
+EDITS_AT_ONCE = 64  # between two checkpoints
+
+
+def search_targets(
+    spec: Mapping[str, Any],
+    seed: int,
+    model_dir: Path | str,
+    dataset_dir: Path | str,
+    out: Path | str,
+    known: Path | str | None = None,
+) -> Path:
+    """Search z of every edit of a run on the untouched model, and write them into `out`.
+
+    Goes on from its last checkpoint after an interruption.
+
+    Args:
+        spec: `edits` (how many), `options` of the sample, and `settings` of the search (see `KeyValueSettings`).
+        seed: of the sample and the contexts, as in the runs that will use them.
+
+    Returns:
+        The path of the description, written last.
+    """
+    clock = time.perf_counter()
+    set_threads()
+    options = Options.from_dict(spec.get("options") or {})
+    out, edits_file = Path(out), Path(dataset_dir) / "edits.jsonl"
+    (out / DESCRIPTION).unlink(missing_ok=True)
+    settings = settings_from(KeyValueSettings, spec["settings"], "a search of target vectors")
+    known_names = known_edits(options, known)
+    model = load_model(model_dir, dtype=options.dtype, device=options.device)
+    edits = choose_edits(
+        spec, seed, options, read_edits(edits_file), model, known_names, str(edits_file)
+    ).edits
+    groups = settings.context_texts or sample_contexts(model, settings.context_lengths, seed)
+    about = about_targets(model.fingerprint, settings.search(), groups)
+    key = {"about": about, "edits": keys_of(edits), "code": provenance.source_digest("palimpsest.searches")}
+    checkpoints = Checkpoints(out / "checkpoints", key, every_batch=options.checkpoint_every_batch)
+    vectors = _search_all(model, edits, groups, settings, checkpoints)
+    StoredTargets(vectors, keys_of(edits), about).save(out, seconds=time.perf_counter() - clock)
+    checkpoints.clear()
+    return out / DESCRIPTION
+
+
+def _search_all(
+    model: LanguageModel,
+    edits: Sequence[Edit],
+    groups: Sequence[Sequence[str]],
+    settings: KeyValueSettings,
+    checkpoints: Checkpoints,
+) -> TargetVectors:
+    """Part after part, each as many edits as share a pass."""
+    search, flat = settings.search(), [context for group in groups for context in group]
+    parts = [] if (found := checkpoints.latest()) is None else [_part(found)]
+    done = sum(len(part.z) for part in parts)
+    pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
+    with tqdm(total=len(edits), initial=done, unit="edit", desc="target vectors", mininterval=pause) as bar:
+        for start in range(done, len(edits), EDITS_AT_ONCE):
+            batch = edits[start : start + EDITS_AT_ONCE]
+            parts.append(SEARCHES[settings.target_search](model, batch, flat, search))
+            parts = [_joined(parts)]
+            bar.update(len(batch))
+            if checkpoints.due() and start + len(batch) < len(edits):
+                checkpoints.save(_checkpoint(parts[0]))
+    return parts[0]
+
+
+def _joined(parts: Sequence[TargetVectors]) -> TargetVectors:
+    return TargetVectors(
+        z=torch.cat([part.z.cpu() for part in parts]),
+        initial=torch.cat([part.initial.cpu() for part in parts]),
+        losses=[losses for part in parts for losses in part.losses],
+        finite=torch.cat([part.finite.cpu() for part in parts]),
+    )
+
+
+def _checkpoint(part: TargetVectors) -> Checkpoint:
+    tensors = {"z": part.z, "initial": part.initial, "finite": part.finite}
+    return Checkpoint(len(part.z), tensors, {"losses": [[repr(loss) for loss in row] for row in part.losses]})
+
+
+def _part(checkpoint: Checkpoint) -> TargetVectors:
+    losses = [[float(loss) for loss in row] for row in checkpoint.plain["losses"]]
+    found = checkpoint.tensors
+    return TargetVectors(found["z"], found["initial"], losses, found["finite"])

@@ -1,0 +1,116 @@
+"""One search of target vectors for several single-round runs: the same edits come out, and nothing foreign is taken."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from test_runs import run, spec, world  # noqa: F401  the fixture
+
+from palimpsest import experiments, results, searches
+from palimpsest.config import repository_root
+from palimpsest.editors import editor_class, editor_names
+from palimpsest.editors.shared.stored_targets import StoredTargets
+from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.files import read_json
+
+KEY_VALUE = [name for name in editor_names() if getattr(editor_class(name), "shares_targets", False)]
+
+
+def single_round(editor="comeba_hk", **changes):
+    settings = {"layers": [0, 1], "steps": 3, **changes.pop("settings", {})}
+    whole = spec("comeba_hk", protocol="single_round", snapshot_every=None, **changes)
+    return {**whole, "editor": editor, "run": f"toy-{editor}", "settings": settings}
+
+
+def search_of(the_spec):
+    defaults = {name: None for name in experiments.SEARCH_SETTINGS}
+    kind = editor_class(the_spec["editor"]).settings_type
+    defaults |= {name: getattr(kind(), name) for name in defaults}
+    return experiments.search_spec({**the_spec, "settings": {**defaults, **the_spec["settings"]}})
+
+
+def search(world, out, the_spec, seed=0):  # noqa: F811
+    return searches.search_targets(search_of(the_spec), seed, world / "model", world / "data", out)
+
+
+@pytest.mark.parametrize("editor", KEY_VALUE)
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_stored_target_vectors_change_no_result(world, tmp_path, editor, batch_size):  # noqa: F811
+    the_spec = single_round(editor, batch_size=batch_size)
+    search(world, tmp_path / "targets", the_spec)
+    run(world, tmp_path / "own", the_spec)
+    run(world, tmp_path / "shared", the_spec, targets=tmp_path / "targets")
+    own, shared = (results.read_records(tmp_path / name) for name in ("own", "shared"))
+    pd.testing.assert_frame_equal(own, shared, rtol=1e-3, atol=1e-3)
+    assert read_json(tmp_path / "shared" / "run.json")["targets"].startswith("searched once")
+
+
+def test_one_search_serves_methods_lambdas_and_batch_sizes():
+    """What differs only in those has the same search; steps or the sample do not."""
+    spec_of = search_of(single_round("comeba_hk"))
+    assert spec_of == search_of(single_round("memit", batch_size=4))
+    assert spec_of == search_of(single_round("comeba_hk", settings={"lam": 3.0}))
+    assert spec_of == search_of(
+        single_round("comeba_hk", settings={"layers": [1]})
+    )  # z is searched at the last
+    assert spec_of != search_of(single_round("comeba_hk", settings={"steps": 4}))
+    assert spec_of != search_of(single_round("comeba_hk", settings={"layers": [0]}))
+    assert spec_of != search_of(single_round("comeba_hk", edits=3))
+
+
+def test_a_killed_search_goes_on(world, tmp_path, monkeypatch):  # noqa: F811
+    the_spec = search_of(single_round())
+    the_spec["options"] = {**the_spec["options"], "checkpoint_every_batch": True}
+    where = (0, world / "model", world / "data")
+    monkeypatch.setattr(searches, "EDITS_AT_ONCE", 1)
+    searches.search_targets(the_spec, *where, tmp_path / "whole")
+    plain, calls = searches.SEARCHES["fast"], []
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(*arguments)
+
+    monkeypatch.setitem(searches.SEARCHES, "fast", dying)
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        searches.search_targets(the_spec, *where, broken)
+    assert not (broken / "targets.json").exists() and (broken / "checkpoints").is_dir()
+    searches.search_targets(the_spec, *where, broken)
+    assert len(calls) == 3 + 2  # two of four were not searched again
+    files = [(folder / "targets.safetensors").read_bytes() for folder in (tmp_path / "whole", broken)]
+    assert files[0] == files[1] and not (broken / "checkpoints").exists()
+    assert StoredTargets.load(broken).vectors.losses == StoredTargets.load(tmp_path / "whole").vectors.losses
+
+
+def test_foreign_or_damaged_target_vectors_are_refused(world, tmp_path):  # noqa: F811
+    the_spec, stored = single_round(), tmp_path / "targets"
+    search(world, stored, the_spec)
+
+    def refused(words, changed=the_spec, kind=PalimpsestError, **more):
+        with pytest.raises(kind, match=words):
+            run(world, tmp_path / "run", changed, targets=stored, **more)
+        assert not (tmp_path / "run" / "metrics.parquet").exists()
+
+    refused("are of search", single_round(settings={"steps": 2}))
+    refused("are of contexts", seed=1)
+    refused("lack", single_round(edits=6))
+    refused("are for single-round runs", {**the_spec, "protocol": "consecutive"}, SettingsError)
+    refused("are for single-round runs", {**spec("ft"), "protocol": "single_round"}, SettingsError)
+    rome = single_round("rome", settings={"layers": [1], "context_lengths": [[10, 5]]})
+    refused("searches on the model as it edits", rome, SettingsError)
+    tensors = stored / "targets.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-8])
+    refused("missing or not the one")
+
+
+def test_the_plan_shares_searches_among_single_round_runs_only():
+    plan = experiments.plan(repository_root() / "config" / "smoke.yaml")
+    for run_ in plan.runs.values():
+        wanted = run_.spec["protocol"] == "single_round" and run_.spec["editor"] in KEY_VALUE
+        assert bool(run_.targets) == wanted, run_.name
+    users = {
+        name: {r.spec["editor"] for r in plan.runs.values() if r.targets == name} for name in plan.searches()
+    }
+    assert users and set(KEY_VALUE) in users.values()
