@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    GPT2Config,
+    GPTJConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
 
 from palimpsest.edits import Edit, Probe
 from palimpsest.models.families import family_of
-from palimpsest.models.loading import LanguageModel
+from palimpsest.models.loading import AUTO, LanguageModel
+from palimpsest.models.tokenizer import train_tokenizer
 
 FAMILIES = ("gpt2", "gptj", "llama")
+ALL_FAMILIES = (*FAMILIES, "t5", "bert")
+LABELS = ["class 0", "class 1", "class 2", "class 3"]
 PEOPLE = ["Ada Tolvek", "Mira Sorn", "Ben Tolvek", "Ada Sorn", "Jon Karel", "Mira Karel"]
 CITIES = ["Velden", "Ostrava", "Marrin", "Port Velden Bay"]
 TEXTS = [
@@ -20,8 +32,10 @@ TEXTS = [
 ]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 400 tokens on a few sentences."""
+def tokenizer(kind: str = "decoder") -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 400 tokens on a few sentences, with the special tokens of the kind."""
+    if kind != "decoder":
+        return train_tokenizer(TEXTS, 400, 64, kind)
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         TEXTS, vocab_size=400, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False
@@ -35,16 +49,35 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def network(
-    family: str, seed: int = 0, width: int = 32, blocks: int = 4, inner: int = 48, scale: float = 6.0
+    family: str,
+    seed: int = 0,
+    width: int = 32,
+    blocks: int = 4,
+    inner: int = 48,
+    scale: float = 6.0,
+    gated: bool = True,
 ):
     """A random network whose weights are larger than usual, so that its logits are not flat."""
     torch.manual_seed(seed)
+    config = configuration(family, width, blocks, inner, gated)
+    model = getattr(transformers, AUTO[family_of(family).kind]).from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and family == "t5":  # starts with large weights of its own
+                parameter.mul_(0.5 if "shared" in name else 2.0)
+            elif parameter.ndim == 2:
+                reads_or_writes_words = any(word in name for word in ("embed", "wte", "lm_head"))
+                parameter.mul_(20.0 if reads_or_writes_words else scale)
+    return model
+
+
+def configuration(family: str, width: int, blocks: int, inner: int, gated: bool) -> PretrainedConfig:
+    """The configuration of a family at this size."""
     common = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0}
-    config = {
-        "gpt2": lambda: GPT2Config(
-            n_embd=width, n_layer=blocks, n_head=4, n_inner=inner, n_positions=64, **common
-        ),
-        "gptj": lambda: GPTJConfig(
+    if family == "gpt2":
+        return GPT2Config(n_embd=width, n_layer=blocks, n_head=4, n_inner=inner, n_positions=64, **common)
+    if family == "gptj":
+        return GPTJConfig(
             n_embd=width,
             n_layer=blocks,
             n_head=4,
@@ -53,8 +86,9 @@ def network(
             rotary_dim=4,
             tie_word_embeddings=False,
             **common,
-        ),
-        "llama": lambda: LlamaConfig(
+        )
+    if family == "llama":
+        return LlamaConfig(
             hidden_size=width,
             num_hidden_layers=blocks,
             num_attention_heads=4,
@@ -62,20 +96,43 @@ def network(
             intermediate_size=inner,
             max_position_embeddings=64,
             **common,
-        ),
-    }[family]()
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                reads_or_writes_words = any(word in name for word in ("embed", "wte", "lm_head"))
-                parameter.mul_(20.0 if reads_or_writes_words else scale)
-    return model
+        )
+    if family == "t5":
+        return T5Config(
+            vocab_size=400,
+            d_model=width,
+            d_kv=width // 4,
+            d_ff=inner,
+            num_layers=blocks,
+            num_decoder_layers=2,
+            num_heads=4,
+            n_positions=64,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu" if gated else "relu",
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    return BertConfig(
+        vocab_size=400,
+        hidden_size=width,
+        num_hidden_layers=blocks,
+        num_attention_heads=4,
+        intermediate_size=inner,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+        id2label=dict(enumerate(LABELS)),
+        label2id={name: number for number, name in enumerate(LABELS)},
+        problem_type="single_label_classification",
+    )
 
 
 def tiny_model(family: str = "gpt2", dtype: torch.dtype = torch.float32, **shape) -> LanguageModel:
-    """The wrapped model."""
-    return LanguageModel(network(family, **shape).to(dtype), tokenizer(), family_of(family), f"tiny-{family}")
+    """The wrapped model: gpt2, gptj, llama, t5 (gated=False for the plain feed-forward) or bert (`LABELS`)."""
+    row = family_of(family)
+    return LanguageModel(network(family, **shape).to(dtype), tokenizer(row.kind), row, f"tiny-{family}")
 
 
 def some_edits(n: int = 6) -> list[Edit]:

@@ -7,17 +7,16 @@ numbers the same as one row at a time. Only the logits that are read are compute
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from palimpsest.errors import DataError
+from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import TokenBatch, encode_pairs
-
-BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -26,33 +25,6 @@ class Answer:
 
     predicted: tuple[int, ...]
     wanted: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How rows share a pass.
-
-    Attributes:
-        tokens: padded tokens of a pass, at most (one row may be longer).
-        equal_length: only rows of the same length share a pass. Needed when a method lets padding tokens
-            change its answers, as the official code of COMEBA-HK does (spec quirk 3).
-    """
-
-    tokens: int = BATCH_TOKENS
-    equal_length: bool = False
-
-    def groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Row numbers of each pass, short rows first; every row is in exactly one group."""
-        group: list[int] = []
-        for row in sorted(range(len(lengths)), key=lambda number: lengths[number]):
-            # Rows come in ascending order, so the newest row is the longest of its group.
-            full = (len(group) + 1) * lengths[row] > self.tokens
-            if group and (full or (self.equal_length and lengths[row] != lengths[group[0]])):
-                yield group
-                group = []
-            group.append(row)
-        if group:
-            yield group
 
 
 def predict_answers(
@@ -79,7 +51,10 @@ def predict_answers(
         counts = [ends[row] - starts[row] for row in group]
         rows = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(counts))
         columns = torch.cat([torch.arange(starts[row], ends[row]) for row in group])
-        predicted = model.logits(tokens, (rows, columns - 1)).argmax(dim=-1).cpu()
+        # A codebook is asked at the last prompt token, wherever the answer ends.
+        asking = torch.tensor([starts[row] - 1 for row in group], device=model.device)
+        with model.asking_at(asking):
+            predicted = model.logits(tokens, (rows, columns - 1)).argmax(dim=-1).cpu()
         wanted = tokens.input_ids.cpu()[rows, columns]
         if after_pass is not None:
             after_pass(group)

@@ -73,6 +73,7 @@ def examine(
     """
     settings = settings_of(spec)
     model = load_model(model_dir)
+    model.need_decoder("the gate")
     layers = list(settings.layers if settings.layers is not None else range(max(1, -(-model.n_blocks // 3))))
     for layer in layers:
         model.block(layer)  # refuses a layer that does not exist

@@ -36,7 +36,7 @@ def attach(model: LanguageModel, hooks: dict[nn.Module, Callable[..., Any]]) -> 
     def forget_padding(_: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
         model.padding = None
 
-    base = model.network.base_model
+    base = model.stack
     handles: list[Any] = [
         base.register_forward_pre_hook(note_padding, with_kwargs=True),
         base.register_forward_hook(forget_padding, always_call=True),

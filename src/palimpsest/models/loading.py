@@ -26,11 +26,19 @@ DTYPES = {
     "float16": torch.float16,
 }
 MANIFEST = "manifest.json"
+UNLIMITED = 10**6  # tokenizers without a limit name a huge number
+AUTO = {
+    "decoder": "AutoModelForCausalLM",
+    "encoder_decoder": "AutoModelForSeq2SeqLM",
+    "encoder": "AutoModelForSequenceClassification",
+}
 
 
 class LanguageModel:
-    """A frozen decoder-only model, its tokenizer, and the places editors work on.
+    """A frozen model, its tokenizer, and the places editors work on.
 
+    `kind` is "decoder" (causal language model), "encoder_decoder" or "encoder" (sequence classifier); blocks are
+    those that are edited: of an encoder-decoder the encoder's.
     Notation of the papers: d = `width`, d_k = `inner_width`, W^l = `mlp_weight(l)` of shape [d, d_k].
     """
 
@@ -40,6 +48,10 @@ class LanguageModel:
         self.family = family
         self.name = name
         self.padding: Tensor | None = None  # which tokens of the running pass are real; hook layers read it
+        self.query: Tensor | None = None  # position [b] whose state asks a codebook; gated adapters read it
+        self.rows: Tensor | None = (
+            None  # rows [b] of the prompts that a step with kept keys and values goes on with
+        )
 
     @property
     def device(self) -> torch.device:
@@ -50,6 +62,40 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
         return next(self.network.parameters()).dtype
+
+    @property
+    def kind(self) -> str:
+        """ "decoder", "encoder_decoder" or "encoder"."""
+        return self.family.kind
+
+    def need_decoder(self, who: str) -> None:
+        """Raise ModelError, naming who asks, unless this is a decoder-only language model."""
+        if self.kind != "decoder":
+            raise ModelError(
+                f"{who} needs a decoder-only language model, but {self.name} is of kind {self.kind!r} "
+                f"(family {self.family.name}). Choose another model, or one of the editors grace, defer, memory, ft"
+            )
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Names of a classifier's classes, in the order of its logits; empty for other kinds."""
+        if self.kind != "encoder":
+            return []
+        names = {int(number): str(name) for number, name in self.network.config.id2label.items()}
+        return [names[number] for number in sorted(names)]
+
+    @property
+    def end_token(self) -> int:
+        """Id of the token that ends what the model says; raises ModelError when the tokenizer has none."""
+        number = self.tokenizer.eos_token_id
+        if number is None:
+            raise ModelError(f"the tokenizer of {self.name} has no end token. Set eos_token in its files")
+        return int(number)
+
+    @property
+    def stack(self) -> nn.Module:
+        """The module that is given the attention mask and runs `blocks`, in every way the network is called."""
+        return self.network.get_encoder() if self.kind == "encoder_decoder" else self.network.base_model
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -78,8 +124,15 @@ class LanguageModel:
 
     @cached_property
     def context(self) -> int:
-        """Largest number of tokens of one sequence."""
-        return int(self.network.config.max_position_embeddings)
+        """Largest number of tokens of one sequence.
+
+        T5 has relative positions and no limit of its own: what its config or tokenizer names counts, else 512.
+        """
+        config, named = self.network.config, int(self.tokenizer.model_max_length)
+        for field in ("max_position_embeddings", "n_positions"):
+            if getattr(config, field, None):
+                return int(getattr(config, field))
+        return named if named < UNLIMITED else 512
 
     def block(self, layer: int) -> nn.Module:
         """Block number `layer`; raises ModelError when there is none."""
@@ -97,19 +150,47 @@ class LanguageModel:
         """W^l [d, d_k], a view on the parameter."""
         return matrix_view(self.mlp_out(layer))
 
+    def linear(self, layer: int, site: str) -> Any:
+        """A linear map (Linear or Conv1D) of a block: what GRACE and its baselines wrap.
+
+        Args:
+            layer: number of the block.
+            site: "mlp_in", "mlp_out", or a dotted path from the block.
+
+        Raises:
+            ModelError: no such layer, no such site, or the site is no linear map.
+        """
+        block = self.block(layer)
+        path = {"mlp_in": self.family.mlp_in, "mlp_out": self.family.mlp_out}.get(site, site)
+        try:
+            module = part(block, path)
+        except ModelError as error:
+            raise ModelError(
+                f"site {site!r} does not exist in the blocks of {self.name}. Use mlp_in, mlp_out, or a dotted "
+                f"path from {type(block).__name__}"
+            ) from error
+        matrix_view(module)  # refuses what is no linear map
+        return module
+
     @cached_property
     def final_norm(self) -> nn.Module:
-        """Norm between the last block and the head."""
+        """Norm after the last block; raises ModelError for families that have none."""
+        if self.family.final_norm is None:
+            raise ModelError(f"{self.name} ({self.family.name}) has no norm after its last block")
         return part(self.network, self.family.final_norm)
 
     @cached_property
     def head(self) -> nn.Module:
-        """Output head: [.., d] to [.., vocabulary]."""
+        """Output head: [.., d] to [.., vocabulary] (of a classifier: to [.., classes])."""
         return part(self.network, self.family.head)
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over configuration and weights, taken before anything was edited."""
+        return self.take_fingerprint()
+
+    def take_fingerprint(self) -> str:
+        """The same over the weights as they are now."""
         digest = hashlib.sha256()
         config = {
             k: v
@@ -131,9 +212,28 @@ class LanguageModel:
         finally:
             self.padding = before
 
+    @contextlib.contextmanager
+    def asking_at(self, index: Tensor | None) -> Iterator[None]:
+        """Tell gated adapters which position [b] of the edited stack's sequence asks, for the passes in the block."""
+        before, self.query = self.query, index
+        try:
+            yield
+        finally:
+            self.query = before
+
+    @contextlib.contextmanager
+    def going_on_with(self, rows: Tensor) -> Iterator[None]:
+        """Tell gated adapters which rows [b] of the prompts' pass the rows of this step are."""
+        before, self.rows = self.rows, rows
+        try:
+            yield
+        finally:
+            self.rows = before
+
     @torch.no_grad()
     def hidden(self, batch: TokenBatch) -> Tensor:
-        """Output of the final norm [b, n, d]."""
+        """Output of the final norm [b, n, d] of a decoder-only model."""
+        self.need_decoder("a pass over a running text")
         batch = batch.to(self.device)
         return self.network.base_model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
@@ -171,10 +271,12 @@ def load_model(
 ) -> LanguageModel:
     """Load a model from a local directory in hub format, a directory with our manifest, or a hub id.
 
-    Only safetensors weights are read and no remote code is run. Raises ModelError with the remedy when the directory,
-    a file, the family or the dtype is not what it should be.
+    The family says which kind it is: a causal language model, sequence to sequence, or a sequence classifier.
+    Only safetensors weights are read and no remote code is run. Raises ModelError with the remedy when the
+    directory, a file, the family or the dtype is not what it should be.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
 
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
@@ -188,8 +290,8 @@ def load_model(
                 f"{name} is a {config.model_type} model, not {row.name}. Correct or leave out `family`"
             )
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], use_safetensors=True, **options
+        network, found = getattr(transformers, AUTO[row.kind]).from_pretrained(
+            source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
         )
     except ModelError:
         raise
@@ -198,6 +300,11 @@ def load_model(
             f"cannot load the model {name} from {source}: {type(error).__name__}: {str(error).splitlines()[0]}. "
             "A model directory needs config.json, model.safetensors and tokenizer.json, all whole"
         ) from error
+    if found["missing_keys"]:
+        raise ModelError(
+            f"{name} lacks weights ({sorted(found['missing_keys'])[0]} among others), which a {row.kind} needs. Give "
+            "a model that was trained for its task, such as a classifier with its head"
+        )
     # transformers makes an empty tokenizer up when the files are missing; a real one has every byte or letter
     if not getattr(tokenizer, "is_fast", False) or len(tokenizer) < 32:
         raise ModelError(
@@ -207,6 +314,7 @@ def load_model(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     model = LanguageModel(network.to(device), tokenizer, row, name)
     _refuse_non_finite(model)
+    _refuse_bare_tokens(model)
     return model
 
 
@@ -228,6 +336,19 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> tuple[str, s
             f"{path_or_id} is not a model directory. Give a directory in hub format, or a hub id such as org/name"
         )
     return str(path_or_id), revision, str(path_or_id)
+
+
+def _refuse_bare_tokens(model: LanguageModel) -> None:
+    """The end token asks the codebook of an encoder, so its tokenizer must write one."""
+    if model.kind == "decoder":
+        return
+    end = model.tokenizer.eos_token_id if model.kind == "encoder_decoder" else model.tokenizer.sep_token_id
+    if end is None or model.tokenizer("a")["input_ids"][-1] != end:
+        what = "</s>" if model.kind == "encoder_decoder" else "[CLS] and [SEP]"
+        raise ModelError(
+            f"the tokenizer of {model.name} does not put {what} around a text, which a {model.family.name} model was "
+            "trained with. Give tokenizer.json its post-processor"
+        )
 
 
 def _refuse_non_finite(model: LanguageModel) -> None:

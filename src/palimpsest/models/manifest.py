@@ -14,7 +14,7 @@ from palimpsest.errors import ModelError, SettingsError
 from palimpsest.files import write_json
 from palimpsest.models.families import family_of
 from palimpsest.models.loading import MANIFEST, LanguageModel, load_model
-from palimpsest.models.shapes import SHAPE, random_network, shape_of
+from palimpsest.models.shapes import SHAPE, random_network, shape_keys, shape_of
 from palimpsest.models.tokenizer import train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -116,18 +116,19 @@ def _target(spec: Mapping[str, Any]) -> str:
 
 def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
     free = {"kind", "vocabulary", "seed", "corpus", "name", "title", "layers", "gate", "dtype"}
-    unknown = sorted(set(spec) - set(SHAPE) - free)
+    known = free | set(shape_keys(spec.get("family", SHAPE["family"])))
+    unknown = sorted(set(spec) - known)
     if unknown:
         raise SettingsError(
-            f"unknown key {unknown[0]!r} in the spec of a random model; "
-            f"known are {', '.join(sorted(free | set(SHAPE)))}"
+            f"unknown key {unknown[0]!r} in the spec of a random model; known are {', '.join(sorted(known))}"
         )
     shape, seed = shape_of(spec), int(spec.get("seed", 0))
     if spec.get("corpus"):
         texts = Path(spec["corpus"]).read_text(encoding="utf-8").splitlines()
     else:
         texts = _filler(seed)
-    tokenizer = train_tokenizer(texts, int(spec.get("vocabulary", 1000)), shape["context"])
+    kind = family_of(shape["family"]).kind
+    tokenizer = train_tokenizer(texts, int(spec.get("vocabulary", 1000)), shape["context"], kind)
     network = random_network(shape, tokenizer, seed).eval()
     save_network(network, tokenizer, out)
     write_manifest(

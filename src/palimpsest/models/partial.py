@@ -7,6 +7,7 @@ Exact, because attention is causal: what comes before a changed token never chan
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -77,26 +78,27 @@ def run_blocks(
     positions: Int[Tensor, "b n"],
     past: Recorder | Prefix | None = None,
 ) -> Float[Tensor, "b n d"]:
-    """Blocks first..last (both included) on hidden [b, n, d].
+    """Blocks first..last (both included) of a decoder-only model on hidden [b, n, d].
 
     Args:
         mask: additive [b, 1, n, n + kept].
         positions: absolute token positions [b, n] (rotary families need them).
         past: where keys and values are noted or taken from.
     """
+    model.need_decoder("running some blocks with a causal mask")
     extra: dict[str, object] = {"attention_mask": mask, "position_ids": positions}
     if model.family.rotary:
         extra["position_embeddings"] = part(model.network, model.family.rotary)(
             hidden, position_ids=positions
         )
     if past is not None:
-        extra[model.family.past_argument] = past
+        extra[str(model.family.past_argument)] = past
     for layer in range(first, last + 1):
         hidden = block_output(model.block(layer)(hidden, **extra))
     return hidden
 
 
-def block_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+def block_output(output: Tensor | tuple[Any, ...]) -> Tensor:
     """Some families return a tuple, others the tensor."""
     return output[0] if isinstance(output, tuple) else output
 

@@ -18,14 +18,30 @@ SHAPE = {
     "dropout": 0.0,
     "initial_range": 0.02,
 }
+# Keys that only one family has: blocks of the decoder (None: as many as the encoder's), gated feed-forward; classes
+# (their names, or how many of them).
+OWN: dict[str, dict[str, Any]] = {
+    "t5": {"decoder_blocks": None, "gated": True},
+    "bert": {"labels": 4},
+}
+
+
+def shape_keys(family: str) -> dict[str, Any]:
+    """Names and defaults of all keys that a model spec of a family may have."""
+    return SHAPE | OWN.get(family, {})
 
 
 def shape_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The shape keys of a model spec, with defaults; refuses impossible ones by name."""
-    shape = {name: spec.get(name, default) for name, default in SHAPE.items()}
+    keys = shape_keys(spec.get("family", SHAPE["family"]))
+    shape = {name: spec.get(name, default) for name, default in keys.items()}
+    if "decoder_blocks" in shape:
+        shape["decoder_blocks"] = shape["decoder_blocks"] or shape["blocks"]
+    if "labels" in shape:
+        shape["labels"] = _labels(shape["labels"])
     shape["inner"] = shape["inner"] or 4 * shape["width"]
-    for name in ("width", "blocks", "heads", "inner", "context"):
-        if not isinstance(shape[name], int) or shape[name] < 1:
+    for name in ("width", "blocks", "heads", "inner", "context", "decoder_blocks"):
+        if name in shape and not _whole(shape[name]):
             raise SettingsError(
                 f"model setting '{name}' is {shape[name]!r}; expected a whole number of at least 1"
             )
@@ -41,13 +57,31 @@ def shape_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     return shape
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _labels(labels: object) -> list[str]:
+    """Names of classes: those given, or "class 0", "class 1", ..."""
+    names = [f"class {i}" for i in range(labels)] if isinstance(labels, int) else labels
+    if not isinstance(names, list | tuple) or len(names) < 2 or len(set(names)) < len(names):
+        raise SettingsError(
+            f"model setting 'labels' is {labels!r}; expected at least two different names, or their number"
+        )
+    return [str(name) for name in names]
+
+
 def random_network(shape: Mapping[str, Any], tokenizer, seed: int):
-    """A causal language model in float32, initialised from `seed`."""
+    """A network of the family's kind in float32, initialised from `seed`."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
+
+    from palimpsest.models.families import family_of
+    from palimpsest.models.loading import AUTO
 
     torch.manual_seed(seed)
-    network = AutoModelForCausalLM.from_config(configuration(shape, tokenizer)).float()
+    config = configuration(shape, tokenizer)
+    network = getattr(transformers, AUTO[family_of(shape["family"]).kind]).from_config(config).float()
     if shape["family"] == "gpt2":
         _start_with_waves(network.transformer.wpe.weight.data, shape["initial_range"])
     return network
@@ -76,6 +110,10 @@ def configuration(shape: Mapping[str, Any], tokenizer):
     """
     from transformers import GPT2Config, GPTJConfig, LlamaConfig
 
+    if shape["family"] == "t5":
+        return _t5(shape, tokenizer)
+    if shape["family"] == "bert":
+        return _bert(shape, tokenizer)
     end = tokenizer.eos_token_id
     common = {
         "vocab_size": len(tokenizer),
@@ -110,4 +148,51 @@ def configuration(shape: Mapping[str, Any], tokenizer):
             max_position_embeddings=shape["context"],
             tie_word_embeddings=False,
         )
-    raise ModelError(f"model family {shape['family']!r} cannot be made here (known: gpt2, gptj, llama)")
+    raise ModelError(
+        f"model family {shape['family']!r} cannot be made here (known: gpt2, gptj, llama, t5, bert)"
+    )
+
+
+def _t5(shape: Mapping[str, Any], tokenizer):
+    """T5 scales its random weights by their widths itself, so `initial_range` is not used."""
+    from transformers import T5Config
+
+    beyond_the_fields = {
+        "n_positions": shape["context"],
+        "decoder_start_token_id": tokenizer.pad_token_id,
+    }
+    return T5Config(
+        vocab_size=len(tokenizer),
+        d_model=shape["width"],
+        d_kv=shape["width"] // shape["heads"],
+        d_ff=shape["inner"],
+        num_layers=shape["blocks"],
+        num_decoder_layers=shape["decoder_blocks"],
+        num_heads=shape["heads"],
+        dropout_rate=shape["dropout"],
+        feed_forward_proj="gated-gelu" if shape["gated"] else "relu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **beyond_the_fields,
+    )
+
+
+def _bert(shape: Mapping[str, Any], tokenizer):
+    """The exact GELU, as BERT has it."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape["width"],
+        num_hidden_layers=shape["blocks"],
+        num_attention_heads=shape["heads"],
+        intermediate_size=shape["inner"],
+        max_position_embeddings=shape["context"],
+        hidden_dropout_prob=shape["dropout"],
+        attention_probs_dropout_prob=shape["dropout"],
+        initializer_range=shape["initial_range"],
+        pad_token_id=tokenizer.pad_token_id,
+        id2label=dict(enumerate(shape["labels"])),
+        label2id={name: number for number, name in enumerate(shape["labels"])},
+        problem_type="single_label_classification",
+    )

@@ -8,19 +8,29 @@ from collections.abc import Iterable, Sequence
 from palimpsest.errors import ModelError
 
 END_OF_TEXT = "<|endoftext|>"
+# Special tokens of each kind of model, and what is written around a text.
+SPECIAL = {
+    "decoder": {name: END_OF_TEXT for name in ("bos_token", "eos_token", "unk_token", "pad_token")},
+    "encoder_decoder": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "encoder": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+}
+AROUND = {"encoder_decoder": "$A </s>", "encoder": "[CLS] $A [SEP]"}
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int):
+def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int, kind: str = "decoder"):
     """Train byte-level BPE of at most `vocabulary` tokens; returns a fast tokenizer.
 
-    Each text is read as it stands and with a leading blank, because most words of a running text have one.
+    Each text is read as it stands and with a leading blank, because most words of a running text have one. The
+    special tokens, and what is put around a text, are those of the kind of model.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if vocabulary < 257:
+    special = list(dict.fromkeys(SPECIAL[kind].values()))
+    if vocabulary < 256 + len(special):
         raise ModelError(
-            f"vocabulary is {vocabulary}; byte-level BPE needs at least 257 (256 bytes and end of text)"
+            f"vocabulary is {vocabulary}; byte-level BPE needs at least {256 + len(special)} "
+            f"(256 bytes and {', '.join(special)})"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -28,19 +38,19 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int):
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator((form for text in texts for form in (text, " " + text)), trainer)
+    if kind in AROUND:
+        numbers = [(token, tokenizer.token_to_id(token)) for token in special]
+        tokenizer.post_processor = processors.TemplateProcessing(single=AROUND[kind], special_tokens=numbers)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
         model_max_length=context,
         clean_up_tokenization_spaces=False,
+        **SPECIAL[kind],
     )
 
 

@@ -58,8 +58,8 @@ class Tokenised:
         return touching[-1]
 
 
-def tokenise(model: LanguageModel, texts: Sequence[str]) -> list[Tokenised]:
-    """Tokenise texts, refusing what does not fit into the model's context."""
+def tokenise(model: LanguageModel, texts: Sequence[str], spare: int = 0) -> list[Tokenised]:
+    """Tokenise texts, refusing what does not fit into the model's context with `spare` tokens more."""
     if not texts:
         return []
     encoded = model.tokenizer(list(texts), return_offsets_mapping=True, padding=False, truncation=False)
@@ -72,9 +72,9 @@ def tokenise(model: LanguageModel, texts: Sequence[str]) -> list[Tokenised]:
             raise DataError(
                 "the text has no tokens", record=repr(text[:60]), remedy="Give a text that is not empty"
             )
-        if len(row.ids) > model.context:
+        if len(row.ids) + spare > model.context:
             raise DataError(
-                f"the text has {len(row.ids)} tokens, but {model.name} reads at most {model.context}",
+                f"the text has {len(row.ids) + spare} tokens, but {model.name} reads at most {model.context}",
                 record=repr(text[:60] + "…"),
                 remedy="Shorten prompt or target, or use a model with a longer context",
             )
@@ -111,6 +111,19 @@ def encode_pairs(model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> Pair
         starts.append(inside[0] if inside else len(row.ids))
         ends.append(inside[-1] + 1 if inside else len(row.ids))
     return PairBatch(pad(model, [row.ids for row in rows]), torch.tensor(starts), torch.tensor(ends))
+
+
+def cut_to_context(model: LanguageModel, texts: Sequence[str]) -> list[str]:
+    """Each text, or as much of its beginning as the model reads: for documents (prompts are refused instead)."""
+    cut = []
+    for text in texts:
+        room = model.context
+        while len(model.tokenizer(text)["input_ids"]) > model.context:
+            kept = model.tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=room)
+            text = text[: max(last for _, last in kept["offset_mapping"])]
+            room -= 1  # the end of a cut text may fall into more tokens than before
+        cut.append(text)
+    return cut
 
 
 def last_subject_index(model: LanguageModel, text: str, subject: str) -> int:

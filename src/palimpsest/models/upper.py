@@ -1,0 +1,203 @@
+"""What an edit at a block cannot change is run once: the blocks below it, and all that is computed from tokens alone.
+
+From the kept states the edited block, those above it and (of an encoder-decoder) the decoder are run as often as
+wanted, with the same hooks, padding and query as in a whole pass. Exact to rounding; `models/objectives.py` is the
+plain way. Only what lies below the block is frozen: an edit below it needs a new `Upper`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from palimpsest.models.families import part
+from palimpsest.models.greedy import AnswerDecoder, CachedRows, Said, choose, continue_greedily, spoken
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.objectives import (
+    Inputs,
+    Judged,
+    asking,
+    judged,
+    prompts_of,
+    target_places,
+)
+from palimpsest.models.partial import (
+    Recorder,
+    additive,
+    block_output,
+    causal_mask,
+    embed,
+    run_blocks,
+)
+from palimpsest.models.tokens import TokenBatch
+
+Arguments = dict[str, Tensor]
+
+
+class Upper:
+    """Rows that stand at the input of block `layer`.
+
+    Keys and values that new tokens of a decoder-only model attend to below `layer` are noted at once when the rows
+    have no targets, and otherwise (a loss needs none) only when the first answer is asked for.
+    """
+
+    def __init__(self, model: LanguageModel, inputs: Inputs, layer: int):
+        """Run the blocks below `layer` once, without gradient.
+
+        Raises:
+            ModelError: no such layer.
+        """
+        model.block(layer)
+        self.model, self.inputs, self.layer = model, inputs, layer
+        self._below: dict[int, tuple[Tensor, Tensor]] | None = None
+        self._answer: tuple[Tensor, Arguments] | None = (
+            None  # what the decoder is given, once it was asked for
+        )
+        recorder = Recorder() if model.kind == "decoder" and not inputs.targets.shape[1] else None
+        with torch.no_grad(), asking(model, inputs):
+            batch = TokenBatch(inputs.named["input_ids"], inputs.padding)
+            embedded = embed(model, batch)
+            self._arguments = _arguments(model, embedded, inputs.padding)
+            self.hidden = _run(model, embedded, 0, layer - 1, self._arguments, recorder)
+        if recorder is not None:
+            self._below = recorder.kept
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def rows(self, rows: Sequence[int] | Tensor) -> Upper:
+        """Some of the rows; nothing is run again."""
+        other = copy.copy(self)
+        other.inputs, other._answer = self.inputs.rows(rows), None
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.hidden.device)
+        n = other.inputs.padding.shape[1]
+        other.hidden = self.hidden[index, :n]
+        with torch.no_grad():
+            other._arguments = _arguments(self.model, other.hidden, other.inputs.padding)
+        if self._below is not None:
+            other._below = {
+                layer: (keys[index, :, :n], values[index, :, :n])
+                for layer, (keys, values) in self._below.items()
+            }
+        return other
+
+    def row_losses(self) -> Float[Tensor, " b"]:
+        """Mean negative log-probability of each row's target tokens [b], with gradient: `objectives.row_losses`."""
+        return self.judge().losses
+
+    def judge(self) -> Judged:
+        """Losses and verdicts: `objectives.judge`."""
+        model, places = self.model, target_places(self.inputs)
+        states = self._states()
+        if model.kind == "decoder":
+            return judged(model.head(states[places]), self.inputs, places)
+        if model.kind == "encoder":
+            return judged(self._classes(states)[:, None][places], self.inputs, places)
+        if self._answer is None:
+            with torch.no_grad():
+                self._answer = _answer_arguments(model, self.inputs)
+        return judged(model.head(_run_decoder(model, states, *self._answer)[places]), self.inputs, places)
+
+    @torch.no_grad()
+    def say(self, max_new_tokens: int = 20) -> list[Said]:
+        """What the model answers to each row's prompt, greedily: `objectives.say`."""
+        model = self.model
+        if model.kind == "encoder":
+            return choose(model, self._classes(self._states()))
+        if model.kind == "encoder_decoder":
+            decoder = AnswerDecoder(model, self._states(), self.inputs.padding)
+            return spoken(model, continue_greedily(model, decoder.first(), decoder, max_new_tokens))
+        if self._below is None:
+            prompts = Upper(model, prompts_of(model, self.inputs), self.layer)
+            self._below = prompts._below
+        return self._say_after_prompts(max_new_tokens)
+
+    def _say_after_prompts(self, max_new_tokens: int) -> list[Said]:
+        """A decoder-only model: the prompt's upper blocks, then token by token with everything kept."""
+        model, inputs = self.model, prompts_of(self.model, self.inputs)
+        n = inputs.padding.shape[1]
+        recorder = Recorder(dict(self._below or {}))
+        with asking(model, inputs):
+            last = model.n_blocks - 1
+            arguments = _arguments(model, self.hidden[:, :n], inputs.padding)
+            states = _run(model, self.hidden[:, :n], self.layer, last, arguments, recorder)
+        cache = DynamicCache()
+        for layer in range(model.n_blocks):
+            keys, values = recorder.kept[layer]
+            cache.update(keys[:, :, :n], values[:, :, :n], layer)
+        rows = torch.arange(len(inputs), device=states.device)
+        logits = model.head(model.final_norm(states[rows, inputs.query]))
+        kept = CachedRows(model, cache, inputs.padding)
+        return spoken(model, continue_greedily(model, logits, kept, max_new_tokens))
+
+    def _states(self) -> Float[Tensor, "b n d"]:
+        """Output of the edited stack, after its norm where it has one."""
+        model = self.model
+        with asking(model, self.inputs):
+            states = _run(model, self.hidden, self.layer, model.n_blocks - 1, self._arguments)
+        return states if model.family.final_norm is None else model.final_norm(states)
+
+    def _classes(self, states: Float[Tensor, "b n d"]) -> Float[Tensor, "b classes"]:
+        pooled = part(self.model.network, str(self.model.family.pooler))(states)
+        return self.model.head(pooled)
+
+
+def _arguments(
+    model: LanguageModel, hidden: Float[Tensor, "b n d"], padding: Int[Tensor, "b n"]
+) -> Arguments:
+    """What the blocks are given besides the hidden states: the same for all of them, and for every pass."""
+    if model.kind == "decoder":
+        positions = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+        return {"mask": causal_mask(padding, hidden.dtype), "positions": positions}
+    arguments = {"attention_mask": additive(padding[:, None, None].bool(), hidden.dtype)}
+    if model.kind == "encoder_decoder":
+        # T5 computes the position bias in its first block and hands it on to the others.
+        attention: Any = part(model.blocks[0], "layer.0.SelfAttention")
+        arguments["position_bias"] = attention.compute_bias(hidden.shape[1], hidden.shape[1])
+    return arguments
+
+
+def _run(
+    model: LanguageModel,
+    hidden: Float[Tensor, "b n d"],
+    first: int,
+    last: int,
+    arguments: Arguments,
+    past: Recorder | None = None,
+) -> Float[Tensor, "b n d"]:
+    """Blocks first..last (both included; none when last < first) on hidden [b, n, d]."""
+    if model.kind == "decoder":
+        return run_blocks(model, hidden, first, last, arguments["mask"], arguments["positions"], past)
+    for layer in range(first, last + 1):
+        hidden = block_output(model.block(layer)(hidden, **arguments))
+    return hidden
+
+
+def _answer_arguments(model: LanguageModel, inputs: Inputs) -> tuple[Float[Tensor, "b m d"], Arguments]:
+    """What T5's decoder is given for the answers besides the encoder's states: its input, masks, position bias."""
+    decoder, ids = model.network.get_decoder(), inputs.named["decoder_input_ids"]
+    hidden = decoder.embed_tokens(ids)
+    attention: Any = part(decoder.block[0], "layer.0.SelfAttention")
+    return hidden, {
+        "attention_mask": causal_mask(torch.ones_like(ids), hidden.dtype),
+        "position_bias": attention.compute_bias(ids.shape[1], ids.shape[1]),
+        "encoder_attention_mask": additive(inputs.padding[:, None, None].bool(), hidden.dtype),
+    }
+
+
+def _run_decoder(
+    model: LanguageModel, states: Float[Tensor, "b n d"], hidden: Float[Tensor, "b m d"], arguments: Arguments
+) -> Float[Tensor, "b m d"]:
+    """T5's decoder, ready for the head. Its blocks are called directly: at this size the wrappers around them cost
+    a fifth of a step."""
+    decoder = model.network.get_decoder()
+    for block in decoder.block:
+        hidden = block_output(block(hidden, encoder_hidden_states=states, **arguments))
+    hidden = decoder.final_layer_norm(hidden)
+    return hidden * model.width**-0.5 if model.network.config.scale_decoder_outputs else hidden
