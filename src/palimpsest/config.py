@@ -19,7 +19,7 @@ from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.files import read_json
 
 # Two ways of giving one number: whoever sets one of a pair takes the other away.
-EXCLUSIVE = (("lam", "lam_ratio"), ("learning_rate", "learning_rate_ratio"))
+EXCLUSIVE = (("lam", "lam_ratio"), ("learning_rate", "learning_rate_ratio"), ("radius", "radius_ratio"))
 
 
 class ConfigError(PalimpsestError):

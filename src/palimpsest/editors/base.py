@@ -24,6 +24,7 @@ from palimpsest.edits import Edit
 from palimpsest.errors import EditError, PalimpsestError, SettingsError
 from palimpsest.files import read_json, write_atomic, write_json
 from palimpsest.models.loading import LanguageModel
+from palimpsest.models.objectives import say
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,10 @@ class Editor(ABC):
     settings_type: ClassVar[type]
     needs_statistics: ClassVar[bool] = False
     needs_subject: ClassVar[bool] = False
+    needs_decoder: ClassVar[bool] = False
+    reads_whole_rows: ClassVar[bool] = (
+        False  # it decides over the whole sequence: nothing may be kept between tokens
+    )
 
     def __init__(self, model: LanguageModel, settings: Any, statistics: Any = None, seed: int = 0):
         self.model = model
@@ -71,6 +76,8 @@ class Editor(ABC):
     @classmethod
     def build(cls, model: LanguageModel, settings: Any, statistics: Any, seed: int) -> Editor:
         """Check settings and statistics before anything heavy starts, then construct."""
+        if cls.needs_decoder:
+            model.need_decoder(cls.name)
         model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
         return cls(model, read_settings(cls, settings), _read_statistics(cls, model, statistics), seed)
 
@@ -127,10 +134,12 @@ class Editor(ABC):
 
     @torch.no_grad()
     def generate(self, prompts: str | Sequence[str], max_new_tokens: int = 20) -> list[str]:
-        """Greedy continuations of one or several prompts by the edited model, without the prompts."""
+        """What the edited model says after one or several prompts, greedily: text, or the name of a class."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        tokenizer = self.model.tokenizer
-        side, tokenizer.padding_side = tokenizer.padding_side, "left"
+        if self.model.kind == "encoder":
+            return [said.text for said in say(self.model, prompts)]
+        tokenizer, decoder = self.model.tokenizer, self.model.kind == "decoder"
+        side, tokenizer.padding_side = tokenizer.padding_side, "left" if decoder else "right"
         try:
             batch = tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
         finally:
@@ -142,7 +151,8 @@ class Editor(ABC):
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
         )
-        return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        said = output[:, batch["input_ids"].shape[1] :] if decoder else output
+        return tokenizer.batch_decode(said, skip_special_tokens=True)
 
     def inspect(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> list[dict[str, Any]]:
         """What the method decides for each prompt; empty where a method has no scope decision to show."""
@@ -156,6 +166,10 @@ class Editor(ABC):
         decision was made since it was last asked.
         """
         yield None
+
+    def lowest_block(self) -> int | None:
+        """Number of the first block whose output an edit can change; None where nobody knows."""
+        return None
 
     def margin(self) -> int:
         """Tokens the method puts before a prompt while it edits."""
@@ -174,9 +188,12 @@ class Editor(ABC):
                     edit_name(edit),
                     edit.subject,
                 )
-            length = len(self.model.tokenizer(f"{edit.prompt} {edit.target}")["input_ids"]) + self.margin()
+            together = self.model.kind == "decoder"
+            text = f"{edit.prompt} {edit.target}" if together else edit.prompt
+            length = len(self.model.tokenizer(text)["input_ids"]) + self.margin()
             if length > self.model.context:
-                reason = f"prompt and target need {length} tokens, {self.model.name} reads at most {self.model.context}"
+                what = "prompt and target need" if together else "the prompt needs"
+                reason = f"{what} {length} tokens, {self.model.name} reads at most {self.model.context}"
                 failed.append(FailedEdit(edit_name(edit), reason))
                 continue
             usable.append(edit)

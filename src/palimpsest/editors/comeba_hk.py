@@ -90,6 +90,7 @@ class ComebaHk(KeyValueEditor):
 
     name = "comeba_hk"
     shares_targets = True
+    reads_whole_rows = True
     settings_type = Settings
     settings: Settings
 

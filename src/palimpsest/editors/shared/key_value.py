@@ -117,6 +117,7 @@ class KeyValueEditor(Editor, ABC):
 
     needs_statistics: ClassVar[bool] = True
     needs_subject: ClassVar[bool] = True
+    needs_decoder: ClassVar[bool] = True
     shares_targets: ClassVar[bool] = False
     settings: KeyValueSettings
     stored_targets: StoredTargets | None = None
@@ -153,6 +154,10 @@ class KeyValueEditor(Editor, ABC):
         stored = StoredTargets.load(folder)
         stored.check(about_targets(self.model.fingerprint, self.settings.search(), self.contexts))
         self.stored_targets = stored
+
+    def lowest_block(self) -> int:
+        """The first edited layer."""
+        return min(self.settings.layers)
 
     def margin(self) -> int:
         """The longest context and the full stop after it."""

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from palimpsest.errors import DivergedEdit
-from palimpsest.models.families import as_stored
+from palimpsest.models.families import as_stored, matrix_view
 from palimpsest.models.loading import LanguageModel
 
 
 class EditedWeights:
-    """The second MLP matrices W^l [d, d_k] of some layers.
+    """One matrix W^l [out, in] of each of some layers: by default the second MLP matrix [d, d_k].
 
     The sum of all updates is kept in at least fp32 (the master), because small changes would vanish when added to
     half-precision weights again and again (spec 2.4); the model's own parameter is a rounded copy of base + sum.
     """
 
-    def __init__(self, model: LanguageModel, layers: tuple[int, ...]):
-        self.model = model
-        self.layers = layers
-        self._original = {layer: model.mlp_out(layer).weight.detach().clone() for layer in layers}
+    def __init__(self, model: LanguageModel, layers: tuple[int, ...], site: str = "mlp_out"):
+        self.model, self.layers, self.site = model, layers, site
+        self._original = {layer: self.module(layer).weight.detach().clone() for layer in layers}
         self.updates: dict[int, Tensor] = {}
         for layer in layers:
             wide = torch.promote_types(model.dtype, torch.float32)
             self.updates[layer] = torch.zeros_like(
-                model.mlp_weight(layer), dtype=wide, memory_format=torch.contiguous_format
+                matrix_view(self.module(layer)), dtype=wide, memory_format=torch.contiguous_format
             )
 
-    def add(self, layer: int, update: Float[Tensor, "d d_k"]) -> None:
-        """W^l += update [d, d_k]; refuses anything that is not finite before it touches the model."""
+    def module(self, layer: int) -> Any:
+        """The linear map of a layer whose matrix is edited."""
+        return self.model.linear(layer, self.site)
+
+    def original(self, layer: int) -> Tensor:
+        """The untouched matrix as it lies in memory; a copy."""
+        return self._original[layer].clone()
+
+    def add(self, layer: int, update: Float[Tensor, "out in"]) -> None:
+        """W^l += update [out, in]; refuses anything that is not finite before it touches the model."""
         if not torch.isfinite(update).all():
             raise DivergedEdit(f"the update of layer {layer} is not finite")
         self.set(layer, self.updates[layer] + update.to(self.updates[layer]))
 
-    def set(self, layer: int, total: Float[Tensor, "d d_k"]) -> None:
-        """Make the sum of all updates of a layer equal to `total` [d, d_k]."""
+    def set(self, layer: int, total: Float[Tensor, "out in"]) -> None:
+        """Make the sum of all updates of a layer equal to `total` [out, in]."""
         total = total.to(self.updates[layer])
-        module = self.model.mlp_out(layer)
+        module = self.module(layer)
         original = self._original[layer]
         stored = as_stored(module, total)
         rounded = original if not total.any() else (original.to(stored.dtype) + stored).to(original.dtype)

@@ -1,0 +1,119 @@
+"""GRACE's look-up against one forward pass, side by side in one process.
+
+    python benchmarks/codebook_lookup.py --keys 10000 --threads 1 --out results/benchmarks
+
+The pass: 20 tokens through a GPT-2-small-shaped model (12 blocks, width 768, 50,257 words), random weights, with all
+logits. The look-up: one state of width 768 among the keys, exact; beside it the plain way (all differences). Keys have
+a common part, as states of real models do, which makes the shortlist's task harder. The whole pass with and without
+the adapter is timed too. Results of both ways are compared before any number is printed; times are medians of
+alternating repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+WIDTH, TOKENS = 768, 20
+
+
+def medians(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each task; the tasks take turns, so that a busy machine is busy for all of them."""
+    found: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats + 2):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            found[name].append(time.perf_counter() - start)
+    return {name: median(seconds[2:]) for name, seconds in found.items()}
+
+
+def measure(keys: int, threads: int, repeats: int) -> dict:
+    """Seconds of a pass, of a look-up, and of a pass with the adapter."""
+    import torch
+    from target_vectors import random_model
+
+    from palimpsest.editors import make_editor
+
+    torch.set_num_threads(threads)
+    model = random_model("gpt2-small")
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(keys, WIDTH, generator=generator) + 2 * torch.randn(WIDTH, generator=generator)
+    query = table[keys // 2 : keys // 2 + 1] + 0.01 * torch.randn(1, WIDTH, generator=generator)
+    editor = make_editor("grace", model, {"layer": 8, "site": "mlp_in", "radius": 1.0})
+    entries = [{"label": [i], "text": "", "start": 1.0, "edits": [str(i)]} for i in range(keys)]
+    values = torch.rand(keys, 4 * WIDTH, generator=generator)
+    tensors = {"keys": table, "values": values, "radii": torch.ones(keys), "queries": table}
+    editor.codebook.load(tensors, {"entries": entries, "actions": {}})
+    ids = torch.randint(0, 1000, (1, TOKENS), generator=generator)
+    found = editor.codebook.look_up(query)
+    plain = (table.double() - query.double()).norm(dim=1).min(dim=0)
+    if int(found.entry) != int(plain.indices) or float(found.distance) != float(plain.values):
+        raise SystemExit("the look-up does not find the nearest key")
+
+    @torch.no_grad()
+    def run_model() -> object:
+        return model.network(ids).logits
+
+    def with_adapter() -> object:
+        editor.adapter.attach()
+        try:
+            return run_model()
+        finally:
+            editor.adapter.detach()
+
+    seconds = medians(
+        {
+            "pass": run_model,
+            "look_up": lambda: editor.codebook.look_up(query),
+            "pass_with_adapter": with_adapter,
+            "plain_look_up": lambda: (table - query).norm(dim=1).min(dim=0),
+        },
+        repeats,
+    )
+    return {
+        "what": "codebook look-up",
+        "keys": keys,
+        "width": WIDTH,
+        "tokens": TOKENS,
+        "threads": threads,
+        "repeats": repeats,
+        "seconds": seconds,
+        "look_up_share_of_pass": seconds["look_up"] / seconds["pass"],
+        "adapter_overhead": seconds["pass_with_adapter"] / seconds["pass"] - 1,
+        "plain_share_of_pass": seconds["plain_look_up"] / seconds["pass"],
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--keys", type=int, default=10000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--out", type=Path, help="folder for a JSON file with the result")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    result = measure(options.keys, options.threads, options.repeats)
+    json.dump(result, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "codebook_lookup.json").write_text(
+            json.dumps(result, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""GRACE: a codebook beside one linear map (Hartvigsen et al. 2023; arXiv 2211.11031 v5, section 3 and Algorithm 1).
+
+An edit's state q at the asking position becomes a key with a radius, or is joined to one (`shared/codebook.py`); its
+value v is trained so that the model, with v in place of the linear map's output at the chosen positions, gives the
+target: Adam on the model's own loss, and on nothing but v. Afterwards any input whose state lies within the radius of
+its nearest key gets that key's value; every other input passes through untouched. Base weights never change.
+
+`compat: official` is the released behaviour where it differs (numbers of spec section 6): a decoder is asked at the
+first target token and never learns to end (Q1), so that edits do not fire in free generation (Q2); distances by matrix
+product (Q4); a new target at the same place loses both edits (Q5); labels are compared by their means (Q6); with one
+step, later passes add keys (Q8). Not imitated: failures in batches (Q9), the training flag (Q19), random numbers drawn
+by every pass (Q20).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from palimpsest.editors.base import EditorState, edit_name, require
+from palimpsest.editors.shared.adapter_editor import AdapterEditor, AdapterSettings
+from palimpsest.editors.shared.codebook import Codebook, Forgotten
+from palimpsest.editors.shared.gated_adapter import Asked, Decision, ask
+from palimpsest.edits import Edit
+from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.models.batching import Batching
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.objectives import NONE, Inputs, asking, encode, encode_prompts_only
+from palimpsest.models.upper import Upper
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings(AdapterSettings):
+    """Hyper-parameters; defaults are those for T5-small on zsRE (spec 2.1).
+
+    Attributes:
+        radius: eps_init, radius of a new key, in units of the states at this layer; null with `radius_ratio`.
+        radius_ratio: the radius as a share of the median distance between a prompt and its nearest neighbour, over
+            the prompts given to `Grace.calibrate`. Radii do not transfer between layers or models, this ratio does.
+        initial: where a value starts: "cold", uniform in [0, 1), or "warm", the linear map's own output.
+        expand: "coverage" (the ball reaches the new query) or "moving_average" (the key moves half-way as well).
+        split: "capped" (a split never makes a radius larger) or "half" (both become half the distance, as published).
+        compat: "corrected" or "official", see the head of this file.
+    """
+
+    radius: float | None = 1.0
+    radius_ratio: float | None = None
+    initial: str = "cold"
+    expand: str = "coverage"
+    split: str = "capped"
+    compat: str = "corrected"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("radius", "radius_ratio"):
+            value = getattr(self, name)
+            allowed = value is None or (math.isfinite(value) and value > 0)
+            require(allowed, name, value, "must be positive")
+        one = (self.radius is None) != (self.radius_ratio is None)
+        require(one, "radius", self.radius, "give radius or radius_ratio, and null for the other")
+        for name, known in (
+            ("initial", ("cold", "warm")),
+            ("expand", ("coverage", "moving_average")),
+            ("split", ("capped", "half")),
+            ("compat", ("corrected", "official")),
+        ):
+            require(getattr(self, name) in known, name, getattr(self, name), " or ".join(known))
+        halves = self.compat == "corrected" or self.split == "half"
+        require(halves, "split", self.split, "the released code splits in half; set split: half")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the codebook decides for a prompt.
+
+    Attributes:
+        prompt: as it was asked.
+        fired: whether a key answers.
+        key: number of the nearest key; None while there is none.
+        distance, radius: to it and of it, in units of the states at this layer.
+        target: the answer it was taught.
+        edits: names of the edits that rely on it, oldest first.
+    """
+
+    prompt: str
+    fired: bool
+    key: int | None = None
+    distance: float | None = None
+    radius: float | None = None
+    target: str | None = None
+    edits: tuple[str, ...] = ()
+
+
+class Grace(AdapterEditor):
+    """A codebook that grows with the stream.
+
+    Attributes:
+        codebook: keys, values, radii, and what each entry was taught.
+        radius: eps_init in use; None until `calibrate`, where the settings give a ratio.
+        initial_values: initial values [d_out] passed in, by the name of the edit.
+    """
+
+    name = "grace"
+    settings_type = Settings
+    identity_fields = ("layer", "site", "replacement", "compat")
+    settings: Settings
+
+    def __init__(self, model: LanguageModel, settings: Settings, statistics: Any = None, seed: int = 0):
+        super().__init__(model, settings, statistics, seed)
+        self.official = settings.compat == "official"
+        self.adapter.shift = int(self.official and model.kind == "decoder")
+        self.codebook = Codebook(
+            self.adapter.key_width,
+            self.adapter.value_width,
+            rules=settings.compat,
+            split=settings.split,
+            expand=settings.expand,
+            dtype=self.wide,
+            device=model.device,
+        )
+        self._forget_calibration()
+        self._fresh()
+
+    def _forget_calibration(self) -> None:
+        self.radius = self.settings.radius
+        self.neighbour_distance: float | None = None
+
+    def _fresh(self) -> None:
+        self.codebook.clear()
+        self.initial_values: dict[str, Tensor] = {}
+        self._last_label: tuple[int, ...] = ()
+
+    # the radius --------------------------------------------------------------------------------------------------------
+
+    def calibrate(self, prompts: Sequence[str]) -> float:
+        """Set the radius from `radius_ratio`; call it before the first edit, with prompts that are not edited.
+
+        With a `radius` in the settings nothing is measured.
+
+        Returns:
+            The radius in use, in units of the states at this layer.
+
+        Raises:
+            PalimpsestError: there are edits already.
+            SettingsError: fewer than two different prompts, or all of them have one state.
+        """
+        ratio = self.settings.radius_ratio
+        if ratio is None:
+            assert self.settings.radius is not None
+            return self.settings.radius
+        if len(self.codebook):
+            raise PalimpsestError(
+                f"{self.name} has made edits with radius {self.radius}; calibrate before the first, or `remove` first"
+            )
+        different = list(dict.fromkeys(prompts))
+        if len(different) < 2:
+            raise SettingsError(
+                f"radius_ratio needs at least two different prompts to measure distances, {len(different)} given"
+            )
+        self.neighbour_distance = neighbour_distance(self.queries(different))
+        if self.neighbour_distance <= 0:
+            raise SettingsError(
+                f"the states of {len(different)} prompts at layer {self.settings.layer} are the same: they cannot be "
+                "told apart there. Choose another layer or site, or give an absolute `radius`"
+            )
+        self.radius = ratio * self.neighbour_distance
+        log.info(
+            "%s: radius %.6g = %g x %.6g, the median distance of %d prompts to their nearest neighbour at layer %d",
+            self.name,
+            self.radius,
+            ratio,
+            self.neighbour_distance,
+            len(different),
+            self.settings.layer,
+        )
+        return self.radius
+
+    def queries(self, prompts: Sequence[str], batching: Batching | None = None) -> Float[Tensor, "n d_in"]:
+        """States [n, d_in] with which prompts ask the codebook, in their order; no edit changes them."""
+        inputs = encode_prompts_only(self.model, prompts)
+        states = torch.empty(len(prompts), self.adapter.key_width, dtype=self.wide, device=self.model.device)
+        for group in (batching or Batching()).groups(inputs.padding.sum(dim=1).tolist()):
+            states[group] = self._ask(inputs.rows(group)).states.to(self.wide)
+        return states
+
+    def _ask(self, inputs: Inputs) -> Asked:
+        at = torch.minimum(inputs.query + self.adapter.shift, inputs.padding.sum(dim=1) - 1)
+        with asking(self.model, inputs):
+            return ask(self.model, inputs.named, at, self.adapter.module)
+
+    # one edit ----------------------------------------------------------------------------------------------------------
+
+    def _teach(self, edit: Edit, record: dict[str, Any] | None) -> None:
+        if self.radius is None:
+            raise SettingsError(
+                f"{self.name} has radius_ratio {self.settings.radius_ratio}, but no distances were measured. "
+                "Call calibrate(prompts) before the first edit"
+            )
+        inputs = encode(self.model, [edit.prompt], [edit.target])
+        asked, label = self._ask(inputs), self._label(inputs)
+        update = self.codebook.update(
+            asked.states[0],
+            label,
+            self.radius,
+            lambda: self._initial(edit, asked),
+            edit_name(edit),
+            edit.target,
+        )
+        try:
+            entry, losses = update.entry, list[float]()
+            if self.official:  # trains whatever answers, which after an edit at an old place is nothing (Q5)
+                match = self.codebook.look_up(asked.states)
+                entry = int(match.entry[0]) if bool(match.fired[0]) else -1
+            if entry >= 0:
+                value = self.codebook.values[entry].clone()
+                losses = self._train(value, inputs)
+                self.codebook.values[entry] = value.detach()
+        except BaseException:  # an interrupt too must not leave half an edit behind
+            self.codebook.revert(update)
+            raise
+        self._last_label = label
+        if record is not None:
+            note = {
+                "edit": edit_name(edit),
+                "action": update.action,
+                "key": entry,
+                "distance": update.distance,
+            }
+            radius = float(self.codebook.radii[entry]) if entry >= 0 else None
+            record.setdefault("edits", []).append({**note, "radius": radius, "losses": losses})
+
+    def _train(self, value: Tensor, inputs: Inputs) -> list[float]:
+        """Adam on one value [d_out], in place; the losses."""
+        if self.official and self.model.kind == "decoder":
+            inputs = without_end(inputs)
+        upper = Upper(self.model, inputs, self.settings.layer)
+        self.adapter.fixed = value.requires_grad_(True)
+        try:
+            return self.minimise([value], lambda: upper.row_losses().mean())
+        finally:
+            self.adapter.fixed = None
+
+    def _label(self, inputs: Inputs) -> tuple[int, ...]:
+        """What says whether two edits want the same: the target's tokens; as released, with the masked prompt's too."""
+        target = tuple(token for token in inputs.targets[0].tolist() if token != NONE)
+        if self.official and self.model.kind == "decoder":  # prompt and end token are masked
+            return (*[NONE] * (int(inputs.query[0]) + 1), *target[:-1], NONE)
+        return target
+
+    def _initial(self, edit: Edit, asked: Asked) -> Tensor:
+        passed = self.initial_values.get(edit_name(edit))
+        if passed is not None:
+            return passed.to(device=self.model.device, dtype=self.wide)
+        if self.settings.initial == "warm":
+            return asked.outputs[0].to(self.wide)
+        drawn = torch.rand(self.adapter.value_width, generator=self.generator)
+        return drawn.to(device=self.model.device, dtype=self.wide)
+
+    def start_from(self, values: Mapping[str, Tensor]) -> None:
+        """Pass in initial values [d_out] by the name of the edit (its identifier, or its prompt).
+
+        They are used when the edit makes an entry; an edit that joins one goes on from that entry's value.
+
+        Raises:
+            SettingsError: a value has another width or is not finite; none is taken then.
+        """
+        width = self.adapter.value_width
+        for name, value in values.items():
+            if tuple(value.shape) != (width,) or not torch.isfinite(value).all():
+                raise SettingsError(
+                    f"the initial value of edit {name!r} must be {width} finite numbers (the width of the output of "
+                    f"layer {self.settings.layer}, {self.settings.site}), not of shape {tuple(value.shape)}"
+                )
+        self.initial_values |= {name: value.detach().clone() for name, value in values.items()}
+
+    # every pass --------------------------------------------------------------------------------------------------------
+
+    def _decide(self, asked: Asked) -> Decision | None:
+        if not len(self.codebook):
+            return None
+        if self.official and self.settings.steps == 1 and self.radius is not None:  # Q8
+            for state, output in zip(asked.states, asked.outputs, strict=True):
+                own = output.detach().to(self.wide)
+                self.codebook.update(state, self._last_label, self.radius, own.clone, "(a later pass)")
+        match = self.codebook.look_up(asked.states)
+        if not bool(match.fired.any()):
+            return None
+        return Decision(match.fired, self.codebook.values[match.entry.clamp(min=0)])
+
+    def explain(self, prompts: Sequence[str]) -> list[Explanation]:
+        """For each prompt: which key is nearest, how far, whether it fires, and what it was taught."""
+        if not prompts:
+            return []
+        match, found = self.codebook.look_up(self.queries(prompts)), []
+        rows = zip(prompts, match.entry.tolist(), match.distance.tolist(), match.fired.tolist(), strict=True)
+        for prompt, entry, distance, fired in rows:
+            if entry < 0:
+                found.append(Explanation(prompt, False))
+                continue
+            taught, radius = self.codebook.taught[entry], float(self.codebook.radii[entry])
+            found.append(
+                Explanation(prompt, fired, entry, distance, radius, taught.text, tuple(taught.edits))
+            )
+        return found
+
+    def undo(self, edit: Edit | str) -> Forgotten:
+        """Take one edit back, given as it was made or by its name; all others stay as they are.
+
+        An entry that other edits share is kept for them (`Codebook.forget`).
+
+        Raises:
+            PalimpsestError: the codebook holds no such edit; nothing has changed then.
+        """
+        return self.codebook.forget(edit if isinstance(edit, str) else edit_name(edit))
+
+    # keeping -----------------------------------------------------------------------------------------------------------
+
+    def _give(self) -> EditorState:
+        passed = {f"initial.{name}": value for name, value in self.initial_values.items()}
+        measured = {"radius": self.radius, "neighbour_distance": self.neighbour_distance}
+        plain = {**self.codebook.plain(), **measured, "last_label": list(self._last_label)}
+        return EditorState(self.codebook.tensors() | passed, plain)
+
+    def _take(self, state: EditorState) -> None:
+        self.codebook.load(state.tensors, state.plain)
+        self.radius = state.plain["radius"]
+        self.neighbour_distance = state.plain["neighbour_distance"]
+        self._last_label = tuple(state.plain["last_label"])
+        self.initial_values = {
+            name.removeprefix("initial."): value
+            for name, value in state.tensors.items()
+            if name.startswith("initial.")
+        }
+
+    def remove(self) -> None:
+        """Take the adapter off; forget the codebook and the measured radius."""
+        super().remove()
+        self._forget_calibration()
+
+    def reset(self) -> None:
+        """Take the adapter off and forget the codebook; the measured radius stays."""
+        super().remove()
+
+    def state_bytes(self) -> int:
+        """Keys, values and radii: grows with the number of keys."""
+        return self.codebook.bytes()
+
+
+def neighbour_distance(states: Float[Tensor, "n d_in"]) -> float:
+    """Median, over at least two states, of the distance to the nearest other one."""
+    apart = torch.cdist(states.double(), states.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return float(apart.fill_diagonal_(torch.inf).min(dim=1).values.quantile(0.5))
+
+
+def without_end(inputs: Inputs) -> Inputs:
+    """The rows without their last target, the end token: the released code masks it together with padding (Q1)."""
+    targets, places = (
+        inputs.targets.clone(),
+        torch.arange(inputs.targets.shape[1], device=inputs.query.device),
+    )
+    last = (places * (targets != NONE)).max(dim=1).values
+    targets[torch.arange(len(targets), device=last.device), last] = NONE
+    return replace(inputs, targets=targets)
+
+
+EDITOR = Grace

@@ -1,0 +1,181 @@
+"""What editors with a gated adapter on one linear map share: GRACE, Defer, the memory network.
+
+They edit one example at a time, on the model's own loss, and leave every weight of the model as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name, require
+from palimpsest.editors.shared.gated_adapter import REPLACEMENTS, Asked, Decision, GatedAdapter
+from palimpsest.edits import Edit
+from palimpsest.errors import DataError, DivergedEdit, EditError, PalimpsestError
+from palimpsest.models.loading import LanguageModel
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """Hyper-parameters of all of them.
+
+    Attributes:
+        layer: block of the linear map (of an encoder-decoder: of the encoder), from 0.
+        site: "mlp_in" or "mlp_out", first or second matrix of the MLP, or a dotted path from the block.
+        steps: of Adam, for each edit.
+        learning_rate: of Adam, which starts afresh at each edit.
+        replacement: output positions that are overwritten: "prompt_before", "last", "prompt" or "all".
+        stop_loss: an edit is done when its loss is below; None for the paper's fixed number of steps.
+    """
+
+    layer: int = 4
+    site: str = "mlp_out"
+    steps: int = 100
+    learning_rate: float = 1.0
+    replacement: str = "prompt_before"
+    stop_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.layer >= 0, "layer", self.layer, "number of a block, from 0")
+        require(self.steps >= 1, "steps", self.steps, "at least one")
+        positive = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        require(positive, "learning_rate", self.learning_rate, "must be positive")
+        known = ", ".join(REPLACEMENTS)
+        require(self.replacement in REPLACEMENTS, "replacement", self.replacement, f"one of {known}")
+        above = self.stop_loss is None or self.stop_loss > 0
+        require(above, "stop_loss", self.stop_loss, "must be positive, or null for a fixed number of steps")
+
+
+class AdapterEditor(Editor):
+    """An editor whose whole effect is one gated adapter."""
+
+    identity_fields: ClassVar[tuple[str, ...]] = (
+        "layer",
+        "site",
+        "replacement",
+    )  # settings a state depends on
+    settings: Any
+
+    def __init__(self, model: LanguageModel, settings: Any, statistics: Any = None, seed: int = 0):
+        super().__init__(model, settings, statistics, seed)
+        self.adapter = GatedAdapter(model, settings.layer, settings.site, self._decide, settings.replacement)
+        self.wide = torch.promote_types(model.dtype, torch.float32)  # precision of what is learned
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
+
+    # what a method must say ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _decide(self, asked: Asked) -> Decision | None:
+        """The rule of the adapter."""
+
+    @abstractmethod
+    def _teach(self, edit: Edit, record: dict[str, Any] | None) -> None:
+        """Make one edit. Raises EditError or DataError; the editor must then be as before the call."""
+
+    @abstractmethod
+    def _fresh(self) -> None:
+        """Forget all edits."""
+
+    @abstractmethod
+    def _take(self, state: EditorState) -> None:
+        """Take over a state that belongs here."""
+
+    # what they share -------------------------------------------------------------------------------------------------
+
+    def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
+        """The edits one after the other; one that cannot be made leaves everything as it was before it."""
+        failed = []
+        self.adapter.attach()
+        for edit in batch:
+            try:
+                self._teach(edit, record)
+            except (EditError, DataError) as error:
+                failed.append(FailedEdit(edit_name(edit), str(error)))
+        return failed
+
+    def minimise(self, parameters: Sequence[Tensor], loss: Callable[[], Tensor]) -> list[float]:
+        """A fresh Adam on the parameters; the losses before each step.
+
+        Raises:
+            DivergedEdit: a loss is not finite.
+        """
+        settings, losses = self.settings, list[float]()
+        optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
+        for _ in range(settings.steps):
+            value = loss()
+            losses.append(float(value.detach()))
+            if not math.isfinite(losses[-1]):
+                raise DivergedEdit(
+                    f"the loss is {losses[-1]} after {len(losses) - 1} steps; use a smaller learning_rate"
+                )
+            if settings.stop_loss is not None and losses[-1] < settings.stop_loss:
+                break
+            gradients = torch.autograd.grad(value, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimiser.step()
+        for parameter in parameters:
+            parameter.grad = None
+        return losses
+
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[], Tensor | None] | None]:
+        """On which rows of the latest pass the adapter overwrote anything."""
+        self.adapter.latest = None
+
+        def acted() -> Tensor | None:
+            latest, self.adapter.latest = self.adapter.latest, None
+            return None if latest is None else latest.fired.detach()
+
+        yield acted
+
+    def lowest_block(self) -> int | None:
+        """The block of the adapter: what lies below is never changed."""
+        return int(self.settings.layer)
+
+    def identity(self) -> dict[str, Any]:
+        """What a state belongs to."""
+        return {"model": self.model.fingerprint} | {
+            name: getattr(self.settings, name) for name in self.identity_fields
+        }
+
+    def state(self) -> EditorState:
+        """Everything learned, with what it belongs to and where the random source stands."""
+        found = self._give()
+        found.tensors["generator"] = self.generator.get_state().clone()
+        found.plain["belongs_to"] = self.identity()
+        return found
+
+    @abstractmethod
+    def _give(self) -> EditorState:
+        """What was learned: copies."""
+
+    def load_state(self, state: EditorState) -> None:
+        """Take over a state.
+
+        Raises:
+            PalimpsestError: it was saved for another model, layer, site or kind of answer; nothing has changed then.
+        """
+        belongs = state.plain.get("belongs_to", {})
+        for name, own in self.identity().items():
+            if belongs.get(name) != own:
+                raise PalimpsestError(
+                    f"this state of {self.name} was saved for {name} {belongs.get(name)!r}, but the editor has {own!r}. "
+                    "Load it into an editor with the model and settings it was saved from"
+                )
+        self._take(state)
+        self.generator.set_state(state.tensors["generator"].cpu())
+        self.adapter.attach()
+
+    def remove(self) -> None:
+        """Take the adapter off and forget everything. The weights were never changed."""
+        self.adapter.detach()
+        self.generator.manual_seed(self.seed)
+        self._fresh()

@@ -1,0 +1,70 @@
+"""The nearest of many keys, exactly: a matrix product makes a shortlist, exact distances decide (decision 17).
+
+|q - k|^2 = |k|^2 - 2 q.k + |q|^2 takes one matrix product, but rounds: on equal points of large norm it errs by .09 and
+more. Its rounding error has a bound, so every key that could be the nearest one stays on the shortlist, and the
+distances of those few are computed from the differences in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+CHUNK = (
+    4096  # pairs whose differences are held at a time; few pairs pass the shortlist, unless keys are alike
+)
+
+
+def squared_norms(vectors: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """|k|^2 of each row."""
+    return vectors.square().sum(dim=1)
+
+
+def nearest(
+    keys: Float[Tensor, "n d"], squared: Float[Tensor, " n"], queries: Float[Tensor, "b d"]
+) -> tuple[Int[Tensor, " b"], Float64[Tensor, " b"]]:
+    """Index of the nearest key of each query, and its Euclidean distance; of equally near keys the oldest.
+
+    Args:
+        keys: at least one.
+        squared: |k|^2, from `squared_norms`.
+
+    Returns:
+        (index [b], distance [b]); index -1 and distance infinity for a query that is not finite.
+    """
+    rows, columns = _shortlist(keys, squared, queries)
+    distance = torch.cat(
+        [
+            (keys[some].double() - queries[of].double()).norm(dim=1)
+            for some, of in zip(columns.split(CHUNK), rows.split(CHUNK), strict=True)
+        ]
+    )
+    best = torch.full((len(queries),), torch.inf, dtype=torch.float64, device=keys.device)
+    best = best.scatter_reduce(0, rows, distance, "amin")
+    winners = distance == best[rows]
+    index = torch.full((len(queries),), len(keys), device=keys.device)
+    index = index.scatter_reduce(0, rows[winners], columns[winners], "amin")
+    return torch.where(index < len(keys), index, -1), best
+
+
+def _shortlist(
+    keys: Float[Tensor, "n d"], squared: Float[Tensor, " n"], queries: Float[Tensor, "b d"]
+) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
+    """(query, key) pairs, ordered, among which each query's nearest key is."""
+    if len(queries) == 1:  # a matrix-vector product, which is what one prompt needs
+        scores = torch.addmv(squared, keys, queries[0], alpha=-2)[None]
+    else:
+        scores = torch.addmm(squared[None], queries, keys.T, alpha=-2)
+    # A dot product of d terms errs by at most about d u |q| |k| (Higham 2002, eq. 3.5), twice in a comparison.
+    bound = (keys.shape[1] + 4) * _unit_roundoff(keys) * (queries.norm(dim=1) + squared.max().sqrt()) ** 2
+    limit = scores.min(dim=1).values + 2 * bound
+    pairs = (scores <= limit[:, None]).nonzero()
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _unit_roundoff(keys: Tensor) -> float:
+    """Of one multiplication; larger where products of float32 may be rounded to fewer digits on the way."""
+    if keys.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return 2.0**-8
+    return torch.finfo(keys.dtype).eps / 2
