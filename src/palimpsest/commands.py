@@ -129,7 +129,15 @@ def run_gate(
 
 
 def run_statistics(spec: dict[str, Any], model: Path, corpus: Path, out: Path) -> None:
-    """Collect the covariance of keys; `device` and `dtype` of the spec say how the model is loaded."""
+    """Collect the covariance of keys, or with `kind: fisher` Fisher information over prompts and answers (JSON lines).
+
+    `device` and `dtype` of the spec say how the model is loaded.
+    """
+    if spec.get("kind") == "fisher":
+        from palimpsest.statistics.fisher import collect
+
+        collect({key: value for key, value in spec.items() if key != "kind"}, model, corpus, out)
+        return
     from palimpsest.models.loading import load_model
     from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
 

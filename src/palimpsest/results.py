@@ -25,7 +25,10 @@ RECORDS_FILE = "records.parquet"
 INSPECTION_FILE = "inspection.parquet"
 RUN_FILE = "run.json"
 
-SPLITS = ("edit", "rephrase", "locality", "unrelated", "portability", "unedited", "text")
+SPLITS = (
+    *("edit", "rephrase", "locality", "unrelated", "portability", "unedited", "text"),
+    *("upstream", "holdout", "accurate", "stream"),  # of the lifelong protocol
+)
 METRICS = (
     "reliability",
     "generality",
@@ -38,6 +41,9 @@ METRICS = (
     "perplexity",
     "failed_edits",
     "state_bytes",
+    # of the lifelong protocol
+    *("token_f1", "squad_f1", "accuracy", "perplexity_median", "perplexity_dropped"),
+    *("edit_success", "edits_made", "items_seen", "errors", "keys"),
 )
 _LAYER_SPLIT = re.compile(r"layer_\d+")
 _RUN_NAME = re.compile(r"[a-z0-9_-]+")

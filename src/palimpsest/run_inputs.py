@@ -23,6 +23,7 @@ from palimpsest.protocols.sample import Sample, choose
 log = logging.getLogger(__name__)
 
 GATE_MODES = ("refuse", "warn", "off")
+TASKS = ("qa", "classification", "generation")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Options:
     """How a run chooses and judges.
 
     Attributes:
-        inspect: write `inspection.parquet` rows after the last batch.
+        inspect: write `inspection.parquet` rows after the last batch (not in a lifelong run).
         generation: also judge by free generation.
         known_only: edit only facts that the unedited model knows (needs the list of the gate).
         sample: "shuffled" by the seed, or "file_order".
@@ -41,6 +42,11 @@ class Options:
         batch_tokens: padded tokens of one evaluation pass.
         dtype, device: of the model.
         checkpoint_every_batch: save between all batches, even when saving is slow.
+        task: of a lifelong run: "qa", "classification" or "generation"; None = what the data set says.
+        edit_always: in a lifelong run, edit what the model gets right too (the released GRACE code does, spec Q3);
+            None = in generation only.
+        said_tokens: in a lifelong run, an encoder-decoder says at most so many tokens.
+        kept_mb: in a lifelong run, states below the edited block are kept up to so many MB.
     """
 
     inspect: bool = False
@@ -54,6 +60,10 @@ class Options:
     dtype: str = "float32"
     device: str = "cpu"
     checkpoint_every_batch: bool = False
+    task: str | None = None
+    edit_always: bool | None = None
+    said_tokens: int = 20
+    kept_mb: int = 1024
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Options:
@@ -65,6 +75,8 @@ class Options:
         options = cls(**content)
         if options.gate not in GATE_MODES:
             raise SettingsError(f"option 'gate' is {options.gate!r}; expected one of {', '.join(GATE_MODES)}")
+        if options.task is not None and options.task not in TASKS:
+            raise SettingsError(f"option 'task' is {options.task!r}; expected one of {', '.join(TASKS)}")
         return options
 
 
@@ -77,16 +89,19 @@ def choose_edits(
     known: set[str] | None,
     source: str,
 ) -> Sample:
-    """The edits of a run, and the order they are made in (see `protocols/sample.py`)."""
-    count = int(spec["edits"])
+    """The edits of a run, and the order they are made in (see `protocols/sample.py`).
+
+    A lifelong stream may ask for one fact many times: that is its point, so nothing is dropped as a conflict.
+    """
+    count, lifelong = int(spec["edits"]), spec.get("protocol") == "lifelong"
     return choose(
         edits,
         count,
         seed,
         known=known,
         order=options.sample,
-        conflicts=options.conflicts,
-        fits=fits_into(model),
+        conflicts="keep" if lifelong else options.conflicts,
+        fits=fits_into(model, spare=int(lifelong)),  # lifelong: the end token is read too
         others=count if options.inspect else 0,
         source=source,
     )
@@ -138,15 +153,21 @@ def known_edits(options: Options, known: Path | str | None) -> set[str] | None:
     return set(content["known"])
 
 
-def fits_into(model: LanguageModel) -> Callable[[Edit], bool]:
-    """A function that tells whether every text that an edit is judged by fits into the model's context."""
+def fits_into(model: LanguageModel, spare: int = 0) -> Callable[[Edit], bool]:
+    """A function that tells whether every text that an edit is judged by fits into the model's context.
+
+    Args:
+        spare: tokens that a decoder-only model reads after prompt and answer.
+    """
     # Byte-level tokens hold a byte at least, and few special tokens are added: most texts need no tokenizer.
-    surely = model.context - 4
+    limit = model.context - (spare if model.kind == "decoder" else 0)
+    surely = limit - 4
 
     def fits(edit: Edit) -> bool:
-        texts = [join(prompt, edit.target) for prompt in (edit.prompt, *edit.rephrasings)]
-        texts += [join(probe.prompt, probe.answer) for probe in edit.locality]
+        together = model.kind == "decoder"  # others read the prompt alone
+        texts = [join(prompt, edit.target if together else "") for prompt in (edit.prompt, *edit.rephrasings)]
+        texts += [join(probe.prompt, probe.answer if together else "") for probe in edit.locality]
         unsure = [text for text in texts if len(text.encode()) > surely]
-        return all(len(model.tokenizer(text)["input_ids"]) <= model.context for text in unsure)
+        return all(len(model.tokenizer(text)["input_ids"]) <= limit for text in unsure)
 
     return fits

@@ -6,6 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from palimpsest.metrics.answers import Batching
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.metrics.perplexity import TextLoss, held_out_passages, text_loss, token_rows
 from palimpsest.models.loading import LanguageModel, load_model
-from palimpsest.protocols import protocol
+from palimpsest.protocols import protocol, protocol_part
 from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
 from palimpsest.protocols.inspection import inspection_rows
-from palimpsest.protocols.sample import Sample
+from palimpsest.protocols.sample import Sample, calibrate
 from palimpsest.protocols.stream import Progress, Stream
 from palimpsest.run_inputs import Options, check_gate, choose_edits, known_edits, set_threads
 
@@ -51,7 +52,8 @@ def execute(
     Args:
         spec: the resolved run (experiments.py); kept whole in `run.json`.
         seed: of the sample, the order, and everything the editor draws.
-        model_dir, dataset_dir: what the rules `model` and `dataset` wrote (the latter holds `edits.jsonl`).
+        model_dir, dataset_dir: what the rules `model` and `dataset` wrote (the latter holds `edits.jsonl`, and for
+            lifelong runs `probes.jsonl` and `manifest.json`).
         statistics: folder of covariance statistics, for editors that need them.
         gate: verdict on the model (JSON), needed unless options.gate is "off".
         known: what the model knows (JSON), needed with options.known_only.
@@ -74,7 +76,15 @@ def execute(
     edits_file = Path(dataset_dir) / "edits.jsonl"
     edits = read_edits(edits_file)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
+    lifelong = spec["protocol"] == "lifelong"
+    if lifelong:
+        inputs = protocol_part("lifelong_inputs")
+        options = replace(options, task=inputs.task_of(dataset_dir, options.task, model))
+        edits = inputs.cut_edits(model, edits, options.task)
+    else:
+        model.need_decoder(f"the protocol {spec['protocol']}")
     sample = choose_edits(spec, seed, options, edits, model, knows, f"{spec['dataset']} ({edits_file})")
+    checks = protocol_part("lifelong_notes").Checks(model, sample.edits) if lifelong else None
     seed_everything(seed)
     editor = make_editor(
         spec["editor"], model, dict(spec.get("settings") or {}), statistics=statistics, seed=seed
@@ -82,16 +92,27 @@ def execute(
     if targets is not None:
         _use_targets(editor, spec, targets)
     identity = _identity(spec, seed, model, edits_file, editor, sample)
-    stream = _stream(spec, seed, options, editor, sample, text)
+    stream: Any = (
+        _lifelong_stream(spec, seed, options, editor, sample, text, dataset_dir)
+        if lifelong
+        else _stream(spec, seed, options, editor, sample, text)
+    )
+    if checks is not None:
+        checks.built()
     checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
     try:
         progress = protocol(spec["protocol"])(stream, checkpoints)
-        inspected = _inspect(stream, progress, sample) if options.inspect else []
+        inspected = _inspect(stream, progress, sample) if options.inspect and not lifelong else []
+        if checks is not None:
+            checks.edited(editor)
     finally:
         editor.remove()
+    if checks is not None:
+        checks.removed()
     content = {
         **_outcome(spec, seed, sample, progress, len(edits)),
         **_circumstances(model, identity, verdict),
+        **({"checks": checks.found} if checks is not None else {}),
         "started": started.isoformat(timespec="seconds"),
         "seconds": {**progress.seconds, "total": time.perf_counter() - clock},
     }
@@ -126,6 +147,10 @@ def _check_spec(spec: Mapping[str, Any]) -> Options:
                 f"run {spec['run']}: '{name}' is {spec[name]!r}; expected a whole number above 0"
             )
     protocol(spec["protocol"])
+    if spec["protocol"] == "lifelong" and spec["batch_size"] != 1:
+        raise SettingsError(
+            f"run {spec['run']}: 'batch_size' is {spec['batch_size']}; a lifelong stream is edited one by one, give 1"
+        )
     editor_class(spec["editor"])
     return Options.from_dict(spec.get("options") or {})
 
@@ -134,14 +159,8 @@ def _stream(
     spec: Mapping[str, Any], seed: int, options: Options, editor: Any, sample: Sample, text: Path | str | None
 ) -> Stream:
     """Everything the protocol needs; asks the unedited model all questions."""
-    # The official padding lets padding change answers; without any, no row depends on its neighbours.
-    official = getattr(editor.settings, "padding", "masked") == "official"
-    batching = Batching(tokens=options.batch_tokens, equal_length=official)
-    measure: Callable[[], TextLoss] | None = None
-    if text is not None and options.text_tokens > 0:
-        rows = token_rows(editor.model, held_out_passages(text), options.text_tokens)
-        if rows:
-            measure = _drift_meter(editor.model, rows, Batching(tokens=1024, equal_length=official))
+    batching = _batching(editor, options)
+    calibrate(editor, [probe.prompt for edit in sample.edits for probe in edit.locality])
     return Stream(
         run=spec["run"],
         seed=seed,
@@ -149,7 +168,49 @@ def _stream(
         evaluation=Evaluation(editor.model, sample.edits, options.generation, batching),
         batch_size=spec["batch_size"],
         snapshot_every=spec.get("snapshot_every"),
-        text_loss=measure,
+        text_loss=_text_meter(editor, options, text),
+    )
+
+
+def _lifelong_stream(
+    spec: Mapping[str, Any],
+    seed: int,
+    options: Options,
+    editor: Any,
+    sample: Sample,
+    text: Path | str | None,
+    dataset_dir: Path | str,
+) -> Any:
+    """The same for a lifelong run; encodes every question, so that bad records are refused now."""
+    return protocol_part("lifelong_inputs").lifelong_stream(
+        editor,
+        sample.edits,
+        dataset_dir,
+        task=options.task,
+        batching=_batching(editor, options),
+        said_tokens=options.said_tokens,
+        kept_bytes=options.kept_mb << 20,
+        run=spec["run"],
+        seed=seed,
+        snapshot_every=spec.get("snapshot_every"),
+        edit_always=options.edit_always,
+        text_loss=_text_meter(editor, options, text) if editor.model.kind == "decoder" else None,
+    )
+
+
+def _batching(editor: Any, options: Options) -> Batching:
+    # The official padding lets padding change answers; without any, no row depends on its neighbours.
+    official = getattr(editor.settings, "padding", "masked") == "official"
+    return Batching(tokens=options.batch_tokens, equal_length=official)
+
+
+def _text_meter(editor: Any, options: Options, text: Path | str | None) -> Callable[[], TextLoss] | None:
+    if text is None or options.text_tokens == 0:
+        return None
+    rows = token_rows(editor.model, held_out_passages(text), options.text_tokens)
+    equal_length = _batching(editor, options).equal_length
+    return (
+        _drift_meter(editor.model, rows, Batching(tokens=1024, equal_length=equal_length)) if rows else None
     )
 
 
@@ -182,12 +243,21 @@ def _identity(
         "spec": dict(spec),
         "seed": seed,
         "model": {"name": spec["model"], "fingerprint": model.fingerprint},
-        "dataset": {"name": spec["dataset"], "fingerprint": provenance.file_fingerprint(edits_file)},
+        "dataset": {"name": spec["dataset"], "fingerprint": _data_fingerprint(spec, edits_file)},
         "statistics": used.describe() if hasattr(used, "describe") else None,
         "sample": chosen[:16],
         "targets": getattr(editor, "stored_targets", None) is not None,
         "code": provenance.source_digest(*modules),
     }
+
+
+def _data_fingerprint(spec: Mapping[str, Any], edits_file: Path) -> str:
+    """Of the edits, and in a lifelong run of the probes too."""
+    probes = edits_file.parent / "probes.jsonl"
+    found = provenance.file_fingerprint(edits_file)
+    if spec["protocol"] == "lifelong" and probes.is_file():
+        found += f"+{provenance.file_fingerprint(probes)}"
+    return found
 
 
 def _outcome(
@@ -203,7 +273,7 @@ def _outcome(
         "edits_available": available,
         "edits_dropped": dict(sample.dropped),
         "state_bytes": progress.state_bytes,
-        "history": {"alpha": progress.alpha},
+        "history": progress.history(),
     }
 
 

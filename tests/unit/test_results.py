@@ -70,7 +70,7 @@ def test_empty_and_several_tables(tmp_path):
         ({"n": True}, "column 'n'.*not of type int"),
         ({"split": "edits"}, "unknown split 'edits'; known: edit"),
         ({"split": "layer_x"}, "unknown split"),
-        ({"metric": "accuracy"}, "unknown metric 'accuracy'"),
+        ({"metric": "correctness"}, "unknown metric 'correctness'"),
         ({"run": "A Run"}, "run name"),
         ({"extra": 1}, r"missing or unknown column\(s\) \['extra'\]"),
     ],

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from palimpsest.metrics.answers import Batching
+from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import pad, tokenise
 
@@ -35,7 +35,9 @@ def generate_tokens(
             chosen = [waiting[place] for place in group]
             batch = pad(model, [rows[number] for number in chosen])
             last = (batch.lengths - 1).cpu()
-            said = model.logits(batch, (torch.arange(len(chosen)), last)).argmax(dim=-1).tolist()
+            asking = torch.tensor([starts[number] - 1 for number in chosen], device=model.device)
+            with model.asking_at(asking):
+                said = model.logits(batch, (torch.arange(len(chosen)), last)).argmax(dim=-1).tolist()
             for number, token in zip(chosen, said, strict=True):
                 rows[number].append(token)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from palimpsest.errors import SettingsError
 
-PROTOCOLS = ("single_round", "consecutive")
+PROTOCOLS = ("single_round", "consecutive", "lifelong")
 
 
 def protocol(name: str) -> Callable[..., Any]:
@@ -16,3 +17,8 @@ def protocol(name: str) -> Callable[..., Any]:
     if name not in PROTOCOLS:
         raise SettingsError(f"there is no protocol {name!r} (there are: {', '.join(PROTOCOLS)})")
     return import_module(f"palimpsest.protocols.{name}").run
+
+
+def protocol_part(name: str) -> ModuleType:
+    """A module of this folder, loaded when it is needed: a run's digest then covers only its own protocol."""
+    return import_module(f"palimpsest.protocols.{name}")

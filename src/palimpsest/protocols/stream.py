@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 from tqdm import tqdm
 
@@ -22,6 +22,19 @@ from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints, random_sta
 log = logging.getLogger(__name__)
 
 EDITOR_PREFIX = "editor."
+
+
+class Streamed(Protocol):
+    """What the functions below need of any protocol's inputs."""
+
+    run: str
+    seed: int
+    editor: Editor
+
+    @property
+    def edits(self) -> list[Edit]:
+        """Everything that arrives, in order."""
+        ...
 
 
 @dataclass
@@ -65,10 +78,7 @@ class Stream:
 
     def bar(self, done: int) -> tqdm:
         """Progress on stderr, in edits."""
-        pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
-        return tqdm(
-            total=len(self.edits), initial=done, unit="edit", desc=self.editor.name, mininterval=pause
-        )
+        return progress_bar(self, done)
 
 
 @dataclass
@@ -89,7 +99,7 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=lambda: {"edit": 0.0, "evaluate": 0.0})
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Progress:
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
         """From what `to_plain` gave."""
         return cls(**{part.name: plain[part.name] for part in fields(cls)})
 
@@ -97,22 +107,44 @@ class Progress:
         """Its parts by name, not copied (`asdict` would copy every row): write it at once or copy it."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
+    def history(self) -> dict[str, Any]:
+        """What `run.json` keeps beside the tables."""
+        return {"alpha": self.alpha}
+
     def alpha_by_layer(self) -> list[tuple[str, list[float | None]]]:
         """History of each hook layer, in the order of the layers (JSON sorts them as text)."""
         return sorted(self.alpha.items(), key=lambda item: int(item[0]))
 
 
+SomeProgress = TypeVar("SomeProgress", bound=Progress)
+
+
+def progress_bar(stream: Streamed, done: int, unit: str = "edit") -> tqdm:
+    """Progress on stderr."""
+    pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
+    return tqdm(total=len(stream.edits), initial=done, unit=unit, desc=stream.editor.name, mininterval=pause)
+
+
 def begin(stream: Stream, checkpoints: Checkpoints | None) -> Progress:
     """Go on from the newest checkpoint, or start with the rows of the unedited model (step 0)."""
-    found = checkpoints.latest() if checkpoints is not None else None
-    if found is None:
+    progress = resumed(stream, checkpoints, Progress)
+    if progress is None:
         progress = Progress()
         progress.seconds["evaluate"] += stream.evaluation.seconds_before
         values = stream.evaluation.before()
         losses = [stream.text_loss()] if stream.text_loss is not None else []
         add_rows(stream, progress, values, n_edits=0, losses=losses)
-        return progress
-    progress = Progress.from_plain(found.plain["progress"])
+    return progress
+
+
+def resumed(
+    stream: Streamed, checkpoints: Checkpoints | None, kind: type[SomeProgress]
+) -> SomeProgress | None:
+    """Put editor and random sources back to the newest checkpoint; None when there is none."""
+    found = checkpoints.latest() if checkpoints is not None else None
+    if found is None:
+        return None
+    progress = kind.from_plain(found.plain["progress"])
     tensors = {
         name.removeprefix(EDITOR_PREFIX): tensor
         for name, tensor in found.tensors.items()
@@ -125,7 +157,7 @@ def begin(stream: Stream, checkpoints: Checkpoints | None) -> Progress:
     return progress
 
 
-def keep(stream: Stream, progress: Progress, checkpoints: Checkpoints | None) -> None:
+def keep(stream: Streamed, progress: Progress, checkpoints: Checkpoints | None) -> None:
     """Save a checkpoint when one is due. Call it between batches only."""
     if checkpoints is None or not checkpoints.due() or progress.done >= len(stream.edits):
         return
@@ -136,7 +168,7 @@ def keep(stream: Stream, progress: Progress, checkpoints: Checkpoints | None) ->
     checkpoints.save(Checkpoint(progress.step, tensors, plain))
 
 
-def edit_batch(stream: Stream, progress: Progress, step: int, batch: Sequence[Edit]) -> None:
+def edit_batch(stream: Streamed, progress: Progress, step: int, batch: Sequence[Edit]) -> None:
     """Make one batch. Edits that cannot be made are noted with their reason, and the run goes on."""
     start = time.perf_counter()
     try:
@@ -196,7 +228,13 @@ def add_rows(
 
 
 def add_metric(
-    stream: Stream, progress: Progress, n_edits: int, split: str, metric: str, value: float | None, count: int
+    stream: Streamed,
+    progress: Progress,
+    n_edits: int,
+    split: str,
+    metric: str,
+    value: float | None,
+    count: int,
 ) -> None:
     """One row of `metrics`, unless the value was not measured or is not finite."""
     if value is not None and math.isfinite(value):

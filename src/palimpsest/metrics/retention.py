@@ -1,0 +1,249 @@
+"""How much is retained: (prompt, answer) pairs that are asked again and again of a model that is being edited.
+
+TRR, ERR, hold-out and ARR of GRACE (section 4) are means of these scores over upstream, all edits so far, held-out phrasings
+and accurate sentences. What no edit can change is run once: rows are encoded and the blocks below the first edited one
+are run when a pool of pairs is first asked, and kept between looks (`models/upper.py`). This is exact: the same
+rows as asking the whole model, which is what happens when nobody knows which blocks an editor changes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+
+from palimpsest.errors import SettingsError
+from palimpsest.metrics.said import accuracy, exact, perplexity, squad_f1, token_f1
+from palimpsest.metrics.scores import mean
+from palimpsest.models.batching import Batching
+from palimpsest.models.greedy import Said
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.objectives import Inputs, encode, encode_prompts_only, row_losses, say_rows, wanted
+from palimpsest.models.upper import Upper
+
+# Task -> the score that its tables show, and the kinds of model that can do it.
+MAIN_SCORE = {"qa": "token_f1", "classification": "accuracy", "generation": "perplexity"}
+KINDS = {"qa": ("encoder_decoder", "decoder"), "classification": ("encoder",), "generation": ("decoder",)}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one pair scored.
+
+    Attributes:
+        values: score by name; None where it was not a number (a perplexity of NaN).
+        right: whether the answer was said; None where nothing was said (generation is judged by its loss).
+    """
+
+    values: dict[str, float | None]
+    right: bool | None = None
+
+
+@dataclass
+class Asking:
+    """How a model is asked.
+
+    Attributes:
+        model: the model, edited or not.
+        task: "qa" (what is said, as token ids and as words), "classification" (the class), "generation" (perplexity of the
+            answer given the prompt).
+        lowest: the first block that an edit can change; None = not known, so that every look runs the whole model.
+        batching: how rows share a pass.
+        said_tokens: an encoder-decoder says at most so many tokens. A decoder says as many as the answer has and is judged
+            on these, without an end token, since not every decoder learned to end.
+        kept_bytes: states below `lowest` are kept up to this size; beyond it they are run again at each look.
+        cached: a decoder keeps keys and values from token to token. False for methods that decide over the whole row
+            (COMEBA-HK): they run it again for each token.
+    """
+
+    model: LanguageModel
+    task: str
+    lowest: int | None = None
+    batching: Batching = field(default_factory=Batching)
+    said_tokens: int = 20
+    kept_bytes: int = 1 << 30
+    cached: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a task that is none, or that the model cannot do."""
+        if self.task not in KINDS:
+            raise SettingsError(f"there is no task {self.task!r} (there are: {', '.join(KINDS)})")
+        if self.model.kind not in KINDS[self.task]:
+            raise SettingsError(
+                f"the task {self.task} needs a model of kind {' or '.join(KINDS[self.task])}, but {self.model.name} is of kind "
+                f"{self.model.kind}. Choose another model or another task"
+            )
+
+    def keeps(self, inputs: Inputs) -> bool:
+        """Whether the states of these rows are still within `kept_bytes`; if so, they are counted."""
+        states = 1 + 2 * int(self.lowest or 0) if self.model.kind == "decoder" else 1  # keys and values too
+        size = inputs.padding.numel() * states * self.model.width * self.model.dtype.itemsize
+        if size > self.kept_bytes:
+            return False
+        self.kept_bytes -= size
+        return True
+
+
+@dataclass
+class _Group:
+    """Rows that share a pass."""
+
+    places: list[int]
+    inputs: Inputs
+    wanted: list[Said]
+    upper: Upper | None = None
+    keeps: bool | None = None
+
+
+class Pool:
+    """Pairs that are asked together, in the same batches at every look.
+
+    Raises DataError (from `encode`) for an empty prompt or answer, a class the model does not have, or a text that is
+    too long.
+    """
+
+    def __init__(self, asking: Asking, pairs: Sequence[tuple[str, str]]):
+        self.asking, self.pairs = asking, list(pairs)
+        self._groups = list(self._encoded())
+        self._at = {
+            place: (number, row)
+            for number, group in enumerate(self._groups)
+            for row, place in enumerate(group.places)
+        }
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @torch.no_grad()
+    def ask(self, places: Iterable[int] | None = None) -> list[Scores]:
+        """Scores of the pairs at these places (default: all), in their order, by the model as it is now."""
+        chosen = list(range(len(self.pairs)) if places is None else places)
+        rows: dict[int, list[int]] = defaultdict(list)
+        for place in sorted(set(chosen)):
+            number, row = self._at[place]
+            rows[number].append(row)
+        found: dict[int, Scores] = {}
+        for number in sorted(rows):
+            group = self._groups[number]
+            mine = sorted(rows[number])
+            found |= dict(zip((group.places[row] for row in mine), self._judge(group, mine), strict=True))
+        return [found[place] for place in chosen]
+
+    @torch.no_grad()
+    def says_right(self, place: int) -> bool:
+        """Whether the model says this answer by itself: `ask` tells for the other tasks, this for generation too."""
+        asking, (number, row) = self.asking, self._at[place]
+        group = self._groups[number]
+        goals = [group.wanted[row]]
+        (said,) = self._said(group, [row], _tokens_to_say(asking, goals))
+        return bool(_compared(asking, said, goals[0]).right)
+
+    def _encoded(self) -> Iterable[_Group]:
+        model, task = self.asking.model, self.asking.task
+        if not self.pairs:
+            return
+        texts = [f"{prompt} {answer}" if task == "generation" else prompt for prompt, answer in self.pairs]
+        lengths = [len(ids) for ids in model.tokenizer(texts)["input_ids"]]
+        for places in self.asking.batching.groups(lengths):
+            prompts = [self.pairs[place][0] for place in places]
+            answers = [self.pairs[place][1] for place in places]
+            goals = wanted(model, answers)
+            inputs = (
+                encode(model, prompts, answers)
+                if task == "generation"
+                else encode_prompts_only(model, prompts)
+            )
+            yield _Group(places, inputs, goals)
+
+    def _judge(self, group: _Group, rows: list[int]) -> list[Scores]:
+        asking, goals = self.asking, [group.wanted[row] for row in rows]
+        if asking.task == "generation":
+            return [Scores({"perplexity": perplexity(loss)}) for loss in self._losses(group, rows)]
+        said = self._said(group, rows, _tokens_to_say(asking, goals))
+        return [_compared(asking, one, goal) for one, goal in zip(said, goals, strict=True)]
+
+    def _losses(self, group: _Group, rows: list[int]) -> list[float]:
+        upper = self._upper(group, rows)
+        if upper is None:
+            losses = row_losses(self.asking.model, _only(group.inputs, rows))
+        else:
+            losses = upper.row_losses()
+        return [float(loss) for loss in losses.double().cpu()]
+
+    def _said(self, group: _Group, rows: list[int], tokens: int) -> list[Said]:
+        model, cached = self.asking.model, self.asking.cached
+        upper = self._upper(group, rows) if cached else None
+        return (
+            upper.say(tokens)
+            if upper is not None
+            else say_rows(model, _only(group.inputs, rows), tokens, cached)
+        )
+
+    def _upper(self, group: _Group, rows: list[int]) -> Upper | None:
+        """The rows standing below the first block that can have changed; None when that block is not known."""
+        asking = self.asking
+        if asking.lowest is None:
+            return None
+        if group.keeps is None:
+            group.keeps = asking.keeps(group.inputs)
+        if not group.keeps:
+            return Upper(asking.model, _only(group.inputs, rows), asking.lowest)
+        if group.upper is None:
+            group.upper = Upper(asking.model, group.inputs, asking.lowest)
+        return group.upper if len(rows) == len(group.places) else group.upper.rows(rows)
+
+
+def averages(scores: Sequence[Scores]) -> list[tuple[str, float, int]]:
+    """(metric, value, number of pairs) of every score; a perplexity has its median and the number of dropped ones too."""
+    rows: list[tuple[str, float, int]] = []
+    for name in dict.fromkeys(name for one in scores for name in one.values):
+        found = [value for one in scores if (value := one.values[name]) is not None]
+        if found:
+            rows.append((name, mean(found), len(found)))
+        if name == "perplexity":
+            rows += [("perplexity_median", median(found), len(found))] if found else []
+            rows.append(("perplexity_dropped", float(len(scores) - len(found)), len(scores)))
+    return rows
+
+
+def _only(inputs: Inputs, rows: list[int]) -> Inputs:
+    return inputs if len(rows) == len(inputs) else inputs.rows(rows)
+
+
+def _tokens_to_say(asking: Asking, goals: Sequence[Said]) -> int:
+    if asking.model.kind != "decoder":
+        return asking.said_tokens
+    return max(len(_without_end(asking, goal.ids)) for goal in goals)
+
+
+def _judged(asking: Asking, ids: Sequence[int], goal: Said) -> tuple[int, ...]:
+    """The ids that count: of a decoder, as many as the answer has without its end."""
+    if asking.model.kind != "decoder":
+        return tuple(ids)
+    return tuple(ids)[: len(_without_end(asking, goal.ids))]
+
+
+def _without_end(asking: Asking, ids: Sequence[int]) -> tuple[int, ...]:
+    end = asking.model.tokenizer.eos_token_id
+    return tuple(ids[:-1]) if ids and ids[-1] == end else tuple(ids)
+
+
+def _compared(asking: Asking, said: Said, goal: Said) -> Scores:
+    if asking.task == "classification":
+        score = accuracy(said.ids, goal.ids)
+        return Scores({"accuracy": score}, right=score == 1.0)
+    tokenizer = asking.model.tokenizer
+    ids, goal_ids, text = said.ids, goal.ids, said.text
+    if asking.model.kind == "decoder":
+        ids, goal_ids = _judged(asking, said.ids, goal), _without_end(asking, goal.ids)
+        text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    right = exact(ids, goal_ids, tokenizer.eos_token_id)
+    values: dict[str, float | None] = {
+        "token_f1": token_f1(ids, goal_ids),
+        "squad_f1": squad_f1(text, goal.text),
+        "exact_match": float(right),
+    }
+    return Scores(values, right)

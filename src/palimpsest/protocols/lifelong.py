@@ -1,0 +1,208 @@
+"""Lifelong editing: a stream of inputs, an edit for each that the model gets wrong, and no roll-back (GRACE, section 4).
+
+For each item x_t of the stream, in order: ask the model; where it errs, edit it with the right answer (one edit a
+batch) and score that edit at once (ES). Every `snapshot_every` items and at the end, the last item edited or not
+(spec Q10): TRR on upstream, ERR on all edits so far, hold-out, ARR on accurate sentences. An item is never asked ahead of its
+turn, because every edit before it may change the answer.
+
+Rows: `step` counts items seen, `n_edits` edits made. An edit that could not be made counts, and is judged, as one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from palimpsest.editors.base import edit_name
+from palimpsest.metrics.retention import MAIN_SCORE, Pool, Scores, averages
+from palimpsest.metrics.scores import mean
+from palimpsest.protocols.checkpoints import Checkpoints
+from palimpsest.protocols.lifelong_inputs import AskedProbe, LifelongStream
+from palimpsest.protocols.lifelong_notes import codebook_note, keys_of
+from palimpsest.protocols.stream import Progress, add_metric, edit_batch, keep, progress_bar, resumed
+
+
+@dataclass
+class LifelongProgress(Progress):
+    """Everything measured so far.
+
+    Attributes:
+        made: positions in the stream of all edits, in the order they were made.
+        wrong, asked: items answered wrongly when their turn came, and items asked at all.
+        successes: main score of each edit since the last look, right after it was made.
+        edit_seconds: of each edit.
+        looks: at each look, step and the seconds it took by split.
+        codebook: at each look, what `codebook_note` tells, where the editor has one.
+        forward: at each look, seconds of a pass of the model as it was then and before any edit.
+    """
+
+    made: list[int] = field(default_factory=list)
+    wrong: int = 0
+    asked: int = 0
+    successes: list[float] = field(default_factory=list)
+    edit_seconds: list[float] = field(default_factory=list)
+    looks: list[dict[str, Any]] = field(default_factory=list)
+    codebook: list[dict[str, Any]] = field(default_factory=list)
+    forward: list[dict[str, Any]] = field(default_factory=list)
+
+    def history(self) -> dict[str, Any]:
+        """For `run.json`, since no table holds a time: `edited` is each edit's position in the stream."""
+        names = ("edit_seconds", "looks", "codebook", "forward")
+        return {**super().history(), "edited": self.made, **{name: getattr(self, name) for name in names}}
+
+
+def run(stream: LifelongStream, checkpoints: Checkpoints | None = None) -> LifelongProgress:
+    """Go through the stream; rows at step 0, at looks and at the end. The editor keeps its last state."""
+    progress = resumed(stream, checkpoints, LifelongProgress)
+    if progress is None:
+        progress = LifelongProgress(seconds={"ask": 0.0, "edit": 0.0, "evaluate": 0.0})
+        _look(stream, progress)
+    with progress_bar(stream, progress.done, unit="item") as bar:
+        for place in range(progress.done, len(stream.edits)):
+            _meet(stream, progress, place)
+            if stream.due(place + 1):
+                _look(stream, progress)
+            keep(stream, progress, checkpoints)
+            bar.update(1)
+    return progress
+
+
+def _meet(stream: LifelongStream, progress: LifelongProgress, place: int) -> None:
+    """Ask one item, and edit where the answer is wrong."""
+    step = place + 1
+    if not _answered(stream, progress, place) or stream.edit_always:
+        before = progress.seconds["edit"]
+        edit_batch(stream, progress, step, [stream.edits[place]])
+        progress.made.append(place)
+        progress.edit_seconds.append(progress.seconds["edit"] - before)
+        start = time.perf_counter()
+        (scores,) = stream.items.ask([place])
+        progress.seconds["ask"] += time.perf_counter() - start
+        success = scores.values[MAIN_SCORE[stream.asking.task]]
+        if success is not None:
+            progress.successes.append(success)
+            _add_record(stream, progress, "stream", place, "edit_success", success)
+    progress.step = progress.done = step
+
+
+def _answered(stream: LifelongStream, progress: LifelongProgress, place: int) -> bool:
+    """Whether the model, as it is now, gives the right answer; not asked where every sentence counts as wrong."""
+    generation = stream.asking.task == "generation"
+    if generation and stream.edit_always:
+        return False
+    start = time.perf_counter()
+    right = stream.items.says_right(place) if generation else bool(stream.items.ask([place])[0].right)
+    progress.seconds["ask"] += time.perf_counter() - start
+    progress.asked += 1
+    progress.wrong += not right
+    return right
+
+
+def _look(stream: LifelongStream, progress: LifelongProgress) -> None:
+    """Rows of everything retained, on the model as it is. Before the first edit the whole stream stands for the edits."""
+    first, last = progress.step == 0, progress.step == len(stream.edits)
+    seconds: dict[str, float] = {}
+    for split, (probes, pool) in stream.pools.items():
+        scores = _timed(seconds, split, pool, None)
+        _add_averages(stream, progress, split, scores)
+        if first or last:
+            _add_probe_records(stream, progress, probes, scores)
+    if first or progress.made:
+        split, places = ("stream", list(range(len(stream.edits)))) if first else ("edit", progress.made)
+        scores = _timed(seconds, split, stream.items, places)
+        _add_averages(stream, progress, split, scores)
+        for place, one in zip(places, scores, strict=True):
+            for name, value in one.values.items():
+                _add_record(stream, progress, split, place, name, value)
+    _add_counts(stream, progress)
+    if stream.text_loss is not None:
+        start = time.perf_counter()
+        measured = stream.text_loss()
+        seconds["text"] = time.perf_counter() - start
+        _add(stream, progress, "text", "perplexity", measured.perplexity, measured.tokens)
+    progress.seconds["evaluate"] += math.fsum(seconds.values())
+    here = {"step": progress.step, "n_edits": len(progress.made)}
+    progress.looks.append({**here, "seconds": seconds})
+    _note_inside(stream, progress, here)
+    progress.successes = []
+
+
+def _timed(seconds: dict[str, float], split: str, pool: Pool, places: Sequence[int] | None) -> list[Scores]:
+    start = time.perf_counter()
+    scores = pool.ask(places)
+    seconds[split] = time.perf_counter() - start
+    return scores
+
+
+def _note_inside(stream: LifelongStream, progress: LifelongProgress, here: dict[str, Any]) -> None:
+    now = stream.timer.seconds()
+    unedited = progress.forward[0]["seconds"] if progress.forward else now
+    keys = keys_of(stream.editor)
+    progress.forward.append({**here, "keys": keys, "seconds": now, "seconds_unedited": unedited})
+    note = codebook_note(stream.editor)
+    if note is not None:
+        progress.codebook.append({**here, **note})
+
+
+def _add_counts(stream: LifelongStream, progress: LifelongProgress) -> None:
+    made = len(progress.made)
+    _add(stream, progress, "stream", "items_seen", progress.step, 1)
+    _add(stream, progress, "stream", "edits_made", made, 1)
+    if progress.asked:
+        _add(stream, progress, "stream", "errors", progress.wrong, progress.asked)
+    if progress.successes:
+        _add(stream, progress, "stream", "edit_success", mean(progress.successes), len(progress.successes))
+    _add(stream, progress, "stream", "keys", keys_of(stream.editor), 1)
+    _add(stream, progress, "edit", "failed_edits", len(progress.failed), made)
+    _add(stream, progress, "edit", "state_bytes", stream.editor.state_bytes(), 1)
+    for layer, series in progress.alpha_by_layer():
+        _add(stream, progress, f"layer_{layer}", "alpha", series[-1], 1)
+
+
+def _add_averages(
+    stream: LifelongStream, progress: LifelongProgress, split: str, scores: Sequence[Scores]
+) -> None:
+    for name, value, count in averages(scores):
+        _add(stream, progress, split, name, value, count)
+
+
+def _add(
+    stream: LifelongStream,
+    progress: LifelongProgress,
+    split: str,
+    metric: str,
+    value: float | None,
+    count: int,
+) -> None:
+    add_metric(stream, progress, len(progress.made), split, metric, value, count)
+
+
+def _add_record(
+    stream: LifelongStream,
+    progress: LifelongProgress,
+    split: str,
+    place: int,
+    metric: str,
+    value: float | None,
+    name: str | None = None,
+) -> None:
+    """One row of `records`, unless the value is not a number."""
+    if value is None:
+        return
+    base = {"run": stream.run, "seed": stream.seed, "step": progress.step, "n_edits": len(progress.made)}
+    identity = {"edit": name or edit_name(stream.edits[place]), "order": place}
+    progress.records.append({**base, **identity, "split": split, "metric": metric, "value": float(value)})
+
+
+def _add_probe_records(
+    stream: LifelongStream, progress: LifelongProgress, probes: Sequence[AskedProbe], scores: Sequence[Scores]
+) -> None:
+    """One row per probe and score; `order` is the number of the probe in its set, `edit` the edit it belongs to."""
+    for number, (probe, one) in enumerate(zip(probes, scores, strict=True)):
+        for name, value in one.values.items():
+            _add_record(
+                stream, progress, probe.split, number, name, value, probe.edit or f"{probe.split}-{number}"
+            )

@@ -1,0 +1,221 @@
+"""What a lifelong run stands on: the stream and its probes, its task, and texts cut to what the model reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from palimpsest.editors.base import Editor, edit_name
+from palimpsest.edits import Edit
+from palimpsest.errors import DataError, SettingsError
+from palimpsest.files import read_json
+from palimpsest.metrics.perplexity import TextLoss
+from palimpsest.metrics.retention import KINDS, Asking, Pool
+from palimpsest.models.batching import Batching
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.tokens import cut_to_context
+from palimpsest.protocols.lifelong_notes import ForwardTimer
+from palimpsest.protocols.sample import calibrate
+
+PROBES_FILE = "probes.jsonl"
+MANIFEST_FILE = "manifest.json"
+PROBE_SPLITS = ("upstream", "holdout", "accurate")
+
+
+@dataclass(frozen=True)
+class AskedProbe:
+    """A probe of one of the sets of `PROBE_SPLITS`; `edit` names the edit it belongs to, if to any."""
+
+    split: str
+    prompt: str
+    answer: str
+    edit: str | None = None
+
+
+@dataclass
+class LifelongStream:
+    """One run's inputs.
+
+    Attributes:
+        run, seed: for the rows.
+        editor: fresh, on the unedited model.
+        asking: how the model is asked, and for which task.
+        edits: the stream, in order: what is asked, and the right answers.
+        probes: what retention is measured on.
+        snapshot_every: a look after every so many items; None = at the end only.
+        edit_always: edit every item, whether the model errs or not; None = in generation only, whose streams are
+            sentences marked as wrong beforehand (spec 3.3).
+        text_loss: measures the text drift of the model as it is; None = not measured.
+    """
+
+    run: str
+    seed: int
+    editor: Editor
+    asking: Asking
+    edits: list[Edit]
+    probes: Sequence[AskedProbe] = ()
+    snapshot_every: int | None = None
+    edit_always: bool | None = None
+    text_loss: Callable[[], TextLoss] | None = None
+    items: Pool = field(init=False)
+    pools: dict[str, tuple[list[AskedProbe], Pool]] = field(init=False)
+    timer: ForwardTimer = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Encode everything, so that bad records are refused before anything heavy starts."""
+        if self.snapshot_every is not None and self.snapshot_every < 1:
+            raise SettingsError(f"run {self.run}: snapshot_every must be a whole number above 0")
+        if self.edit_always is None:
+            self.edit_always = self.asking.task == "generation"
+        self.items = Pool(self.asking, [(edit.prompt, edit.target) for edit in self.edits])
+        self.timer = ForwardTimer(self.asking.model, self.items.pairs)
+        self.pools = {}
+        for split in PROBE_SPLITS:
+            mine = [probe for probe in self.probes if probe.split == split]
+            if mine:
+                self.pools[split] = (mine, Pool(self.asking, [(p.prompt, p.answer) for p in mine]))
+
+    def due(self, seen: int) -> bool:
+        """Whether a look is due after so many items."""
+        return seen == len(self.edits) or (
+            self.snapshot_every is not None and seen % self.snapshot_every == 0
+        )
+
+
+def lifelong_stream(
+    editor: Editor,
+    edits: list[Edit],
+    dataset_dir: Path | str,
+    *,
+    task: str,
+    batching: Batching,
+    said_tokens: int,
+    kept_bytes: int,
+    **about: Any,
+) -> LifelongStream:
+    """Inputs of a run; `about` goes to `LifelongStream`, the rest says how the model is asked (see `Asking`)."""
+    model = editor.model
+    asking = Asking(
+        model,
+        task,
+        lowest=editor.lowest_block(),
+        batching=batching,
+        said_tokens=said_tokens,
+        kept_bytes=kept_bytes,
+        cached=not editor.reads_whole_rows,
+    )
+    probes = cut_probes(model, read_probes(dataset_dir, edits), task)
+    calibrate(editor, [probe.prompt for probe in probes if probe.split == "upstream"])
+    return LifelongStream(editor=editor, asking=asking, edits=edits, probes=probes, **about)
+
+
+def task_of(dataset_dir: Path | str, named: str | None, model: LanguageModel) -> str:
+    """The task: the option where it is given, else what the data set says, else what the model can do.
+
+    Raises SettingsError when data set and option differ.
+    """
+    manifest = Path(dataset_dir) / MANIFEST_FILE
+    content: Any = read_json(manifest) if manifest.is_file() else {}
+    told = content.get("task") if isinstance(content, dict) else None
+    if named is not None and told in KINDS and told != named:
+        raise SettingsError(
+            f"option task is {named!r}, but the data set {manifest} is of the task {told!r}. Leave the option out"
+        )
+    if named is not None or told in KINDS:
+        return str(named or told)
+    return "classification" if model.kind == "encoder" else "qa"
+
+
+def read_probes(dataset_dir: Path | str, edits: Sequence[Edit]) -> list[AskedProbe]:
+    """Probes of the chosen edits and those that belong to no edit.
+
+    A data set of single facts has no file of probes; its rephrasings are then held out and its locality probes upstream.
+
+    Raises DataError that names file, line and field.
+    """
+    path, names = Path(dataset_dir) / PROBES_FILE, {edit_name(edit) for edit in edits}
+    if not path.is_file():
+        return _probes_of(edits)
+    probes = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
+        probe = _probe(line, path, number)
+        if probe.edit is None or probe.edit in names:
+            probes.append(probe)
+    return probes
+
+
+def _probe(line: str, path: Path, number: int) -> AskedProbe:
+    place: Any = {"file": path, "record": f"line {number}"}
+    try:
+        content = json.loads(line)
+        probe = AskedProbe(content["set"], content["prompt"], content["answer"], content.get("edit"))
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"not a probe ({error!r})", **place, remedy="Make the data set again") from error
+    if probe.split not in PROBE_SPLITS:
+        expected = f"expected one of {', '.join(PROBE_SPLITS)}"
+        raise DataError(
+            f"it is {probe.split!r}", **place, field="set", remedy=expected.capitalize()
+        ) from None
+    for name in ("prompt", "answer"):
+        text = getattr(probe, name)
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"the {name} is empty", **place, field=name, remedy="Give its text")
+    return probe
+
+
+def _probes_of(edits: Sequence[Edit]) -> list[AskedProbe]:
+    held = [
+        AskedProbe("holdout", prompt, edit.target, edit_name(edit))
+        for edit in edits
+        for prompt in edit.rephrasings
+    ]
+    kept = [
+        AskedProbe("upstream", probe.prompt, probe.answer, edit_name(edit))
+        for edit in edits
+        for probe in edit.locality
+    ]
+    return held + kept
+
+
+def cut_edits(model: LanguageModel, edits: Sequence[Edit], task: str) -> list[Edit]:
+    """Documents to classify, cut to what the model reads; other prompts stay as they are (too long ones are dropped)."""
+    if task != "classification":
+        return list(edits)
+    prompts = cut_to_context(model, [edit.prompt for edit in edits])
+    # What a subject is has no meaning for a document, and it may have been cut away.
+    return [
+        edit if prompt == edit.prompt else replace(edit, prompt=prompt, subject=None)
+        for edit, prompt in zip(edits, prompts, strict=True)
+    ]
+
+
+def cut_probes(model: LanguageModel, probes: Sequence[AskedProbe], task: str) -> list[AskedProbe]:
+    """Probes cut to what the model reads: documents to classify, and texts whose perplexity is measured (spec 3.5)."""
+    if task == "classification":
+        prompts = cut_to_context(model, [probe.prompt for probe in probes])
+        return [replace(probe, prompt=prompt) for probe, prompt in zip(probes, prompts, strict=True)]
+    if task == "generation":
+        return [_shorter(model, probe) for probe in probes]
+    return list(probes)
+
+
+def _shorter(model: LanguageModel, probe: AskedProbe) -> AskedProbe:
+    """The probe with as much of its answer as fits, with the end token, into the context."""
+    text = f"{probe.prompt} {probe.answer}"
+    if len(text.encode()) < model.context - 4:  # a token holds a byte at least
+        return probe
+    encoded = model.tokenizer(
+        text, return_offsets_mapping=True, truncation=True, max_length=model.context - 1
+    )
+    answer = text[: max(last for _, last in encoded["offset_mapping"])][len(probe.prompt) :].strip()
+    if not answer:
+        raise DataError(
+            f"the prompt alone fills the {model.context} tokens that {model.name} reads",
+            record=repr(probe.prompt[:60]),
+            field="prompt",
+            remedy="Give a shorter prompt",
+        )
+    return replace(probe, answer=answer)

@@ -1,0 +1,120 @@
+"""What a lifelong run notes beside its tables: the codebook at every look, what an answer costs by then, and checks.
+
+None of it is a row: times differ from run to run, and quantiles of radii have no split to stand in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from palimpsest.editors.base import Editor, EditorState, edit_name
+from palimpsest.edits import Edit
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.objectives import encode, row_losses
+
+RADIUS_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+TIMED_ROWS = 8
+TIMED_PASSES = 3
+
+
+def keys_of(editor: Editor) -> int | None:
+    """Number of keys of an editor that has a codebook, else None."""
+    codebook = getattr(editor, "codebook", None)
+    return None if codebook is None else len(codebook)
+
+
+def codebook_note(editor: Editor) -> dict[str, Any] | None:
+    """Keys, quantiles of the radii (`RADIUS_QUANTILES`) and how often each rule was used; None without a codebook.
+
+    `first_radius` is that of a new key (eps_init), also where the settings give a ratio of distances.
+    """
+    codebook = getattr(editor, "codebook", None)
+    if codebook is None:
+        return None
+    radii = codebook.radii.double().cpu()
+    quantiles = torch.tensor(RADIUS_QUANTILES, dtype=torch.float64)
+    return {
+        "keys": len(codebook),
+        "first_radius": getattr(editor, "radius", None),
+        "radii": torch.quantile(radii, quantiles).tolist() if len(radii) else [],
+        "events": dict(codebook.actions),
+    }
+
+
+class ForwardTimer:
+    """Seconds of one teacher-forced pass over a few fixed rows, by the whole model: the least of several tries."""
+
+    def __init__(self, model: LanguageModel, pairs: Sequence[tuple[str, str]]):
+        self.model = model
+        prompts, answers = zip(*pairs[:TIMED_ROWS], strict=True)
+        self.inputs = encode(model, list(prompts), list(answers))
+
+    @torch.no_grad()
+    def losses(self) -> list[float]:
+        """Of each row, by the model as it is now."""
+        return [float(loss) for loss in row_losses(self.model, self.inputs)]
+
+    @torch.no_grad()
+    def seconds(self) -> float:
+        """Of one pass, by the model as it is now."""
+        found = []
+        for _ in range(TIMED_PASSES):
+            start = time.perf_counter()
+            row_losses(self.model, self.inputs).sum().item()
+            found.append(time.perf_counter() - start)
+        return min(found)
+
+
+class Checks:
+    """Whether the model answers as it did while there is no edit, keeps its weights, and is given back as it was.
+
+    Attributes:
+        found: `identity` (claim C1), `weights_unchanged` and `unwrapping_restores` (C2), `reversible` (C24), as far as
+            they were looked at; methods that write into weights do not keep them unchanged, and may.
+    """
+
+    def __init__(self, model: LanguageModel, edits: Sequence[Edit]):
+        """Before the editor is built; the first edits of the stream are looked at."""
+        self.model, self.edits = model, list(edits[:TIMED_ROWS])
+        self.timer = ForwardTimer(model, [(edit.prompt, edit.target) for edit in self.edits])
+        self.losses = self.timer.losses()
+        self.found: dict[str, bool] = {}
+
+    def built(self) -> None:
+        """After the editor is built, before the first edit: the same losses, bit for bit."""
+        self.found["identity"] = self.timer.losses() == self.losses
+
+    def edited(self, editor: Editor) -> None:
+        """After the stream: the weights are those of the unedited model, and entries can be taken out one by one."""
+        self.found["weights_unchanged"] = self.model.take_fingerprint() == self.model.fingerprint
+        codebook = getattr(editor, "codebook", None)
+        if codebook is not None and len(codebook):
+            self.found["reversible"] = self._reversible(editor, codebook)
+
+    def removed(self) -> None:
+        """After the editor was taken off: weights and answers are those of the unedited model."""
+        same = self.model.take_fingerprint() == self.model.fingerprint
+        self.found["unwrapping_restores"] = same and self.timer.losses() == self.losses
+
+    def _reversible(self, editor: Any, codebook: Any) -> bool:
+        """Without its entry an edit is undone, unless another entry covers it; all other entries stay as they are."""
+        saved = editor.state()
+        saved = EditorState({name: tensor.clone() for name, tensor in saved.tensors.items()}, saved.plain)
+        fine = True
+        for row, edit in enumerate(self.edits):
+            name = edit_name(edit)
+            entries = [number for number, taught in enumerate(codebook.taught) if name in taught.edits]
+            for entry in entries[:1]:
+                kept = [number for number in range(len(codebook)) if number != entry]
+                others = [part[kept].clone() for part in (codebook.keys, codebook.values, codebook.radii)]
+                codebook.delete(entry)
+                now = (codebook.keys, codebook.values, codebook.radii)
+                fine &= all(torch.equal(old, new) for old, new in zip(others, now, strict=True))
+                covered = bool(codebook.look_up(editor.queries([edit.prompt])).fired[0])
+                fine &= covered or self.timer.losses()[row] == self.losses[row]
+                editor.load_state(saved)
+        return fine
