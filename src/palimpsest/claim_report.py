@@ -18,7 +18,8 @@ Judged = Sequence[tuple[dict[str, Any], str, list[Outcome]]]
 def write_report(
     judged: Judged, spec: dict[str, Any], out: Path, write: Callable[[Path, str], None]
 ) -> list[Path]:
-    """Write claims.csv (one row a claim), claims_tests.csv (one row a test) and claims.md."""
+    """Write claims.csv (one row a claim), claims_tests.csv (one row a test) and claims.md, or by the spec's `stem`."""
+    names = [str(spec.get("stem") or "claims") + end for end in (".csv", "_tests.csv", ".md")]
     rows = [
         {
             "claim": claim["id"], "verdict": verdict, "text": claim["text"], "location": claim["location"],
@@ -28,13 +29,13 @@ def write_report(
         }
         for claim, verdict, outcomes in judged
     ]  # fmt: skip
-    write(out / "claims.csv", _csv(rows))
+    write(out / names[0], _csv(rows))
     write(
-        out / "claims_tests.csv",
+        out / names[1],
         _csv([_test_row(claim, outcome) for claim, _, found in judged for outcome in found]),
     )
-    write(out / "claims.md", markdown(judged, spec))
-    return [out / name for name in ("claims.csv", "claims_tests.csv", "claims.md")]
+    write(out / names[2], markdown(judged, spec))
+    return [out / name for name in names]
 
 
 def markdown(judged: Judged, spec: dict[str, Any]) -> str:
@@ -42,7 +43,8 @@ def markdown(judged: Judged, spec: dict[str, Any]) -> str:
     counts = Counter(verdict for _, verdict, _ in judged)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     lines = [
-        "# Claims and verdicts", "", f"{scale_words(spec.get('scale'))} {summary}.", "",
+        "# Claims and verdicts", "",
+        f"{spec['source']}. {scale_words(spec.get('scale'))} {summary}.", "",
         "*holds*: in every seed, and the bootstrap interval over records excludes the opposite; *fails*: the "
         "interval excludes the claim; *undecided*: the interval crosses, or there are fewer than "
         "20 records a seed; *not run*: a needed run or editor is missing. A statistic is positive where the "

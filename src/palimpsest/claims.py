@@ -58,7 +58,8 @@ def judge(spec: dict[str, Any], results_dir: Path | str, out: Path | str) -> lis
     Args:
         spec: scale; paper (key of the claims file `published/claims_*.yaml`); models {weaker, stronger} and
             datasets {zsre, counterfact} as they are named in the runs;
-            experiments {name: [run names]}; optional draws and level.
+            experiments {name: [run names]}; optional draws and level; stem of the files' names ("claims");
+            toy, the file of the toy figure (`results_dir/toy/toy.json`).
         results_dir: folder that holds `runs/{run}/seed=N`.
         out: folder for the files.
 
@@ -72,19 +73,30 @@ def judge(spec: dict[str, Any], results_dir: Path | str, out: Path | str) -> lis
         raise SettingsError("claims: 'experiments' must map each experiment to its run names")
     document = claims_document(spec.get("paper") or "comeba_hk")
     runs = _load(spec["experiments"], Path(results_dir))
+    spec = {"source": document["paper"], "toy": str(Path(results_dir) / "toy" / "toy.json"), **spec}
     judged = []
     for claim in document["claims"]:
-        outcomes = [judge_test(test, document["methods"], runs, spec) for test in tests_of(claim, spec)]
+        outcomes = [judge_test(test, document["methods"], runs, spec) for test in tests_of(claim, spec, runs)]
         judged.append((claim, verdict_of(outcomes), outcomes))
         log.info("claim %s: %s", claim["id"], judged[-1][1])
     return write_report(judged, spec, Path(out), write_text)
 
 
-def tests_of(claim: dict[str, Any], spec: dict[str, Any]) -> Iterator[ClaimTest]:
-    """Every combination of model, data set and metric (or split) that the parts of a claim list."""
+def tests_of(
+    claim: dict[str, Any], spec: dict[str, Any], runs: dict[str, list[Run]] | None = None
+) -> Iterator[ClaimTest]:
+    """Every combination of model, data set and metric (or split) that the parts of a claim list.
+
+    A part about lifelong streams lists tasks; its models and data sets are those that the runs have.
+    """
     models = spec.get("models") or {}
     names = spec.get("datasets") or {}
     for part in claim["parts"]:
+        if "models" not in part:
+            from palimpsest.claim_streams import tests_of_part
+
+            yield from tests_of_part(claim, part, runs or {}, spec)
+            continue
         datasets = tuple(names.get(dataset, dataset) for dataset in part["datasets"])
         metrics = tuple(part.get("metrics") or part.get("splits") or ())
         for role in part["models"]:
@@ -112,9 +124,11 @@ def judge_test(
     test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
 ) -> Outcome:
     """Find the runs of a test and judge it; a missing run or snapshot makes it "not run", with the reason."""
-    from palimpsest import claim_judging
+    from palimpsest import claim_judging, claim_streams
 
     try:
+        if test.part["statistic"] in claim_streams.STATISTICS:
+            return claim_streams.judge_stream(test, methods, runs, spec)
         terms = claim_judging.find_terms(test, methods, runs)
         return claim_judging.judge_terms(test, terms, spec)
     except claim_judging.NotMeasuredError as reason:

@@ -23,6 +23,8 @@ from palimpsest.config import (
     merge_settings,
     suggest,
 )
+from palimpsest.experiment_places import belongs, join_figures, sized
+from palimpsest.figures import TABLE_DRAWERS
 
 RUN_NAME = re.compile(r"[a-z0-9_-]+")
 NOT_RUN = "not run"
@@ -60,7 +62,7 @@ class Figure:
     @property
     def is_table(self) -> bool:
         """Tables come as csv, markdown and LaTeX, figures as pdf, svg and png."""
-        return bool(self.spec["drawer"] == "editing_table")
+        return self.spec["drawer"] in TABLE_DRAWERS
 
 
 @dataclass
@@ -125,10 +127,12 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
             continue
         if problems and any(problem.startswith(f"experiments.{name}") for problem in problems):
             continue
+        sizes = sized(sizes, entry)
         figures[name] = figure = Figure(name, _figure_spec(config, name, entry, sizes))
         for run in _expand(config, name, entry, sizes, problems):
             _share(run, runs, problems)
             figure.runs[run.name] = list(run.seeds)
+    join_figures(figures, config.experiments)
     if problems:
         raise ConfigError(problems)
     return Plan(config, dict(sorted(runs.items())), figures)
@@ -163,7 +167,8 @@ def _reference_problems(config: Config) -> Iterator[str]:
         }[entry["kind"]]:
             if not entry.get(key):
                 yield f"models.{name}: a model of kind {entry['kind']!r} needs the key {key!r}"
-    for name, sizes in scale["experiments"].items():
+    for name, stated in scale["experiments"].items():
+        sizes = sized(stated, {})
         for key, known in (("models", scale["models"]), ("datasets", scale["datasets"])):
             for value in sizes.get(key) or ():
                 if value not in known:
@@ -189,7 +194,7 @@ def _expand(
     groups += sizes.get("also") or []
     for group in groups:
         for method in group["methods"]:
-            editor, variant, _ = split_method(method)
+            editor, variant, extra = split_method(method)
             if editor not in config.editors:
                 if editor not in config.scale["not_yet"]:
                     problems.append(
@@ -205,6 +210,8 @@ def _expand(
                 continue
             for model in group["models"]:
                 for dataset in group.get("datasets") or _datasets(sizes, entry):
+                    if not belongs(config.scale, sizes, model, dataset, extra.get("tasks")):
+                        continue
                     for point in sizes.get("values") or (entry.get("sweep") or {}).get("values") or [None]:
                         here = {**sizes, "seeds": group.get("seeds") or sizes["seeds"]}
                         yield _resolve(
@@ -250,7 +257,7 @@ def _resolve(
         "settings": settings,
         "edits": sizes["edits"],
         "batch_size": min(batch_size, sizes["edits"]),
-        "snapshot_every": sizes.get("snapshot_every") if entry["protocol"] == "consecutive" else None,
+        "snapshot_every": sizes.get("snapshot_every") if entry["protocol"] != "single_round" else None,
         "options": options,
     }
     spec["run"] = _run_name(spec, suffix)
@@ -331,7 +338,7 @@ def _figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[s
     """What the drawer is told (figures/__init__.py says what it reads)."""
     methods = [_figure_method(config, method) for method in _methods_drawn(entry, sizes)]
     options = dict(entry.get("options") or {})
-    if entry.get("protocol"):
+    if entry.get("protocol") and not entry.get("with_runs_of"):
         options.setdefault("protocol", entry["protocol"])
     if options.get("published"):
         named = {model: config.scale["models"][model].get("published") for model in config.scale["models"]}

@@ -23,7 +23,18 @@ DRAWERS: dict[str, str] = {
     "metric_gap": "palimpsest.figures.metric_gap:draw",
     "critical_path": "palimpsest.figures.model_checks:draw_critical_path",
     "training_curves": "palimpsest.figures.model_checks:draw_training_curves",
+    "lifelong_table": "palimpsest.figures.lifelong_table:draw",
+    "data_table": "palimpsest.figures.data_table:draw",
+    "stream_curves": "palimpsest.figures.stream_curves:draw",
+    "radius_sweep": "palimpsest.figures.radius_sweep:draw",
+    "codebook_keys": "palimpsest.figures.codebooks:draw_keys",
+    "codebook_radii": "palimpsest.figures.codebooks:draw_radii",
+    "edit_time": "palimpsest.figures.edit_time:draw",
+    "crossover_table": "palimpsest.figures.crossover:draw_table",
+    "crossover_curves": "palimpsest.figures.crossover:draw_curves",
+    "toy": "palimpsest.figures.toy:draw",
 }
+TABLE_DRAWERS = frozenset({"editing_table", "lifelong_table", "data_table", "crossover_table"})
 
 FIGURE_SUFFIXES = (".pdf", ".svg", ".png", ".csv", ".caption.md")
 TABLE_SUFFIXES = (".csv", ".md", ".tex", ".png", ".caption.md")
@@ -31,7 +42,7 @@ TABLE_SUFFIXES = (".csv", ".md", ".tex", ".png", ".caption.md")
 
 def outputs(spec: dict[str, Any]) -> tuple[str, ...]:
     """Suffixes of the files that `draw` will write for this spec."""
-    return TABLE_SUFFIXES if spec["drawer"] == "editing_table" else FIGURE_SUFFIXES
+    return TABLE_SUFFIXES if spec["drawer"] in TABLE_DRAWERS else FIGURE_SUFFIXES
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: Sequence[Path | str], out: Path | str) -> list[Path]:

@@ -27,7 +27,9 @@ def collect(figures_dir: Path | str, target_dir: Path | str) -> list[Path]:
         "Made by one command from the results of a full run (`palimpsest gallery`); do not edit by hand.",
         "",
     ]
-    lines += ["- [The claims and their verdicts](claims.md)", ""] if (source / "claims.md").is_file() else []
+    verdicts = sorted(path.name for path in source.glob("claims*.md"))
+    lines += [f"- [The claims and their verdicts: {_paper(source / name)}]({name})" for name in verdicts]
+    lines += [""] if verdicts else []
     for name in names:
         caption = (source / f"{name}.caption.md").read_text(encoding="utf-8").strip()
         lines += [f"## {name}", ""]
@@ -38,14 +40,19 @@ def collect(figures_dir: Path | str, target_dir: Path | str) -> list[Path]:
             written.append(_copy(source / f"{name}.md", target))
             lines += [f"[as text]({name}.md)", ""]
         lines += [caption, ""]
-    if (source / "claims.md").is_file():
-        written.append(_copy(source / "claims.md", target))
+    written += [_copy(source / name, target) for name in verdicts]
     write_text(target / "README.md", "\n".join(lines))
     written.append(target / "README.md")
     for old in target.glob("*"):
         if old.suffix in (".png", ".md") and old not in written:
             old.unlink()
     return written
+
+
+def _paper(verdicts: Path) -> str:
+    """Which paper's claims these are: how the file's third line begins."""
+    lines = verdicts.read_text(encoding="utf-8").splitlines()
+    return lines[2].partition(". ")[0] if len(lines) > 2 else verdicts.stem
 
 
 def _copy(path: Path, target: Path) -> Path:

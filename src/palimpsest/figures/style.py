@@ -35,6 +35,9 @@ METHOD_COLOURS = {
     ("mend", "default"): "#56B4E9",
     ("serac", "default"): "#B8A100",
     ("grace", "default"): "#882255",
+    ("grace", "published"): "#DD6699",
+    ("ft_ewc", "default"): "#B98A4E",
+    ("ft_retrain", "default"): "#5B2C0A",
     ("defer", "default"): "#44AA99",
     ("memory", "default"): "#999933",
 }
@@ -47,6 +50,10 @@ METHOD_MARKERS = {
     "mend": "v",
     "serac": "P",
     "grace": "X",
+    "ft_ewc": "<",
+    "ft_retrain": ">",
+    "defer": "d",
+    "memory": "p",
 }
 METRIC_TITLES = {"reliability": "Reliability", "generality": "Generality", "locality": "Locality"}
 

@@ -20,6 +20,9 @@ _TEX = {
     "λ": r"$\lambda$",
     "α": r"$\alpha$",
     "±": r"$\pm$",
+    "†": r"$^\dagger$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
     "–": "--",
     "−": "$-$",
 }
@@ -111,6 +114,8 @@ def picture(table: Table) -> Any:
         for index, column in enumerate(table.columns)
     ]
     widths = [0.075 * size + 0.24 for size in longest]
+    titles = max((len(title) for title, _ in table.groups), default=0)
+    widths[0] += max(0.0, 0.07 * titles + 0.12 - sum(widths))  # a group's title runs over the whole width
     lines = 1 + sum(len(rows) + bool(title) for title, rows in table.groups)
     figure = style.new_figure(sum(widths), 0.235 * lines + 0.12)
     figure.set_layout_engine("none")

@@ -1,6 +1,8 @@
 """The numbers that papers print and the claims they make, as data beside the code.
 
-Tables are CSV files with one row per printed cell; `printed` keeps the string as it stands in the paper.
+Tables are CSV files with one row per printed cell; `printed` keeps the string as it stands in the paper. Where
+a table could not be copied from the paper itself, `evidence` says of each number whether a public source
+confirms it, and `source` which one: an unchecked number is shown as such and never judged.
 Claims are YAML files whose tests `palimpsest.claims` judges. Only the standard library and PyYAML are
 needed here.
 """
@@ -15,6 +17,9 @@ from typing import Any, NamedTuple
 from palimpsest.errors import DataError
 
 COLUMNS = ("paper", "location", "dataset", "model", "method", "metric", "value", "printed", "note")
+EVIDENCE_COLUMNS = ("evidence", "source")  # of tables that were not copied from the paper itself
+EVIDENCE = ("confirmed", "unchecked")
+UNCHECKED_MARK = "†"
 
 
 class PrintedValue(NamedTuple):
@@ -29,6 +34,13 @@ class PrintedValue(NamedTuple):
     value: float
     printed: str
     note: str
+    evidence: str = "confirmed"
+    source: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The printed string; an unchecked one carries a mark."""
+        return self.printed + (UNCHECKED_MARK if self.evidence == "unchecked" else "")
 
 
 def tables() -> list[str]:
@@ -43,7 +55,8 @@ def load_table(name: str) -> tuple[PrintedValue, ...]:
     """All printed cells of one table, for example `comeba_hk_table1`.
 
     Raises:
-        DataError: no such table, wrong columns, or a value that differs from the printed string.
+        DataError: no such table, wrong columns, a value that differs from the printed string, or an unknown
+            evidence mark.
     """
     source = resources.files(__package__).joinpath(f"{name}.csv")
     if not source.is_file():
@@ -51,7 +64,8 @@ def load_table(name: str) -> tuple[PrintedValue, ...]:
             f"there is no published table '{name}'", remedy=f"Known tables: {', '.join(tables())}"
         )
     reader = csv.DictReader(source.read_text(encoding="utf-8").splitlines())
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    columns = tuple(reader.fieldnames or ())
+    if columns not in (COLUMNS, COLUMNS + EVIDENCE_COLUMNS):
         raise DataError(f"columns are {reader.fieldnames}, expected {list(COLUMNS)}", file=f"{name}.csv")
     cells = []
     for number, row in enumerate(reader, start=2):
@@ -59,8 +73,15 @@ def load_table(name: str) -> tuple[PrintedValue, ...]:
             raise DataError(
                 "value and printed differ", file=f"{name}.csv", record=f"line {number}", field="value"
             )
+        if row.get("evidence", EVIDENCE[0]) not in EVIDENCE:
+            raise DataError(
+                f"the mark is '{row['evidence']}', expected {' or '.join(EVIDENCE)}",
+                file=f"{name}.csv",
+                record=f"line {number}",
+                field="evidence",
+            )
         cells.append(
-            PrintedValue._make(float(row[name]) if name == "value" else row[name] for name in COLUMNS)
+            PrintedValue(**{**{name: row[name] for name in columns}, "value": float(row["value"])})  # type: ignore[arg-type]
         )
     return tuple(cells)
 

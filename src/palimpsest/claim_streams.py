@@ -1,0 +1,296 @@
+"""Judging claims about lifelong streams: sums of quantities, sweeps of radius and block, checks, the toy figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from palimpsest.claim_judging import MIN_RECORDS, NotMeasuredError, decide
+from palimpsest.claim_quantities import Quantity, quantities
+from palimpsest.claims import ClaimTest, Outcome
+from palimpsest.figures import lifelong
+from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
+from palimpsest.figures.radius_sweep import radius_of
+from palimpsest.figures.read import Run
+from palimpsest.files import read_json
+
+AGAINST = "against"  # the method of a term that stands for each of the part's `against`
+
+
+def tests_of_part(
+    claim: dict[str, Any], part: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Iterator[ClaimTest]:
+    """Every place of the part's tasks that its experiments ran, times its baselines (`against`) and quantities (`of`)."""
+    if part["statistic"] == "toy":
+        yield ClaimTest(claim["id"], {**part, "file": spec.get("toy")}, "toy", ("plane",), (part["of"],))
+        return
+    found = [run for name in part["experiments"] for run in runs.get(name, ())]
+    found = [run for run in found if run.spec["protocol"] == part.get("protocol", "lifelong")]
+    for task in part["tasks"]:
+        places = sorted({(r.spec["model"], r.spec["dataset"]) for r in found if lifelong.task_of(r) == task})
+        for model, dataset in places or [("no model", task)]:
+            for baseline in part.get(AGAINST) or [None]:
+                for name in part.get("of") or [None]:
+                    here = {**part, "of": name, AGAINST: baseline}
+                    yield ClaimTest(claim["id"], here, model, (dataset,), (name or _names(part),))
+
+
+def _names(part: dict[str, Any]) -> str:
+    named = dict.fromkeys(term["of"] for term in part.get("terms") or () if "of" in term)
+    return " and ".join(named) or str(part.get("field", part["statistic"]))
+
+
+def judge_stream(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    """Statistic, interval, verdict and evidence of one test.
+
+    Raises:
+        NotMeasuredError: a run, a look, a field or the toy's file is missing.
+    """
+    return STATISTICS[test.part["statistic"]](test, methods, runs, spec)
+
+
+def _runs_of(test: ClaimTest, method: dict[str, Any], runs: dict[str, list[Run]]) -> list[Run]:
+    """Runs of one method at the test's place, from the first of the part's experiments that has any."""
+    for experiment in test.part["experiments"]:
+        found = [
+            run
+            for run in runs.get(experiment, ())
+            if (run.spec["model"], run.spec["dataset"]) == (test.model, test.datasets[0])
+            and run.spec["editor"] == method["editor"]
+            and method["variant"] in ("*", run.method[1])
+            and run.spec["protocol"] == test.part.get("protocol", "lifelong")
+        ]
+        if found:
+            return found
+    where = f"{test.model}, {test.datasets[0]}"
+    raise NotMeasuredError(
+        f"{method['title']} on {where}: no finished run in {' or '.join(test.part['experiments'])}"
+    )
+
+
+def _by_seed(
+    test: ClaimTest, entry: dict[str, Any], methods: dict[str, Any], runs: dict[str, list[Run]]
+) -> dict[int, Run]:
+    name = test.part[AGAINST] if entry["method"] == AGAINST else entry["method"]
+    return {run.seed: run for run in reversed(_runs_of(test, methods[name], runs))}
+
+
+def _stream(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    """Sum of coefficient x quantity over the terms, minus `above`; positive where the claim is right."""
+    part = test.part
+    chosen = [_by_seed(test, entry, methods, runs) for entry in part["terms"]]
+    seeds = sorted(set.intersection(*(set(own) for own in chosen)))
+    if not seeds:
+        raise NotMeasuredError("no seed is common to all methods of the test")
+    draws, level = int(spec.get("draws", DRAWS)), float(spec.get("level", LEVEL))
+    values, drawn, counts = [], [], []
+    for seed in seeds:
+        cells = [
+            (float(entry.get("times", 1)) * share, quantity)
+            for entry, own in zip(part["terms"], chosen, strict=True)
+            for share, quantity in quantities(
+                own[seed], entry.get("of") or part["of"], entry.get("at", "end")
+            )
+        ]
+        value, sample = _combine(cells, draws, 2000 + seed)
+        values.append(value - float(part.get("above", 0)))
+        drawn.append(sample - float(part.get("above", 0)))
+        made = [
+            int(lifelong.value(own[seed], "edits") or 0) for own in chosen
+        ]  # a handful of edits shows nothing
+        counts.append(min(*made, *(quantity.n for _, quantity in cells)))
+    resampled = any(np.ptp(sample) > 0 for sample in drawn)
+    low, high = limits(np.mean(drawn, axis=0), level) if resampled else (min(values), max(values))
+    verdict = decide(values, low, high) if min(counts) >= MIN_RECORDS else "undecided"
+    words = _terms_words(test, methods, chosen, seeds)
+    return _outcome(test, verdict, words, values, low, high, sum(counts))
+
+
+def _combine(cells: Sequence[tuple[float, Quantity]], draws: int, stream: int) -> tuple[float, np.ndarray]:
+    """Value and bootstrap draws [draws] of a sum; quantities with records share the resampled ones."""
+    value = sum(times * quantity.value for times, quantity in cells)
+    sampled = [(times, quantity.records) for times, quantity in cells if quantity.records is not None]
+    if not sampled:
+        return float(value), np.full(draws, float(value))
+    columns = [records.groupby(level=0).mean() for _, records in sampled]
+    means, drawn = joint_means(pd.concat(columns, axis=1, keys=range(len(columns))), draws, stream)
+    coefficients = np.array([times for times, _ in sampled])
+    # A draw in which a small cell has no record is left out by `limits`.
+    return float(value), float(value) + (drawn - means) @ coefficients
+
+
+def _terms_words(
+    test: ClaimTest, methods: dict[str, Any], chosen: Sequence[dict[int, Run]], seeds: Sequence[int]
+) -> str:
+    words = []
+    for entry, own in zip(test.part["terms"], chosen, strict=True):
+        name, at = entry.get("of") or test.part["of"], entry.get("at", "end")
+        mean = np.mean([sum(c * q.value for c, q in quantities(own[seed], name, at)) for seed in seeds])
+        method = methods[test.part[AGAINST] if entry["method"] == AGAINST else entry["method"]]
+        when = {"end": "", "start": " before editing"}.get(str(at), f" after {at} edits")
+        words.append(f"{method['title']} {_plain(name)}{when} {mean:.4g}")
+    return ", ".join(words)
+
+
+def _plain(name: str) -> str:
+    return lifelong.TITLES.get(name, name.replace("_", " ")).replace("Keys", "keys")
+
+
+def _outcome(
+    test: ClaimTest, verdict: str, words: str, values: Sequence[float], low: float, high: float, n: int
+) -> Outcome:
+    above = float(test.part.get("above", 0))
+    name = f"statistic (above {above:+g})" if above else "statistic"
+    positive = f"{sum(value > 0 for value in values)} of {len(values)} seeds positive"
+    text = f"{words}; {name} {np.mean(values):+.3g} [{low:+.3g}, {high:+.3g}], {positive}"
+    return Outcome(test, verdict, text, float(np.mean(values)), low, high, tuple(values), n)
+
+
+def _sweep(test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]]) -> dict[int, pd.DataFrame]:
+    """Per seed the sweep's runs: block, radius, and the quantities at its end."""
+    method = methods[test.part["terms"][0]["method"]]
+    rows = []
+    for run in _runs_of(test, method, runs):
+        numbers = {name: lifelong.value(run, name) for name in ("trr", "err", "holdout", "keys", "edits")}
+        before = lifelong.value(run, "trr", "start")
+        rows.append({"seed": run.seed, "block": int(run.settings["layer"]), "radius": radius_of(run)[0],
+                     "before": before, **numbers})  # fmt: skip
+    table = pd.DataFrame(rows).astype(
+        {name: "float64" for name in ("trr", "err", "holdout", "keys", "edits", "before")}
+    )
+    return {int(str(seed)): part for seed, part in table.groupby("seed")}
+
+
+def _over_radii(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    """`trend`: sign x Spearman's correlation with the radius, minus `above`; `lowest_last`: the least of the others minus
+    the value at the largest radius. Mean over the blocks that have at least three radii."""
+    del spec
+    name, trend = str(test.part["of"]), test.part["statistic"] == "trend"
+    values, correlations = [], []
+    for table in _sweep(test, methods, runs).values():
+        found = []
+        for _, own in table.groupby("block"):
+            line = own.dropna(subset=[name]).groupby("radius")[name].mean().sort_index()
+            if len(line) < 3:
+                continue
+            if trend:
+                ranks = line.rank()
+                correlation = np.corrcoef(np.arange(len(line)), ranks)[0, 1] if ranks.nunique() > 1 else 0.0
+                found.append(float(test.part["sign"]) * float(correlation))
+            else:
+                found.append(float(line.iloc[:-1].min() - line.iloc[-1]))
+        if found:
+            correlations.append(float(np.mean(found)))
+            values.append(correlations[-1] - float(test.part.get("above", 0)))
+    if not values:
+        raise NotMeasuredError(f"the sweep over radius has fewer than three values with {name}")
+    low, high = min(values), max(values)
+    words = f"{_plain(name)} against radius: " + (
+        f"Spearman {float(test.part['sign']) * np.mean(correlations):+.2f}"
+        if trend
+        else f"margin {np.mean(correlations):+.3f}"
+    )
+    return _outcome(test, decide(values, low, high), words, values, low, high, len(values))
+
+
+def _over_blocks(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    """`forgiving`: share of blocks that keep TRR within .05 and ERR at .85, at least half; `last_block`: worst ERR or
+    most keys per edit. At the radius that most blocks share, the middle one of these."""
+    del spec
+    values, words = [], ""
+    for table in _sweep(test, methods, runs).values():
+        blocks = table.groupby("radius")["block"].nunique()
+        shared = sorted(blocks[blocks == blocks.max()].index)
+        radius = shared[len(shared) // 2]
+        own = table[table["radius"] == radius].groupby("block").mean().sort_index()
+        if len(own) < 3:
+            raise NotMeasuredError(f"the sweep over blocks has {len(own)} value(s), needs 3")
+        if test.part["statistic"] == "forgiving":
+            good = ((own["before"] - own["trr"] <= 0.05) & (own["err"] >= 0.85)).mean()
+            values.append(float(good) - 0.5 + 0.25 / len(own))  # exactly half is enough
+            words = f"{good:.0%} of {len(own)} blocks at radius {radius:g}"
+        else:
+            rest, last = own.iloc[:-1], own.iloc[-1]
+            keys = own["keys"] / own["edits"]
+            values.append(float(max(rest["err"].min() - last["err"], keys.iloc[-1] - keys.iloc[:-1].max())))
+            words = f"last block: ERR {last['err']:.3f}, others from {rest['err'].min():.3f}, at radius {radius:g}"
+    low, high = min(values), max(values)
+    return _outcome(test, decide(values, low, high), words, values, low, high, len(values))
+
+
+def _field(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    """A check that the run itself made and wrote into run.json: true in all seeds."""
+    del spec
+    method = methods[test.part["terms"][0]["method"]]
+    found = []
+    for run in _runs_of(test, method, runs):
+        value: Any = run.info
+        for name in str(test.part["field"]).split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is None:
+            raise NotMeasuredError(
+                f"{method['title']}, seed {run.seed}: run.json has no field {test.part['field']}"
+            )
+        found.append(bool(value))
+    words = f"{method['title']}: {test.part['field']} in {sum(found)} of {len(found)} runs"
+    return Outcome(test, "holds" if all(found) else "fails", words, n=len(found))
+
+
+def _toy(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    """One part of the toy figure's claim, at the drawn radius, in every seed."""
+    del methods, runs, spec
+    path = test.part.get("file")
+    if not path or not Path(path).is_file():
+        raise NotMeasuredError(f"the toy figure was not computed (no {path or 'toy.json'})")
+    content = read_json(path)
+    rows = pd.DataFrame(content["rows"])
+    grace = rows[(rows["method"] == "grace") & (rows["radius"] == content["settings"]["radius"])].set_index(
+        "seed"
+    )
+    tuned, before = (rows[rows["method"] == name].set_index("seed") for name in ("ft", "unedited"))
+    name = str(test.part["of"])
+    found = {
+        "keys": 1.5 - grace["keys"],
+        "err": grace["err"] - 1.0 + 1e-9,
+        "trr": grace["trr"] - before["trr"] + 0.02,
+        "fine-tuning": np.maximum(before["trr"] - tuned["trr"], 1.0 - tuned["err"]) - 0.1,
+    }[name]
+    shown = {
+        "keys": f"GRACE {grace['keys'].mean():.2g} keys",
+        "err": f"GRACE ERR {grace['err'].mean():.3f}",
+        "trr": f"GRACE TRR {grace['trr'].mean():.3f}, unedited {before['trr'].mean():.3f}",
+        "fine-tuning": f"FT TRR {tuned['trr'].mean():.3f}, ERR {tuned['err'].mean():.3f}, "
+        f"unedited TRR {before['trr'].mean():.3f}",
+    }[name]
+    values = [float(value) for value in found]
+    low, high = min(values), max(values)
+    return _outcome(test, decide(values, low, high), shown, values, low, high, len(values))
+
+
+STATISTICS: dict[
+    str, Callable[[ClaimTest, dict[str, Any], dict[str, list[Run]], dict[str, Any]], Outcome]
+] = {
+    "stream": _stream,
+    "trend": _over_radii,
+    "lowest_last": _over_radii,
+    "forgiving": _over_blocks,
+    "last_block": _over_blocks,
+    "field": _field,
+    "toy": _toy,
+}

@@ -1,0 +1,195 @@
+"""What happens inside GRACE's codebook along the stream: how many keys, how wide their balls, which events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from palimpsest.errors import DataError
+from palimpsest.figures import captions, lifelong, lifelong_captions, read, style
+from palimpsest.figures.read import Method, Run
+from palimpsest.figures.stream_curves import dashes
+
+_BANDS = (("q0", "q1", 0.10), ("q0.05", "q0.95", 0.18), ("q0.25", "q0.75", 0.30))
+_EVENT_COLOURS = {
+    "add": "#882255",
+    "split": "#D55E00",
+    "overwrite": "#333333",
+    "expand": "#56B4E9",
+    "hit": "#BDBDBD",
+}
+_EVENT_TITLES = {
+    "add": "add: a new key",
+    "split": "split: a new key, both balls smaller",
+    "overwrite": "overwrite: same key, new label",
+    "expand": "expand: same label, wider ball",
+    "hit": "hit: same label, inside",
+}
+
+
+def draw_keys(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """A panel per task: keys against edits made, a line per method with a codebook; dotted: a key per edit."""
+    runs = [run for run in read.select(spec, run_dirs) if len(lifelong.curve(run, "keys"))]
+    if not runs:
+        raise DataError("no run counted keys (split 'stream', metric 'keys')", remedy="Give runs of GRACE")
+    methods = [method for method in read.methods_of(spec, runs) if any(method.fits(run) for run in runs)]
+    places = lifelong.places_of(spec, runs)
+    points: list[dict[str, Any]] = []
+    with style.house_style():
+        figure = style.new_figure(style.WIDTH + 0.9, 2.75)
+        axes = figure.subplots(1, len(places), squeeze=False)[0]
+        for axis, place in zip(axes, places, strict=True):
+            points += _keys_panel(axis, methods, lifelong.at_place(runs, place), place, spec)
+            axis.set_title(lifelong.TASK_TITLES[place[0]], pad=8)
+        axes[0].set_ylabel("keys in the codebook")
+        style.panel_letters(axes)
+        style.stamp(figure, captions.stamp_text(spec))
+        words = [
+            lifelong_captions.streams(runs),
+            "Dotted: one key per edit.",
+            lifelong_captions.bands(),
+            *(
+                ["Cross: the authors' 137 keys after 1000 edits."]
+                if any(p["source"] != "measured" for p in points)
+                else []
+            ),
+        ]
+        return style.save_figure(
+            figure, name, out, pd.DataFrame(points), captions.caption(spec, *words, metrics=False)
+        )
+
+
+def _keys_panel(
+    axis: Axes,
+    methods: Sequence[Method],
+    runs: Sequence[Run],
+    place: tuple[str, str, str],
+    spec: dict[str, Any],
+) -> list[dict[str, Any]]:
+    points = []
+    ends = []
+    for method in methods:
+        table = lifelong.curve_over_seeds([run for run in runs if method.fits(run)], "keys")
+        if not len(table):
+            continue
+        colour = style.method_colour(method.editor, method.variant)
+        axis.fill_between(table["n_edits"], table["low"], table["high"], color=colour, alpha=0.16, lw=0)
+        axis.plot(
+            table["n_edits"], table["mean"], color=colour, ls=dashes(method), mec="white", mew=0.5,
+            marker=style.method_marker(method.editor), label=method.title,
+        )  # fmt: skip
+        same = {
+            "task": place[0],
+            "model": place[1],
+            "dataset": place[2],
+            "method": method.title,
+            "source": "measured",
+        }
+        points += [{**same, **row} for row in table.to_dict("records")]
+        ends.append(float(table["mean"].max()))
+    longest = max(lifelong.value(run, "edits") or 0.0 for run in runs)
+    axis.plot([0, longest], [0, longest], color=style.FAINT, lw=0.9, ls=":", zorder=1)
+    published = (spec.get("options") or {}).get("published") or {}
+    if published.get("table") and longest >= 1000 and place[0] == "qa":
+        axis.plot([1000], [137], marker="+", ms=9, mew=1.6, color=style.INK, ls="none", zorder=5)
+        points.append(
+            {"task": place[0], "method": "GRACE", "source": "printed", "n_edits": 1000.0, "mean": 137.0}
+        )
+    axis.set_xlim(left=0)
+    axis.set_ylim(0, max(1.0, 1.35 * max(ends)))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.set_xlabel("edits made")
+    axis.legend(loc="upper left", handlelength=2.2)
+    return points
+
+
+def draw_radii(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """Above: quantiles of the radii over the stream; below: what every edit did to the codebook, summed up."""
+    runs = [run for run in read.select(spec, run_dirs) if len(lifelong.codebook_history(run))]
+    if not runs:
+        raise DataError(
+            "no run kept the radii of its codebook", field="history.codebook", remedy="Give runs of GRACE"
+        )
+    methods = [method for method in read.methods_of(spec, runs) if any(method.fits(run) for run in runs)]
+    wanted = (spec.get("options") or {}).get(
+        "method"
+    )  # one form of GRACE: its title, else the last one listed
+    method = next((m for m in methods if wanted in (m.title, m.variant)), methods[-1])
+    runs = [run for run in runs if method.fits(run)]
+    places = lifelong.places_of(spec, runs)
+    tables = []
+    with style.house_style():
+        figure = style.new_figure(style.WIDTH + 0.9, 4.9)
+        axes = figure.subplots(2, len(places), squeeze=False)
+        for column, place in enumerate(places):
+            history = pd.concat(
+                [
+                    lifelong.codebook_history(run).assign(seed=run.seed)
+                    for run in lifelong.at_place(runs, place)
+                ]
+            )
+            mean = history.groupby("step").mean().reset_index()
+            _radii_panel(axes[0][column], mean, history)
+            _events_panel(axes[1][column], mean)
+            axes[0][column].set_title(lifelong.TASK_TITLES[place[0]], pad=8)
+            tables.append(
+                history.assign(task=place[0], model=place[1], dataset=place[2], method=method.title)
+            )
+        axes[0][0].set_ylabel("radius", labelpad=6)
+        axes[1][0].set_ylabel("edits", labelpad=6)
+        handles, labels = axes[1][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=1.2)
+        style.panel_letters([axis for row in axes for axis in row])
+        style.stamp(figure, captions.stamp_text(spec))
+        words = [
+            f"{method.title}.",
+            lifelong_captions.streams(runs),
+            "Above: median radius of all keys, bands from the darkest: middle half, 5 % to 95 %, all; means over seeds. "
+            "Thin lines: the seeds' own medians. Below: what the edits made so far did to the codebook.",
+        ]
+        return style.save_figure(
+            figure, name, out, pd.concat(tables), captions.caption(spec, *words, metrics=False)
+        )
+
+
+def _radii_panel(axis: Axes, mean: pd.DataFrame, history: pd.DataFrame) -> None:
+    colour = style.method_colour("grace")
+    for low, high, strength in _BANDS:
+        axis.fill_between(
+            mean["n_edits"], mean[low].clip(lower=1e-6), mean[high], color=colour, alpha=strength, lw=0
+        )
+    for _, own in history.groupby("seed"):
+        axis.plot(own["n_edits"], own["q0.5"], color=colour, lw=0.6, alpha=0.6)
+    axis.plot(mean["n_edits"], mean["q0.5"], color=colour, marker="X", mec="white", mew=0.5)
+    axis.set_yscale("log")
+    bottom, top = axis.get_ylim()
+    few = top / bottom < 100
+    axis.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _events_panel(axis: Axes, mean: pd.DataFrame) -> None:
+    if "init" in mean:
+        mean = mean.assign(add=mean["add"].fillna(0.0) + mean["init"].fillna(0.0))
+    shown = [event for event in _EVENT_COLOURS if event in mean]
+    axis.stackplot(
+        mean["n_edits"],
+        *(mean[event].fillna(0.0) for event in shown),
+        colors=[_EVENT_COLOURS[event] for event in shown],
+        labels=[_EVENT_TITLES[event] for event in shown],
+        lw=0,
+    )
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.set_xlabel("edits made")

@@ -1,0 +1,107 @@
+"""Table 1 of GRACE: the sets of every task, how many they hold, and what the unedited model scores on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from palimpsest.figures import captions, lifelong, lifelong_captions, read, tables
+from palimpsest.figures.lifelong import LOWER_IS_BETTER, PRINTED
+from palimpsest.figures.lifelong_table import perplexity
+from palimpsest.figures.read import Run
+from palimpsest.published import find_printed
+
+# Row of the table -> (quantity, name of the printed numbers).
+SETS = {
+    "Upstream": ("trr", "upstream"),
+    "Edit stream": ("err", "edits"),
+    "Hold-out": ("holdout", "holdout"),
+    "Accurates": ("arr", "accurates"),
+}
+
+
+def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """Groups: task, model, data set; rows: sets; columns: size and score before editing, beside printed."""
+    runs = read.select(spec, run_dirs)
+    points = pd.DataFrame(_points(spec, runs))
+    words = [
+        "What the streams consist of and what the unedited model scores; mean ± standard deviation over seeds, which "
+        "draw their own streams.",
+        lifelong_captions.scores(runs),
+        "Accurates are judged by perplexity.",
+        "Printed numbers are the paper's, on its models and data.",
+    ]
+    if (points["printed_n_shown"].str.endswith("†") | points["printed_score_shown"].str.endswith("†")).any():
+        words.append(lifelong_captions.unchecked())
+    caption = captions.caption(spec, *words, metrics=False)
+    return tables.save_table(_layout(points), name, out, points, caption, captions.stamp_text(spec))
+
+
+def _points(spec: dict[str, Any], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    table = ((spec.get("options") or {}).get("published") or {}).get("table")
+    rows = []
+    for place in lifelong.places_of(spec, runs):
+        first = {run.seed: run for run in reversed(lifelong.at_place(runs, place))}
+        for title, (quantity, printed) in SETS.items():
+            looks = [
+                found
+                for run in first.values()
+                if (found := lifelong.look(run, quantity, "start")) is not None
+            ]
+            if not looks:
+                continue
+            score = lifelong.spread(float(found["value"]) for found in looks)
+            assert score is not None
+            cells = {
+                part: find_printed(
+                    table,
+                    dataset=PRINTED[place[0]][0],
+                    model=PRINTED[place[0]][1],
+                    method="",
+                    metric=f"{printed}_{part}",
+                )
+                if table
+                else None
+                for part in ("n", "score")
+            }
+            rows.append(
+                {
+                    "task": place[0],
+                    "model": place[1],
+                    "dataset": place[2],
+                    "set": title,
+                    "size": round(sum(float(found["n"]) for found in looks) / len(looks)),
+                    **score._asdict(),
+                    **{f"printed_{part}": cell.printed if cell else None for part, cell in cells.items()},
+                    **{f"printed_{part}_shown": cell.shown if cell else "–" for part, cell in cells.items()},
+                }
+            )
+    return rows
+
+
+def _layout(points: pd.DataFrame) -> tables.Table:
+    groups = []
+    for place, part in points.groupby(["task", "model", "dataset"], sort=False):
+        task, model, dataset = map(str, place)
+        rows = [
+            [
+                str(point["set"]),
+                f"{point['size']:,}",
+                point["printed_n_shown"],
+                _score(point, task),
+                point["printed_score_shown"],
+            ]
+            for _, point in part.iterrows()
+        ]
+        title = f"{lifelong.TASK_TITLES[task]} ({lifelong_captions.score_title(task)}): {model} on {dataset}"
+        groups.append((f"{title}; printed: {' on '.join(reversed(PRINTED[task]))}", rows))
+    return tables.Table(["Set", "prompts", "printed", "score before editing", "printed"], groups)
+
+
+def _score(point: pd.Series, task: str) -> str:
+    if task in LOWER_IS_BETTER or point["set"] == "Accurates":
+        return perplexity(point["mean"], point["std"])
+    return f"{point['mean']:.3f} ± {point['std']:.3f}"

@@ -1,0 +1,61 @@
+"""Sentences that captions of the lifelong figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from palimpsest.figures.lifelong import SCORE_TITLES, SCORES, at_place, places_of, tasks_of, value
+from palimpsest.figures.read import Run
+
+LEGEND = (
+    "TRR: score on upstream prompts; ERR: on all edits made so far; hold-out: on phrasings that are never edited; "
+    "ES: on an edit right after it is made; ARR: perplexity of texts that were right from the start."
+)
+
+
+def streams(runs: Sequence[Run]) -> str:
+    """Models, data sets, items, edits made and seeds, place by place."""
+    words = []
+    for task, model, dataset in places_of({}, runs):
+        own = at_place(runs, (task, model, dataset))
+        seen = {int(number) for run in own if (number := value(run, "seen")) is not None}
+        made = {int(number) for run in own if (number := value(run, "edits")) is not None}
+        seeds = sorted({run.seed for run in own})
+        words.append(
+            f"{model} on {dataset}, {_span(seen)} items, {_span(made)} edits, "
+            f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
+        )
+    return "Lifelong streams: " + "; ".join(words) + "."
+
+
+def scores(runs: Sequence[Run]) -> str:
+    """What the score of each task is."""
+    tasks = tasks_of(runs)
+    said = {
+        "qa": "F1 on token ids as in the released code (question answering)",
+        "classification": "accuracy (label shift)",
+        "generation": "mean perplexity, lower is better (biographies)",
+    }
+    return "Scores: " + ", ".join(said[task] for task in tasks if task in said) + "."
+
+
+def bands(words: str = "Bands") -> str:
+    """How the spread over seeds is drawn."""
+    return f"{words}: lowest to highest seed."
+
+
+def unchecked() -> str:
+    """What the mark on a printed number means."""
+    return "† unchecked: from memory of the paper, not found in a public source; never used in a verdict."
+
+
+def score_title(task: str) -> str:
+    """F1, accuracy or perplexity."""
+    return SCORE_TITLES[SCORES[task]]
+
+
+def _span(numbers: set[int]) -> str:
+    if not numbers:
+        return "no"
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

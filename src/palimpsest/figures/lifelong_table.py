@@ -1,0 +1,210 @@
+"""Table 2 of GRACE: every method on three tasks after the whole stream, with keys and edit time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from palimpsest.figures import captions, lifelong, lifelong_captions, read, tables
+from palimpsest.figures.lifelong import LOWER_IS_BETTER, PRINTED, Spread
+from palimpsest.figures.read import Method, Run
+from palimpsest.published import PrintedValue, find_printed
+
+# Heading -> quantity; the third column is the average of both retentions, or ARR in the generation task.
+COLUMNS = ("TRR", "ERR", "Avg or ARR", "edits", "keys", "s / edit")
+_UNEDITED = Method("unedited", "default", "Unedited")
+
+
+def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """Write the table in all its forms; see the package's `draw`."""
+    runs = read.select(spec, run_dirs)
+    methods = read.methods_of(spec, runs)
+    points = measured_points(spec, runs, methods)
+    caption = captions.caption(spec, *_words(spec, runs, methods, points), metrics=False)
+    return tables.save_table(layout(points), name, out, points, caption, captions.stamp_text(spec))
+
+
+def measured_points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]) -> pd.DataFrame:
+    """One row per place, method and quantity: mean and deviation over seeds, printed number with its evidence."""
+    rows: list[dict[str, Any]] = []
+    only = {
+        (entry["editor"], entry.get("variant") or "default"): entry["tasks"]
+        for entry in spec.get("methods") or ()
+        if entry.get("tasks")
+    }
+    for place in lifelong.places_of(spec, runs):
+        here = lifelong.at_place(runs, place)
+        rows += _rows(spec, place, _UNEDITED, here, at="start")
+        for method in methods:
+            if place[0] in only.get((method.editor, method.variant), (place[0],)):
+                own = [] if method.not_run else [run for run in here if method.fits(run)]
+                rows += _rows(spec, place, method, own, at="end")
+    return pd.DataFrame(rows)
+
+
+def _rows(
+    spec: dict[str, Any], place: tuple[str, str, str], method: Method, runs: Sequence[Run], at: str
+) -> list[dict[str, Any]]:
+    rows = []
+    for column, quantity in zip(COLUMNS, _quantities(place[0]), strict=True):
+        measured = _measure(runs, quantity, at)
+        printed = _printed(spec, place[0], method, quantity)
+        rows.append(
+            {
+                "task": place[0],
+                "model": place[1],
+                "dataset": place[2],
+                "method": method.title,
+                "editor": method.editor,
+                "variant": method.variant,
+                "column": column,
+                "quantity": quantity,
+                "status": "measured" if runs else "not run",
+                **({key: number for key, number in measured._asdict().items()} if measured else {}),
+                "printed": printed.printed if printed else None,
+                "shown": printed.shown if printed else None,
+                "evidence": printed.evidence if printed else None,
+                "source": printed.source if printed else None,
+            }
+        )
+    return rows
+
+
+def _quantities(task: str) -> tuple[str, ...]:
+    return (
+        "trr",
+        "err",
+        "arr" if task in LOWER_IS_BETTER else "average",
+        "edits",
+        "keys",
+        "seconds_per_edit",
+    )
+
+
+def _measure(runs: Sequence[Run], quantity: str, at: str) -> Spread | None:
+    if quantity == "seconds_per_edit":
+        return lifelong.seconds_over_seeds(runs) if at == "end" else None
+    if at == "start":
+        if quantity in ("edits", "keys"):
+            return None
+        first = {run.seed: run for run in reversed(runs)}  # all methods start from the same model and stream
+        return lifelong.over_seeds(list(first.values()), quantity, at)
+    return lifelong.over_seeds(runs, quantity, at)
+
+
+def _printed(spec: dict[str, Any], task: str, method: Method, quantity: str) -> PrintedValue | None:
+    published = (spec.get("options") or {}).get("published") or {}
+    if not published.get("table") or task not in PRINTED:
+        return None
+    dataset, model = PRINTED[task]
+    if method is _UNEDITED:
+        metric = {"trr": "upstream_score", "err": "edits_score"}.get(quantity)
+        table, title = published.get("before", ""), ""
+        return (
+            find_printed(table, dataset=dataset, model=model, method=title, metric=metric)
+            if metric and table
+            else None
+        )
+    if not method.published:
+        return None
+    return find_printed(
+        published["table"], dataset=dataset, model=model, method=method.published, metric=quantity
+    )
+
+
+def layout(points: pd.DataFrame) -> tables.Table:
+    """Text cells: measured with its deviation beside printed; the best measured value of a block in bold."""
+    columns = ["Method"]
+    printed = points["printed"].notna().any()
+    for column in COLUMNS:
+        columns += [column, "printed"] if printed else [column]
+    groups, emphasis, faint = [], set(), set()
+    for number, (place, part) in enumerate(points.groupby(["task", "model", "dataset"], sort=False)):
+        task, model, dataset = map(str, place)
+        best = _best(part, task)
+        rows = []
+        for index, (title, own) in enumerate(part.groupby("method", sort=False)):
+            cells = [str(title)]
+            for _, point in own.iterrows():
+                if best.get(point["quantity"]) == point.get("mean") and point["editor"] != "unedited":
+                    emphasis.add((number, index, len(cells)))
+                cells.append(_measured(point))
+                if printed:
+                    cells.append(point["shown"] if isinstance(point["shown"], str) else _absent(point))
+            if (own["status"] == "not run").all():
+                faint.add((number, index))
+            rows.append(cells)
+        beside = f"; printed: {' on '.join(reversed(PRINTED[task]))}" if part["printed"].notna().any() else ""
+        title = f"{lifelong.TASK_TITLES[task]} ({lifelong_captions.score_title(task)}): {model} on {dataset}{beside}"
+        groups.append((title, rows))
+    return tables.Table(columns, groups, frozenset(emphasis), frozenset(faint))
+
+
+def _best(part: pd.DataFrame, task: str) -> dict[Any, Any]:
+    edited = part[part["editor"] != "unedited"]
+    if "mean" not in edited:
+        return {}
+    lower = task in LOWER_IS_BETTER
+    scores = edited[edited["quantity"].isin(["trr", "err", "average", "arr"])].dropna(subset=["mean"])
+    found: dict[Any, Any] = scores.groupby("quantity")["mean"].agg("min" if lower else "max").to_dict()
+    return found
+
+
+def _absent(point: pd.Series) -> str:
+    """A dash where the paper could have printed a number; nothing where it makes no sense."""
+    unlikely = point["quantity"] in ("keys", "seconds_per_edit") or point["editor"] == "unedited"
+    return "" if unlikely and point["quantity"] not in ("trr", "err") else "–"
+
+
+def _measured(point: pd.Series) -> str:
+    if point["status"] != "measured":
+        return "not run" if point["quantity"] not in ("edits", "keys", "seconds_per_edit") else ""
+    mean, std, quantity = point.get("mean", np.nan), point.get("std", np.nan), point["quantity"]
+    if pd.isna(mean):
+        return ""
+    if quantity in ("edits", "keys"):
+        return f"{mean:,.0f} ± {std:,.0f}" if std >= 0.5 else f"{mean:,.0f}"
+    if quantity == "seconds_per_edit":
+        return f"{mean:.3f} ± {std:.3f}" if mean < 1 else f"{mean:.1f} ± {std:.1f}"
+    if point["task"] in LOWER_IS_BETTER:
+        return perplexity(mean, std)
+    return f"{mean:.3f} ± {std:.3f}"
+
+
+def perplexity(mean: float, std: float) -> str:
+    """Perplexities run from 1 to many thousands: two decimals, then one, then none; the deviation likewise."""
+    if mean >= 1e6:
+        return f"{mean:.1e} ± {std:.0e}"
+    digits = 2 if mean < 100 else 1 if mean < 1000 else 0
+    return f"{mean:,.{digits}f} ± {std:,.{digits}f}"
+
+
+def _words(
+    spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method], points: pd.DataFrame
+) -> list[str]:
+    words = [
+        lifelong_captions.streams(runs),
+        lifelong_captions.scores(runs),
+        "TRR: score on upstream prompts; ERR: on all edits made; Avg: their mean; ARR: perplexity of texts that were "
+        "right from the start.",
+        "Mean ± standard deviation over seeds; seconds: over single edits. An item is edited only if the model errs "
+        "on it (edits).",
+        "Unedited: the same prompts before any edit (ERR: the whole stream).",
+    ]
+    if points["printed"].notna().any():
+        words.append("Printed numbers are the paper's, on its models and data.")
+    if (points["evidence"] == "unchecked").any():
+        words.append(lifelong_captions.unchecked())
+    missing = [
+        method.title for method in methods if method.not_run or not any(method.fits(run) for run in runs)
+    ]
+    if missing:
+        words.append(f"Not run: {', '.join(missing)}.")
+    words.append("Bold: the best measured value of its block.")
+    if points["printed"].notna().any():
+        words.append("A dash: the paper prints no number.")
+    return words
