@@ -145,7 +145,7 @@ def fits_into(model: LanguageModel) -> Callable[[Edit], bool]:
 
     def fits(edit: Edit) -> bool:
         texts = [join(prompt, edit.target) for prompt in (edit.prompt, *edit.rephrasings)]
-        texts += [join(probe.prompt, probe.answer) for probe in edit.locality]
+        texts += [join(probe.prompt, probe.answer) for probe in (*edit.locality, *edit.portability)]
         unsure = [text for text in texts if len(text.encode()) > surely]
         return all(len(model.tokenizer(text)["input_ids"]) <= model.context for text in unsure)
 
