@@ -246,10 +246,13 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     parser.add_argument("--results", type=Path, required=True, help="directory that holds runs/")
     _out(parser, "directory for claims.csv and claims.md")
 
-    parser = _add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out),
+    parser = _add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out, o.only),
                   "Copy the finished pictures and tables into the documentation.",
                   "What `make gallery` calls after a run at scale mini.")  # fmt: skip
     parser.add_argument("--figures", type=Path, required=True, help="directory the workflow has drawn into")
+    parser.add_argument(
+        "--only", nargs="*", default=None, metavar="NAME", help="these figures and tables (default all)"
+    )
     _out(parser, "directory of the gallery")
 
 

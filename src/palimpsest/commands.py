@@ -180,11 +180,11 @@ def run_claims(spec: dict[str, Any], results: Path, out: Path) -> None:
     judge(spec, results, out)
 
 
-def run_gallery(figures: Path, out: Path) -> None:
+def run_gallery(figures: Path, out: Path, only: list[str] | None = None) -> None:
     """Copy pictures and tables into the documentation."""
     from palimpsest.figures.gallery import collect
 
-    collect(figures, out)
+    collect(figures, out, only)
 
 
 def edit_once(

@@ -166,7 +166,8 @@ def fits_into(model: LanguageModel, spare: int = 0) -> Callable[[Edit], bool]:
     def fits(edit: Edit) -> bool:
         together = model.kind == "decoder"  # others read the prompt alone
         texts = [join(prompt, edit.target if together else "") for prompt in (edit.prompt, *edit.rephrasings)]
-        texts += [join(probe.prompt, probe.answer if together else "") for probe in edit.locality]
+        probes = (*edit.locality, *edit.portability)
+        texts += [join(probe.prompt, probe.answer if together else "") for probe in probes]
         unsure = [text for text in texts if len(text.encode()) > surely]
         return all(len(model.tokenizer(text)["input_ids"]) <= limit for text in unsure)
 

@@ -243,6 +243,10 @@ def test_gallery_shows_every_figure_and_forgets_old_ones(tmp_path):
     assert (
         "![fig_a](fig_a.png)" in index and "content of table_b.caption.md" in index and "claims.md" in index
     )
+    gallery.collect(source, tmp_path / "one", only=["table_b"])
+    assert not (tmp_path / "one" / "fig_a.png").exists() and (tmp_path / "one" / "table_b.png").exists()
+    with pytest.raises(DataError, match="There are: fig_a, table_b"):
+        gallery.collect(source, tmp_path / "one", only=["fig_c"])
     (source / "fig_a.caption.md").unlink()
     gallery.collect(source, target)
     assert not (target / "fig_a.png").exists() and (target / "table_b.png").exists()

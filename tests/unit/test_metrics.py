@@ -158,10 +158,12 @@ def test_several_probes_count_as_one_record():
         identifier="a",
         rephrasings=("I say Ada Tolvek lives in", "The mother of Ada Tolvek lives in"),
         locality=(Probe("Ben Tolvek lives in", "Marrin"), Probe("The city of", "Ostrava", "unrelated")),
+        portability=(Probe("The brother of Ada Tolvek visits her in", "Velden", "one_hop"),),
     )
     values = Evaluation(model, [edit], generation=False).after([0])
     found = {(v.split, v.metric): v.value for v in values}
     assert len(found) == len(values)
+    assert ("portability", "portability") in found  # judged against the answer that follows, not the old one
     assert ("rephrase", "generality") in found and ("unrelated", "locality") in found
     assert not any(metric == "generation_match" for _, metric in found)
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsest.errors import DataError
 from palimpsest.files import write_atomic, write_text
 
 
-def collect(figures_dir: Path | str, target_dir: Path | str) -> list[Path]:
+def collect(figures_dir: Path | str, target_dir: Path | str, only: Sequence[str] | None = None) -> list[Path]:
     """Copy picture, caption and markdown table of every finished figure; write `README.md`; return the files.
 
     Pictures of figures that are gone from `figures_dir` are removed from the gallery.
+
+    Args:
+        only: names of the figures and tables to show; None shows all.
 
     Raises:
         DataError: there is nothing to show.
     """
     source, target = Path(figures_dir), Path(target_dir)
     names = sorted(path.name.removesuffix(".caption.md") for path in source.glob("*.caption.md"))
+    missing = sorted(set(only or ()) - set(names))
+    if missing:
+        raise DataError(
+            f"no figure is called {missing[0]!r}", file=source, remedy=f"There are: {', '.join(names)}"
+        )
+    names = [name for name in names if only is None or name in only]
     if not names:
         raise DataError("no figure has been drawn", file=source, remedy="Run the workflow first")
     written = []

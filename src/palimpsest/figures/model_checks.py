@@ -38,7 +38,7 @@ def draw_critical_path(name: str, spec: dict[str, Any], run_dirs: list[Path], ou
             style.unit_axis(axes[row][0])
         axes[-1][0].set_xlabel("block")
         axes[-1][1].set_xlabel("share of facts")
-        axes[0][0].set_title("Target-vector ceiling at the last subject token", pad=6)
+        axes[0][0].set_title("Target-vector ceiling", pad=6)
         axes[0][1].set_title("Recall", pad=6)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))

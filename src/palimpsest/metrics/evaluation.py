@@ -18,7 +18,7 @@ from palimpsest.metrics.scores import exact_match, generation_match, mean, token
 from palimpsest.models.loading import LanguageModel
 
 # Split -> name of its teacher-forced token accuracy. Other splits hold answers that must stay as they were.
-WANTED_SPLITS = {"edit": "reliability", "rephrase": "generality"}
+WANTED_SPLITS = {"edit": "reliability", "rephrase": "generality", "portability": "portability"}
 UNCHANGED_METRIC = "locality"
 
 # For the length of a block: a function that tells on which rows [b] of the latest pass the edit acted.
@@ -51,9 +51,11 @@ class RecordValue:
 
 
 def questions_of(order: int, edit: Edit) -> list[Question]:
-    """Everything asked about one edit: its prompt, its rephrasings, and its locality probes by kind."""
+    """Everything asked about one edit: its prompt, its rephrasings, what follows from it, and its locality probes by
+    kind."""
     asked = [Question(order, "edit", edit.prompt, edit.target)]
     asked += [Question(order, "rephrase", prompt, edit.target) for prompt in edit.rephrasings]
+    asked += [Question(order, "portability", probe.prompt, probe.answer) for probe in edit.portability]
     asked += [Question(order, probe.kind, probe.prompt, probe.answer) for probe in edit.locality]
     return asked
 
