@@ -106,7 +106,7 @@ def _threads(parser: argparse.ArgumentParser) -> None:
 
 def _data_commands(groups: argparse._SubParsersAction) -> None:
     world = _add(
-        groups, "world", lambda o: commands.run_world(commands.read_spec(o.spec), o.seed, o.out),
+        groups, "world", lambda o: commands.run_world(commands.read_spec(o.spec), o.seed, o.out, o.kind),
         "Generate a world: facts, probes and text, in the real upstream schemas.",
         "Writes counterfact.json, zsre.json, facts.jsonl, text.txt, corpus.txt and manifest.json. Offline.\n"
         "Example: palimpsest world --settings '{\"counterfact\": 50, \"zsre\": 50}' --seed 1 --out my-world",
@@ -117,6 +117,12 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         "--settings",
     )
     world.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
+    world.add_argument(
+        "--kind",
+        choices=sorted(commands.WORLDS),
+        default="facts",
+        help="facts, or the world of a lifelong task (default facts)",
+    )
     _out(world)
 
     source = _add(
@@ -239,6 +245,12 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         "--runs", type=Path, nargs="*", default=[], metavar="DIR", help="results/runs/RUN/seed=N directories"
     )
     _out(parser, "directory for the figure")
+
+    parser = _add(groups, "toy", lambda o: commands.run_toy(commands.read_spec(o.spec), o.out),
+                  "Compute GRACE's illustrative figure: a small classifier, edited and fine-tuned.",
+                  "Writes toy.json. Example: palimpsest toy --spec '{}' --out results/toy")  # fmt: skip
+    _spec(parser, "seeds, and settings that differ from the defaults")
+    _out(parser)
 
     parser = _add(groups, "claims", lambda o: commands.run_claims(commands.read_spec(o.spec), o.results, o.out),
                   "Judge the papers' claims on finished runs.", "Verdicts: holds, fails, undecided, not run.")  # fmt: skip

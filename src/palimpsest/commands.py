@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,14 @@ from palimpsest.config import read_yaml, repository_root, settings_schema_of
 from palimpsest.errors import PalimpsestError
 from palimpsest.files import write_json
 
+# Kind of a generated world -> module:function that makes it.
+WORLDS = {
+    "facts": "palimpsest.data.world:generate",
+    "qa": "palimpsest.data.world_qa:generate_qa",
+    "labels": "palimpsest.data.world_labels:generate_labels",
+    "biographies": "palimpsest.data.world_biographies:generate_biographies",
+}
+PAIR_FAMILIES = ("t5", "bert")
 KINDS = ("editors", "figures", "claims", "datasets", "models", "experiments")
 
 
@@ -79,11 +88,10 @@ def write_settings_schema(path: Path | None = None) -> dict[str, Any]:
     return schema
 
 
-def run_world(spec: dict[str, Any], seed: int, out: Path) -> None:
-    """Generate a world."""
-    from palimpsest.data.world import generate
-
-    generate(spec, seed, out)
+def run_world(spec: dict[str, Any], seed: int, out: Path, kind: str = "facts") -> None:
+    """Generate a world of one of the kinds of `WORLDS`."""
+    module, _, function = WORLDS[kind].partition(":")
+    getattr(import_module(module), function)(spec, seed, out)
 
 
 def run_source(spec: dict[str, Any], out: Path) -> None:
@@ -99,14 +107,24 @@ def run_source(spec: dict[str, Any], out: Path) -> None:
 
 
 def run_dataset(spec: dict[str, Any], source: Path | None, out: Path) -> None:
-    """Validate and write edits."""
+    """Validate and write edits; with a `task`, a stream for lifelong editing and its probes."""
+    if "task" in spec:
+        from palimpsest.data.lifelong import build_lifelong
+
+        build_lifelong(spec, source, out)
+        return
     from palimpsest.data.prepare import build_dataset
 
     build_dataset(spec, source, out)
 
 
 def run_pretrain(spec: dict[str, Any], source: Path, out: Path, threads: int) -> None:
-    """Pre-train a model."""
+    """Pre-train a model: on sentences, or for families that are no decoders on pairs of prompt and answer."""
+    if spec.get("family") in PAIR_FAMILIES:
+        from palimpsest.models.pretrain_pairs import pretrain_pairs
+
+        pretrain_pairs(spec, source, out, threads=threads)
+        return
     from palimpsest.models.pretrain import pretrain
 
     pretrain(spec, source, out, threads=threads)
@@ -171,6 +189,13 @@ def run_figure(name: str, spec: dict[str, Any], runs: list[Path], out: Path) -> 
     from palimpsest.figures import draw
 
     return draw(name, spec, runs, out)
+
+
+def run_toy(spec: dict[str, Any], out: Path) -> None:
+    """Compute GRACE's illustrative figure."""
+    from palimpsest.toy import run_toy as compute
+
+    compute(spec, out)
 
 
 def run_claims(spec: dict[str, Any], results: Path, out: Path) -> None:

@@ -22,6 +22,11 @@ def belongs(
     return bool((sizes.get("pairs") or {}).get(model, dataset) == dataset)
 
 
+def is_stream(scale: Mapping[str, Any], dataset: str) -> bool:
+    """Whether a data set is a stream of a lifelong task: no gate and no list of known facts belong to it."""
+    return bool(scale["datasets"][dataset].get("task"))
+
+
 def join_figures(figures: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
     """Give figures that show several experiments (`with_runs_of`) the runs, models and data sets of all of them."""
     own = {name: dict(figure.runs) for name, figure in figures.items()}

@@ -23,7 +23,7 @@ from palimpsest.config import (
     merge_settings,
     suggest,
 )
-from palimpsest.experiment_places import belongs, join_figures, sized
+from palimpsest.experiment_places import belongs, is_stream, join_figures, sized
 from palimpsest.figures import TABLE_DRAWERS
 
 RUN_NAME = re.compile(r"[a-z0-9_-]+")
@@ -89,9 +89,9 @@ class Plan:
         return [model for model in self.scale["models"] if model in used]
 
     def datasets_of(self, model: str) -> list[str]:
-        """Data sets that a model is edited or examined on."""
+        """Data sets that a model is edited on and that the gate examines it on."""
         used = {run.spec["dataset"] for run in self.runs.values() if run.spec["model"] == model}
-        return [name for name in self.scale["datasets"] if name in used]
+        return [name for name in self.scale["datasets"] if name in used and not is_stream(self.scale, name)]
 
     def statistics_layers(self, model: str) -> list[int]:
         """Blocks whose covariance any run on this model needs."""
@@ -245,6 +245,8 @@ def _resolve(
         "dtype": scale["models"][model]["dtype"],
         "gate": scale["gate"]["mode"],
     }
+    if is_stream(scale, dataset):
+        where |= {"gate": "off", "known_only": False}
     options = {**scale["protocol"], **where, "inspect": False, **(entry.get("run_options") or {})}
     spec = {
         "scale": scale["scale"],

@@ -7,18 +7,21 @@ rule claims:
             f"results/runs/{run}/seed={seed}/metrics.parquet"
             for run, seed in PLAN.run_seeds()
         ],
+        toy=TOYS,
     output:
-        csv=f"{FIGURES}/claims.csv",
-        tests=f"{FIGURES}/claims_tests.csv",
+        csv=f"{FIGURES}/{{stem}}.csv",
+        tests=f"{FIGURES}/{{stem}}_tests.csv",
         markdown=report(
-            f"{FIGURES}/claims.md",
+            f"{FIGURES}/{{stem}}.md",
             caption="../report/claims.rst",
             category="Claims",
         ),
     log:
-        "logs/claims.log",
+        "logs/{stem}.log",
     benchmark:
-        "results/benchmarks/claims.jsonl"
+        "results/benchmarks/{stem}.jsonl"
+    wildcard_constraints:
+        stem=one_of(JUDGED.values()),
     conda:
         "../../envs/plot.yaml"
     threads: 1
@@ -27,9 +30,9 @@ rule claims:
         runtime=job("claims", "runtime", 10),
     params:
         out=lambda wildcards, output: Path(output.csv).parent,
-        spec=claims_spec(),
+        spec=claims_spec,
         code=code("palimpsest.claims", published=True),
     message:
-        "Judging the claims"
+        "Judging {wildcards.stem}"
     shell:
         "python -m palimpsest claims --spec {params.spec:q} --results results --out {params.out} 2> {log}"

@@ -9,6 +9,7 @@ ROOT = Path(str(workflow.current_basedir)).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from palimpsest import experiments
+from palimpsest.commands import WORLDS
 from palimpsest.config import ConfigError, read_yaml, use_this_python
 from palimpsest.figures import outputs as figure_suffixes
 from palimpsest.provenance import source_digest
@@ -29,6 +30,7 @@ shell.prefix(f"export PYTHONPATH='{ROOT}/src'; ")
 use_this_python()
 
 FIGURES = PLAN.scale["figures"]
+TOY = "results/toy/toy.json"
 DEVICE_GPUS = 1 if PLAN.scale["device"].startswith("cuda") else 0
 
 
@@ -62,6 +64,24 @@ def kinds(section, kind):
     return [
         name for name, entry in PLAN.scale[section].items() if entry["kind"] == kind
     ]
+
+
+def worlds(*wanted):
+    """Names of the generated sources of some kinds of world."""
+    return [
+        name
+        for name in kinds("sources", "world")
+        if PLAN.scale["sources"][name]["world"] in wanted
+    ]
+
+
+# Data sets of lifelong tasks, and models that are trained on pairs of prompt and answer.
+STREAMS = [name for name, entry in PLAN.scale["datasets"].items() if entry.get("task")]
+PAIR_MODELS = [
+    name
+    for name in kinds("models", "pretrained")
+    if PLAN.scale["models"][name]["family"] in ("t5", "bert")
+]
 
 
 def dataset_dir(dataset):

@@ -14,7 +14,7 @@ rule world:
     benchmark:
         "results/benchmarks/data/{source}.jsonl"
     wildcard_constraints:
-        source=one_of(kinds("sources", "world")),
+        source=one_of(worlds("facts", "biographies")),
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -27,11 +27,22 @@ rule world:
             PLAN.scale["sources"][wildcards.source].get("settings", {})
         ),
         seed=lambda wildcards: PLAN.scale["sources"][wildcards.source]["seed"],
-        code=code("palimpsest.data.world"),
+        kind=world_kind,
+        code=world_code,
     message:
         "Generating the world {wildcards.source}"
     shell:
-        "python -m palimpsest world --settings {params.spec:q} --seed {params.seed} --out {params.out} 2> {log}"
+        "python -m palimpsest world --kind {params.kind} --settings {params.spec:q} --seed {params.seed}"
+        " --out {params.out} 2> {log}"
+
+
+# Worlds of questions and of cases: models read them as pairs of prompt and answer.
+use rule world as world_of_pairs with:
+    output:
+        pairs="results/data/{source}/pairs.jsonl",
+        manifest="results/data/{source}/manifest.json",
+    wildcard_constraints:
+        source=one_of(worlds("qa", "labels")),
 
 
 rule real_source:
@@ -76,6 +87,8 @@ rule dataset:
         f"logs/datasets/{PLAN.scale['scale']}-{{dataset}}.log",
     benchmark:
         f"results/benchmarks/datasets/{PLAN.scale['scale']}-{{dataset}}.jsonl"
+    wildcard_constraints:
+        dataset=one_of(name for name in PLAN.scale["datasets"] if name not in STREAMS),
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -84,14 +97,20 @@ rule dataset:
         runtime=job("dataset", "runtime", 30),
     params:
         out=lambda wildcards, output: Path(output.edits).parent,
-        spec=lambda wildcards: spec_json(PLAN.scale["datasets"][wildcards.dataset]),
-        source=lambda wildcards, input: (
-            f"--source {Path(input.source[0] if isinstance(input.source, list) else input.source).parent}"
-            if input.source
-            else ""
-        ),
-        code=code("palimpsest.data.prepare"),
+        spec=dataset_spec,
+        source=dataset_option,
+        code=dataset_code,
     message:
         "Reading and checking the data set {wildcards.dataset}"
     shell:
         "python -m palimpsest dataset --spec {params.spec:q} {params.source} --out {params.out} 2> {log}"
+
+
+# A lifelong task: the stream, and the probes that watch what is kept.
+use rule dataset as stream with:
+    output:
+        edits=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/edits.jsonl",
+        probes=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/probes.jsonl",
+        manifest=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/manifest.json",
+    wildcard_constraints:
+        dataset=one_of(STREAMS),

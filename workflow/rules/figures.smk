@@ -50,6 +50,9 @@ rule figure:
         ],
         gates=lambda wildcards: figure_gates(wildcards.figure),
         curves=lambda wildcards: figure_curves(wildcards.figure),
+        toy=lambda wildcards: (
+            [TOY] if PLAN.figures[wildcards.figure].spec["drawer"] == "toy" else []
+        ),
     output:
         pdf=f"{FIGURES}/{{figure}}.pdf",
         svg=report(
@@ -82,3 +85,26 @@ rule figure:
         "Drawing {wildcards.figure}"
     shell:
         "python -m palimpsest figure {wildcards.figure} --spec {params.spec:q} --runs {params.runs} --out {params.out} 2> {log}"
+
+
+# GRACE's illustrative figure needs no model: a small classifier in the plane, seconds on one core.
+rule grace_toy_points:
+    output:
+        TOY,
+    log:
+        "logs/toy.log",
+    benchmark:
+        "results/benchmarks/toy.jsonl"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=job("toy", "mem_mb", 2000),
+        runtime=job("toy", "runtime", 10),
+    params:
+        out=lambda wildcards, output: Path(output[0]).parent,
+        code=code("palimpsest.toy"),
+    message:
+        "Editing a small classifier in the plane"
+    shell:
+        "python -m palimpsest toy --spec '{{}}' --out {params.out} 2> {log}"

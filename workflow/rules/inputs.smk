@@ -7,6 +7,42 @@ def dataset_source(wildcards):
     return f"results/data/{source}/manifest.json" if source else []
 
 
+def dataset_spec(wildcards):
+    """A data set's entry as data/prepare.py or, for streams, data/lifelong.py reads it."""
+    entry = dict(PLAN.scale["datasets"][wildcards.dataset])
+    own = entry.pop("lifelong", {})
+    return spec_json({**entry, **own})
+
+
+def dataset_option(wildcards, input):
+    """The source as an option of the command."""
+    return f"--source {Path(str(input.source)).parent}" if input.source else ""
+
+
+def world_kind(wildcards):
+    """Which world a generated source is."""
+    return PLAN.scale["sources"][wildcards.source]["world"]
+
+
+def world_code(wildcards):
+    """Digest of the world's own module."""
+    return code(WORLDS[world_kind(wildcards)].partition(":")[0])(wildcards)
+
+
+def dataset_code(wildcards):
+    """Digest of what reads a data set."""
+    stream = wildcards.dataset in STREAMS
+    return digest("palimpsest.data.lifelong" if stream else "palimpsest.data.prepare")
+
+
+def pretrain_code(wildcards):
+    """Digest of what trains a model."""
+    pairs = wildcards.model in PAIR_MODELS
+    return digest(
+        "palimpsest.models.pretrain_pairs" if pairs else "palimpsest.models.pretrain"
+    )
+
+
 def model_spec(wildcards):
     """A model's entry as models/pretrain.py and models/manifest.py read it: one flat object."""
     entry = dict(PLAN.scale["models"][wildcards.model])
@@ -61,6 +97,17 @@ def run_edits(wildcards):
     return f"{dataset_dir(PLAN.runs[wildcards.run].spec['dataset'])}/edits.jsonl"
 
 
+def run_probes(wildcards):
+    """Probes and task of a stream."""
+    dataset = PLAN.runs[wildcards.run].spec["dataset"]
+    if dataset not in STREAMS:
+        return []
+    return [
+        f"{dataset_dir(dataset)}/probes.jsonl",
+        f"{dataset_dir(dataset)}/manifest.json",
+    ]
+
+
 def run_statistics(wildcards):
     """Covariance, for editors that need it."""
     run = PLAN.runs[wildcards.run]
@@ -72,7 +119,7 @@ def run_statistics(wildcards):
 def run_gate(wildcards):
     """The gate's verdict, unless the gate is off."""
     spec = PLAN.runs[wildcards.run].spec
-    if PLAN.scale["gate"]["mode"] == "off":
+    if spec["options"]["gate"] == "off":
         return []
     return f"results/models/{spec['model']}/gate-{spec['dataset']}.json"
 
@@ -187,6 +234,7 @@ def figure_spec(wildcards):
             **PLAN.figures[name].spec,
             "gates": figure_gates(name),
             "training": figure_curves(name),
+            **({"toy": TOY} if PLAN.figures[name].spec["drawer"] == "toy" else {}),
         }
     )
 
@@ -215,19 +263,30 @@ def drawn():
 TABLES = [name for name, figure in PLAN.figures.items() if figure.is_table]
 PICTURES = [name for name in PLAN.figures if name not in TABLES]
 
+# Judged papers: stem of the files of their verdicts.
+PAPERS = {"comeba_hk": "claims", "grace": "claims_grace"}
+JUDGED = {
+    paper: stem
+    for paper, stem in PAPERS.items()
+    if any(PLAN.config.experiments[name]["paper"] == paper for name in PLAN.figures)
+}
 CLAIMS = [
-    f"{FIGURES}/claims.csv",
-    f"{FIGURES}/claims.md",
-    f"{FIGURES}/claims_tests.csv",
+    f"{FIGURES}/{stem}{suffix}"
+    for stem in JUDGED.values()
+    for suffix in (".csv", ".md", "_tests.csv")
 ]
+TOYS = [TOY for figure in PLAN.figures.values() if figure.spec["drawer"] == "toy"]
 
 
-def claims_spec():
+def claims_spec(wildcards):
     """Which experiments are there, and which runs belong to them."""
+    paper = next(paper for paper, stem in PAPERS.items() if stem == wildcards.stem)
     return spec_json(
         {
             "scale": PLAN.scale["scale"],
-            "paper": "comeba_hk",
+            "paper": paper,
+            "stem": wildcards.stem,
+            "toy": TOY,
             "datasets": {name: name for name in PLAN.scale["datasets"]},
             **PLAN.scale["claims"],
             "experiments": {

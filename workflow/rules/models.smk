@@ -20,7 +20,9 @@ rule pretrain:
     benchmark:
         "results/benchmarks/models/{model}.jsonl"
     wildcard_constraints:
-        model=one_of(kinds("models", "pretrained")),
+        model=one_of(
+            name for name in kinds("models", "pretrained") if name not in PAIR_MODELS
+        ),
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -29,14 +31,23 @@ rule pretrain:
         runtime=job("pretrain", "runtime", 60),
     params:
         out=lambda wildcards, output: Path(output.manifest).parent,
-        source=lambda wildcards, input: Path(input.facts).parent,
+        source=lambda wildcards, input: Path(input.manifest).parent,
         spec=model_spec,
-        code=code("palimpsest.models.pretrain"),
+        code=pretrain_code,
     message:
         "Pre-training {wildcards.model}"
     shell:
         "python -m palimpsest pretrain --spec {params.spec:q} --source {params.source} --out {params.out}"
         " --threads {threads} 2> {log}"
+
+
+# T5 and BERT read pairs of prompt and answer.
+use rule pretrain as pretrain_pairs with:
+    input:
+        pairs=lambda wildcards: f"results/data/{PLAN.scale['models'][wildcards.model]['source']}/pairs.jsonl",
+        manifest=model_source,
+    wildcard_constraints:
+        model=one_of(PAIR_MODELS),
 
 
 rule model:

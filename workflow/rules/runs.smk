@@ -41,6 +41,7 @@ rule run:
     input:
         model=run_model,
         edits=run_edits,
+        probes=run_probes,
         statistics=run_statistics,
         gate=run_gate,
         known=run_known,

@@ -62,6 +62,7 @@ class Editor(ABC):
     settings_type: ClassVar[type]
     needs_statistics: ClassVar[bool] = False
     needs_subject: ClassVar[bool] = False
+    edits_everything: bool = False  # under `lifelong`: also what the model gets right
     needs_decoder: ClassVar[bool] = False
     reads_whole_rows: ClassVar[bool] = (
         False  # it decides over the whole sequence: nothing may be kept between tokens

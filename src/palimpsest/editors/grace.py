@@ -117,6 +117,7 @@ class Grace(AdapterEditor):
     def __init__(self, model: LanguageModel, settings: Settings, statistics: Any = None, seed: int = 0):
         super().__init__(model, settings, statistics, seed)
         self.official = settings.compat == "official"
+        self.edits_everything = self.official and model.kind == "encoder_decoder"  # Q3
         self.adapter.shift = int(self.official and model.kind == "decoder")
         self.codebook = Codebook(
             self.adapter.key_width,

@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import hashlib
-import json
-import logging
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.files import read_json, write_atomic
+from palimpsest.files import read_json
 from palimpsest.models.manifest import save_network, write_manifest
 from palimpsest.models.pretrain_masks import bottleneck_mask, masked_below
 from palimpsest.models.pretrain_rows import Packer, Rows, fact_sentence, read_facts, text_sentences
 from palimpsest.models.shapes import SHAPE, random_network, shape_of
 from palimpsest.models.tokenizer import single_token_share, train_tokenizer
+from palimpsest.models.training import CHECKPOINT, Schedule, digest_of, learning_rate, train, write_curve
 
-log = logging.getLogger(__name__)
-CHECKPOINT = "checkpoint.safetensors"
-COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds")
+__all__ = ["Training", "learning_rate", "pretrain", "settings_of"]
 
 
 @dataclass(frozen=True)
-class Training:
-    """How a model is trained.
+class Training(Schedule):
+    """How a model is trained; see `training.Schedule` for what is not named here.
 
     Attributes:
-        steps, batch, length: optimiser steps, rows a step, tokens a row.
-        learning_rate, warmup, final_share: peak, steps of linear rise, and the share of the peak a cosine
-            ends at.
-        weight_decay, beta2, clip: of AdamW; largest gradient norm.
+        batch, length: rows a step, tokens a row.
         vocabulary: tokens of the tokenizer at most.
         text_share: probability of a neutral sentence before each fact.
         held_out_text: last share of text.txt that is never read (it measures drift later).
@@ -56,20 +44,11 @@ class Training:
         closed_blocks: with the bottleneck, the first so many blocks hide a subject's last token as well, so that
             later tokens can only read what these blocks have written there.
         autocast: bfloat16 autocast.
-        checkpoint_seconds: seconds between resumable checkpoints.
-        log_every: steps between rows of training.csv.
         require_single_tokens: refuse to train when an answer of counterfact.json is not one token.
     """
 
-    steps: int = 1500
     batch: int = 16
     length: int = 64
-    learning_rate: float = 2e-3
-    warmup: int = 100
-    final_share: float = 0.05
-    weight_decay: float = 0.01
-    beta2: float = 0.98
-    clip: float = 1.0
     vocabulary: int = 3000
     text_share: float = 0.15
     held_out_text: float = 0.1
@@ -81,10 +60,7 @@ class Training:
     always_hidden: float = 0.85
     closed_blocks: int = 0
     autocast: bool = False
-    checkpoint_seconds: float = 60.0
-    log_every: int = 10
     require_single_tokens: bool = False
-    seed: int = 0
 
 
 def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads: int = 1) -> None:
@@ -110,11 +86,18 @@ def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads:
     tokenizer = train_tokenizer(words, training.vocabulary, shape["context"])
     share = _single_tokens(tokenizer, source, training)
     network = random_network(shape, tokenizer, training.seed)
-    digest = _digest(spec, source)
-    rows = _train(network, _packer(tokenizer, facts, passages, training), training, out / CHECKPOINT, digest)
+    rows = train(
+        network,
+        _packer(tokenizer, facts, passages, training).batches(),
+        lambda batch, step: _loss(network, batch, training, step),
+        lambda batch: batch.tokens.size,
+        training,
+        out / CHECKPOINT,
+        digest_of(spec, [source / "facts.jsonl", source / "text.txt"]),
+    )
     network.eval()
     save_network(network, tokenizer, out)
-    write_atomic(out / "training.csv", lambda path: _write_csv(path, rows))
+    write_curve(out / "training.csv", rows)
     origin = source / "manifest.json"
     about = {
         "pretrained_here": True,
@@ -149,76 +132,6 @@ def settings_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], Training]:
             f"model setting 'text_share' is {training.text_share!r}; expected a number from 0 to below 1"
         )
     return shape_of(spec), training
-
-
-def learning_rate(step: int, training: Training) -> float:
-    """Linear rise, then a cosine down to `final_share` of the peak."""
-    if step < training.warmup:
-        return training.learning_rate * (step + 1) / training.warmup
-    done = (step - training.warmup) / max(1, training.steps - training.warmup)
-    return training.learning_rate * (
-        training.final_share + (1 - training.final_share) * 0.5 * (1 + math.cos(math.pi * done))
-    )
-
-
-def _train(
-    network: nn.Module, packer: Packer, training: Training, checkpoint: Path, digest: str
-) -> list[dict[str, int | float]]:
-    optimiser = _optimiser(network, training)
-    network.train()
-    first, rows = _resume(network, optimiser, checkpoint, digest)
-    started, saved = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0), time.monotonic()
-    total, seen = 0.0, 0
-    progress = tqdm(total=training.steps, initial=first, unit="step", desc="pre-training", mininterval=2.0)
-    for step, batch in enumerate(packer.batches()):
-        if step < first:
-            continue
-        if step >= training.steps:
-            break
-        torch.manual_seed(training.seed * 1_000_003 + step)  # dropout and bottleneck repeat after a restart
-        rate = learning_rate(step, training)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        total, seen = total + _step(network, optimiser, batch, training, step), seen + 1
-        if (step + 1) % training.log_every == 0 or step + 1 == training.steps:
-            if not math.isfinite(total):
-                raise ModelError(
-                    f"pre-training diverged at step {step + 1} (loss is not finite): lower 'learning_rate'"
-                )
-            seconds = round(time.monotonic() - started, 1)
-            values = (step + 1, total / seen, rate, (step + 1) * batch.tokens.size, seconds)
-            rows.append(dict(zip(COLUMNS, values, strict=True)))
-            progress.set_postfix(loss=f"{total / seen:.3f}")
-            total, seen = 0.0, 0
-            # Only here, so that the running mean of the loss survives a restart too.
-            if time.monotonic() - saved > training.checkpoint_seconds and step + 1 < training.steps:
-                _save_checkpoint(network, optimiser, checkpoint, digest, step + 1, rows)
-                saved = time.monotonic()
-        progress.update()
-    progress.close()
-    return rows
-
-
-def _optimiser(network: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """AdamW; vectors (norms, biases) are not decayed."""
-    decay = [p for p in network.parameters() if p.dim() > 1]
-    plain = [p for p in network.parameters() if p.dim() <= 1]
-    return torch.optim.AdamW(
-        [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=training.learning_rate,
-        betas=(0.9, training.beta2),
-    )
-
-
-def _step(
-    network: nn.Module, optimiser: torch.optim.Optimizer, batch: Rows, training: Training, step: int
-) -> float:
-    loss = _loss(network, batch, training, step)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)
-    optimiser.step()
-    return float(loss.detach())
 
 
 def _loss(network: nn.Module, batch: Rows, training: Training, step: int) -> Tensor:
@@ -280,56 +193,3 @@ def _answers(source: Path) -> list[str]:
     if not path.exists():
         return []
     return sorted({record[name] for record in read_json(path) for name in ("target_new", "ground_truth")})
-
-
-def _digest(spec: Mapping[str, Any], source: Path) -> str:
-    digest = hashlib.sha256(json.dumps(dict(spec), sort_keys=True, default=str).encode())
-    for name in ("facts.jsonl", "text.txt"):
-        if (source / name).exists():
-            digest.update((source / name).read_bytes())
-    return digest.hexdigest()
-
-
-def _save_checkpoint(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    path: Path,
-    digest: str,
-    step: int,
-    rows: list[dict[str, int | float]],
-) -> None:
-    tensors = {}
-    for name, parameter in network.named_parameters():
-        tensors[f"weight.{name}"] = parameter.detach()
-        for key in ("exp_avg", "exp_avg_sq", "step"):
-            tensors[f"{key}.{name}"] = optimiser.state[parameter][key]
-    metadata = {"digest": digest, "step": str(step), "rows": json.dumps(rows)}
-    write_atomic(path, lambda target: save_file(tensors, str(target), metadata=metadata))
-
-
-def _resume(
-    network: nn.Module, optimiser: torch.optim.Optimizer, path: Path, digest: str
-) -> tuple[int, list[dict[str, int | float]]]:
-    """Step to go on from and the rows logged so far; a checkpoint of another spec or source is ignored."""
-    if not path.exists():
-        return 0, []
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata()
-        if metadata.get("digest") != digest:
-            log.info("the checkpoint %s belongs to other settings; training starts anew", path)
-            return 0, []
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                parameter.copy_(file.get_tensor(f"weight.{name}"))
-                optimiser.state[parameter] = {
-                    key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-    log.info("pre-training continues at step %s", metadata["step"])
-    return int(metadata["step"]), json.loads(metadata["rows"])
-
-
-def _write_csv(path: Path, rows: list[dict[str, int | float]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)

@@ -46,8 +46,8 @@ class LifelongStream:
         edits: the stream, in order: what is asked, and the right answers.
         probes: what retention is measured on.
         snapshot_every: a look after every so many items; None = at the end only.
-        edit_always: edit every item, whether the model errs or not; None = in generation only, whose streams are
-            sentences marked as wrong beforehand (spec 3.3).
+        edit_always: edit every item, whether the model errs or not; None = in generation, whose streams are
+            sentences marked as wrong beforehand (spec 3.3), and for editors that do (GRACE as released, Q3).
         text_loss: measures the text drift of the model as it is; None = not measured.
     """
 
@@ -69,7 +69,7 @@ class LifelongStream:
         if self.snapshot_every is not None and self.snapshot_every < 1:
             raise SettingsError(f"run {self.run}: snapshot_every must be a whole number above 0")
         if self.edit_always is None:
-            self.edit_always = self.asking.task == "generation"
+            self.edit_always = self.asking.task == "generation" or self.editor.edits_everything
         self.items = Pool(self.asking, [(edit.prompt, edit.target) for edit in self.edits])
         self.timer = ForwardTimer(self.asking.model, self.items.pairs)
         self.pools = {}

@@ -1,0 +1,199 @@
+"""The loop that all pre-training shares: schedule, AdamW, log, and checkpoints from which the same weights follow."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from palimpsest.errors import ModelError
+from palimpsest.files import write_atomic
+
+log = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint.safetensors"
+COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the loop must know; settings of a kind of pre-training add theirs.
+
+    Attributes:
+        steps: optimiser steps.
+        learning_rate, warmup, final_share: peak, steps of linear rise, and the share of the peak a cosine
+            ends at.
+        weight_decay, beta2, clip: of AdamW; largest gradient norm.
+        checkpoint_seconds: seconds between resumable checkpoints.
+        log_every: steps between rows of training.csv.
+    """
+
+    steps: int = 1500
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    final_share: float = 0.05
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    clip: float = 1.0
+    checkpoint_seconds: float = 60.0
+    log_every: int = 10
+    seed: int = 0
+
+
+def learning_rate(step: int, training: Schedule) -> float:
+    """Linear rise, then a cosine down to `final_share` of the peak."""
+    if step < training.warmup:
+        return training.learning_rate * (step + 1) / training.warmup
+    done = (step - training.warmup) / max(1, training.steps - training.warmup)
+    return training.learning_rate * (
+        training.final_share + (1 - training.final_share) * 0.5 * (1 + math.cos(math.pi * done))
+    )
+
+
+def train(
+    network: nn.Module,
+    batches: Iterator[B],
+    loss: Callable[[B, int], Tensor],
+    size: Callable[[B], int],
+    training: Schedule,
+    checkpoint: Path,
+    digest: str,
+) -> list[dict[str, int | float]]:
+    """Train for `training.steps` steps and return the rows of training.csv.
+
+    Args:
+        batches: a stream that depends on nothing but its seed: a restart reads it from the beginning.
+        loss: of a batch at a step; what it draws at random repeats after a restart.
+        size: tokens of a batch, padding included.
+        checkpoint, digest: the file to go on from, which counts only when it carries this digest.
+
+    Raises:
+        ModelError: the loss is not finite.
+    """
+    optimiser = _optimiser(network, training)
+    network.train()
+    first, rows = _resume(network, optimiser, checkpoint, digest)
+    started, saved = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0), time.monotonic()
+    total, seen, tokens = 0.0, 0, int(rows[-1]["tokens"]) if rows else 0
+    progress = tqdm(total=training.steps, initial=first, unit="step", desc="pre-training", mininterval=2.0)
+    for step, batch in enumerate(batches):
+        if step < first:
+            continue
+        if step >= training.steps:
+            break
+        torch.manual_seed(training.seed * 1_000_003 + step)  # dropout and bottleneck repeat after a restart
+        rate = learning_rate(step, training)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        value = _step(network, optimiser, loss(batch, step), training)
+        total, seen, tokens = total + value, seen + 1, tokens + size(batch)
+        if (step + 1) % training.log_every == 0 or step + 1 == training.steps:
+            if not math.isfinite(total):
+                raise ModelError(
+                    f"pre-training diverged at step {step + 1} (loss is not finite): lower 'learning_rate'"
+                )
+            seconds = round(time.monotonic() - started, 1)
+            values = (step + 1, total / seen, rate, tokens, seconds)
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
+            progress.set_postfix(loss=f"{total / seen:.3f}")
+            total, seen = 0.0, 0
+            # Only here, so that the running mean of the loss survives a restart too.
+            if time.monotonic() - saved > training.checkpoint_seconds and step + 1 < training.steps:
+                _save_checkpoint(network, optimiser, checkpoint, digest, step + 1, rows)
+                saved = time.monotonic()
+        progress.update()
+    progress.close()
+    return rows
+
+
+def digest_of(spec: Mapping[str, Any], files: Sequence[Path]) -> str:
+    """What a checkpoint belongs to: the spec and the content of the files that exist."""
+    digest = hashlib.sha256(json.dumps(dict(spec), sort_keys=True, default=str).encode())
+    for path in files:
+        if path.exists():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def write_curve(path: Path, rows: list[dict[str, int | float]]) -> None:
+    """Write training.csv."""
+
+    def write(target: Path) -> None:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomic(path, write)
+
+
+def _optimiser(network: nn.Module, training: Schedule) -> torch.optim.Optimizer:
+    """AdamW; vectors (norms, biases) are not decayed."""
+    decay = [p for p in network.parameters() if p.dim() > 1]
+    plain = [p for p in network.parameters() if p.dim() <= 1]
+    return torch.optim.AdamW(
+        [{"params": decay, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        betas=(0.9, training.beta2),
+    )
+
+
+def _step(network: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, training: Schedule) -> float:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)
+    optimiser.step()
+    return float(loss.detach())
+
+
+def _save_checkpoint(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    path: Path,
+    digest: str,
+    step: int,
+    rows: list[dict[str, int | float]],
+) -> None:
+    tensors = {}
+    for name, parameter in network.named_parameters():
+        tensors[f"weight.{name}"] = parameter.detach()
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            if key in optimiser.state[parameter]:  # a part that no loss reaches has no state
+                tensors[f"{key}.{name}"] = optimiser.state[parameter][key]
+    metadata = {"digest": digest, "step": str(step), "rows": json.dumps(rows)}
+    write_atomic(path, lambda target: save_file(tensors, str(target), metadata=metadata))
+
+
+def _resume(
+    network: nn.Module, optimiser: torch.optim.Optimizer, path: Path, digest: str
+) -> tuple[int, list[dict[str, int | float]]]:
+    """Step to go on from and the rows logged so far; a checkpoint of another spec or source is ignored."""
+    if not path.exists():
+        return 0, []
+    with safe_open(str(path), framework="pt") as file:
+        metadata, names = file.metadata(), set(file.keys())
+        if metadata.get("digest") != digest:
+            log.info("the checkpoint %s belongs to other settings; training starts anew", path)
+            return 0, []
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(file.get_tensor(f"weight.{name}"))
+                if f"step.{name}" in names:
+                    optimiser.state[parameter] = {
+                        key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
+    log.info("pre-training continues at step %s", metadata["step"])
+    return int(metadata["step"]), json.loads(metadata["rows"])
