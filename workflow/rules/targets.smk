@@ -59,7 +59,9 @@ for name in PLAN.figures:
 
 
 # One name per paper.
-for group in sorted({PLAN.config.experiments[name]["group"] for name in PLAN.figures}):
+GROUPS = sorted({PLAN.config.experiments[name]["group"] for name in PLAN.figures})
+
+for group in GROUPS:
 
     rule:
         name:
@@ -75,8 +77,11 @@ for group in sorted({PLAN.config.experiments[name]["group"] for name in PLAN.fig
         localrule: True
 
 
-# One name per editor (all its runs), and per seed.
+# One name per editor (all its runs), and per seed. GRACE is a paper too: its name stands for the paper, whose figures show
+# the editor's runs.
 for editor in PLAN.config.editors:
+    if editor in GROUPS:
+        continue
 
     rule:
         name:
