@@ -9,7 +9,7 @@ ROOT = Path(str(workflow.current_basedir)).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from palimpsest import experiments
-from palimpsest.commands import WORLDS
+from palimpsest.commands import PAIR_FAMILIES, WORLDS
 from palimpsest.config import ConfigError, read_yaml, use_this_python
 from palimpsest.figures import outputs as figure_suffixes
 from palimpsest.provenance import source_digest
@@ -80,7 +80,7 @@ STREAMS = [name for name, entry in PLAN.scale["datasets"].items() if entry.get("
 PAIR_MODELS = [
     name
     for name in kinds("models", "pretrained")
-    if PLAN.scale["models"][name]["family"] in ("t5", "bert")
+    if PLAN.scale["models"][name]["family"] in PAIR_FAMILIES
 ]
 
 

@@ -160,8 +160,10 @@ def search_edits(wildcards):
 
 
 def run_text(wildcards):
-    """Text of the drift meter, where the model has a source."""
+    """Text of the drift meter, where the model has a source and is one that continues text."""
     entry = PLAN.scale["models"][PLAN.runs[wildcards.run].spec["model"]]
+    if entry["family"] in PAIR_FAMILIES:
+        return []
     source = entry.get("corpus") or entry.get("source")
     return f"results/data/{source}/text.txt" if source else []
 
