@@ -41,6 +41,13 @@ def test_everything_is_drawn(checkout: Path, smoke: Path):
     assert (smoke / "figures" / "claims.csv").stat().st_size > 0
 
 
+def test_jobs_were_forked_from_a_process_with_the_libraries_loaded(smoke: Path):
+    """Otherwise each spends seconds on loading them; the line is written by the forked job alone."""
+    logs = list((smoke / "logs" / "runs").glob("*/*.log"))
+    assert logs
+    assert all("s of CPU and at most" in log.read_text() for log in logs)
+
+
 def test_every_run_kept_its_specification(checkout: Path, smoke: Path):
     plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
     for name, seed in plan.run_seeds():

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(str(workflow.current_basedir)).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from palimpsest import experiments
+from palimpsest import experiments, warm
 from palimpsest.commands import PAIR_FAMILIES, WORLDS
 from palimpsest.config import ConfigError, read_yaml, use_this_python
 from palimpsest.figures import outputs as figure_suffixes

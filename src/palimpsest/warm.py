@@ -1,0 +1,257 @@
+"""A process with the heavy libraries loaded, from which the jobs of one workflow are forked.
+
+Loading torch and transformers takes 5 s of CPU, more than many a small job. The workflow starts this process once
+(workflow/Snakefile, `onstart`); `python -m palimpsest ...` then hands it its command line, folder, environment and open
+files, and ends with the status of the forked job. Nothing of this package is loaded before the fork, so a job always runs
+the source as it is on the disk. Where there is no such process (other machines, other environments, PALIMPSEST_WARM=off)
+commands run as ever, with the same results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "PALIMPSEST_WARM"
+LIBRARIES = (
+    "torch", "transformers.models.gpt2.modeling_gpt2", "transformers.models.gptj.modeling_gptj",
+    "transformers.models.t5.modeling_t5", "transformers.models.bert.modeling_bert",
+    "transformers.models.auto.modeling_auto", "transformers.tokenization_utils_tokenizers", "safetensors.torch", "jaxtyping",
+    "pandas", "pyarrow.parquet", "matplotlib.pyplot", "tqdm",
+)  # fmt: skip
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def start() -> subprocess.Popen[bytes] | None:
+    """Start the process and name it in the environment; it ends with the one that started it.
+
+    Returns None where it is switched off or the system cannot fork.
+    """
+    if os.environ.get(VARIABLE) == "off" or not hasattr(socket, "send_fds") or not hasattr(os, "fork"):
+        return None
+    address = str(Path(tempfile.mkdtemp(prefix="palimpsest-")) / "jobs")  # readable for this user alone
+    source = str(Path(__file__).resolve().parents[1])  # as the rules have it
+    # Another session: Ctrl-C is for the jobs, which pass it on. The pipe to its input tells it when to end.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "palimpsest.warm", address],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+    )
+    os.environ[VARIABLE] = address
+    return process
+
+
+def hand_over(arguments: list[str]) -> int | None:
+    """Let the warm process do a command; the exit status, or None when it must be done here."""
+    address = os.environ.get(VARIABLE, "off")
+    if address == "off":
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        try:
+            line.connect(address)
+        except OSError:
+            return None
+        told = {
+            "arguments": arguments,
+            "folder": os.getcwd(),
+            "environment": dict(os.environ),
+            **_interpreter(),
+        }
+        socket.send_fds(line, [b"job"], [0, 1, 2])
+        with line.makefile("rwb") as stream:
+            stream.write(json.dumps(told).encode() + b"\n")
+            stream.flush()
+            answer = json.loads(stream.readline() or b"{}")
+            if "process" not in answer:
+                return None
+            job = answer["process"]
+            for number in FORWARDED:
+                signal.signal(number, lambda received, _: os.kill(job, received))
+            ended = stream.readline()
+    if not ended:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job, signal.SIGKILL)
+        sys.stderr.write(
+            "palimpsest: the process that jobs are forked from has ended; start the workflow again\n"
+        )
+        return 1
+    return int(json.loads(ended)["status"])
+
+
+def serve(address: str, job: Callable[[list[str]], int], libraries: tuple[str, ...] = LIBRARIES) -> None:
+    """Listen, load the libraries, and fork a process for each command until the input closes.
+
+    Args:
+        job: what a forked process does with its arguments; returns its exit status.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(address)
+        listener.listen(128)  # jobs that come while the libraries load wait here
+        for name in libraries:
+            with contextlib.suppress(ImportError):  # an environment for figures alone has no torch
+                import_module(name)
+        try:
+            _Server(listener, job).run()
+        finally:
+            Path(address).unlink(missing_ok=True)
+            Path(address).parent.rmdir()
+
+
+class _Server:
+    """One thread, one selector: forking is safe as long as no other thread runs."""
+
+    def __init__(self, listener: socket.socket, job: Callable[[list[str]], int]):
+        self.listener, self.job = listener, job
+        self.clients: dict[int, socket.socket] = {}  # by process of the job
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(listener, selectors.EVENT_READ, "listener")
+        self.selector.register(sys.stdin, selectors.EVENT_READ, "owner")
+        wake, waker = socket.socketpair()
+        waker.setblocking(False)
+        self.pair = (wake, waker)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(waker.fileno())
+        self.selector.register(wake, selectors.EVENT_READ, "child")
+
+    def run(self) -> None:
+        owned = True
+        while owned or self.clients:
+            for key, _ in self.selector.select():
+                if key.data == "listener":
+                    self._accept()
+                elif key.data == "owner":
+                    owned = bool(os.read(sys.stdin.fileno(), 1))
+                    if not owned:
+                        self.selector.unregister(sys.stdin)
+                elif key.data == "child":
+                    key.fileobj.recv(64)  # type: ignore[union-attr]
+                    self._reap()
+                else:
+                    self._abandoned(key.data)
+
+    def _accept(self) -> None:
+        client, _ = self.listener.accept()
+        try:
+            _, files, _, _ = socket.recv_fds(client, 3, 3)
+            with client.makefile("rb", buffering=0) as stream:
+                told = json.loads(stream.readline())
+        except (OSError, ValueError):  # who hung up gets nothing
+            client.close()
+            return
+        if {key: told[key] for key in _interpreter()} == _interpreter():
+            process = os.fork()
+            if process == 0:
+                self._become(told, files, client)
+            client.sendall(json.dumps({"process": process}).encode() + b"\n")
+            self.clients[process] = client
+            self.selector.register(client, selectors.EVENT_READ, process)
+        else:
+            client.close()
+        for file in files:
+            os.close(file)
+
+    def _become(self, told: dict[str, Any], files: list[int], client: socket.socket) -> None:
+        """In the forked process: take the client's place, do the job, and never return."""
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            signal.set_wakeup_fd(-1)
+            for number in (*FORWARDED, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.selector.close()
+            for held in (self.listener, client, *self.pair, *self.clients.values()):
+                held.close()
+            for place, file in enumerate(files):
+                os.dup2(file, place)
+                os.close(file)
+            os.chdir(told["folder"])
+            os.environ.clear()
+            os.environ.update(told["environment"])
+            with _exit_status() as found:
+                found["status"] = self.job(told["arguments"])
+            status = found["status"]
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)  # the libraries' own clearing up is the first process's business
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                client = self.clients.pop(ended[0])
+                with contextlib.suppress(KeyError):  # it may be gone
+                    self.selector.unregister(client)
+                code = os.waitstatus_to_exitcode(ended[1])
+                with contextlib.suppress(OSError):
+                    client.sendall(json.dumps({"status": 128 - code if code < 0 else code}).encode() + b"\n")
+                client.close()
+
+    def _abandoned(self, process: int) -> None:
+        """A client that is gone was killed: so is its job, as if it had been one process."""
+        client = self.clients.get(process)
+        if client is not None and not client.recv(64):
+            self.selector.unregister(client)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _exit_status() -> Iterator[dict[str, int]]:
+    """What the interpreter would exit with."""
+    found = {"status": 1}
+    try:
+        yield found
+    except SystemExit as ending:
+        found["status"] = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except KeyboardInterrupt:
+        found["status"] = 130
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+
+
+def _interpreter() -> dict[str, Any]:
+    """Jobs of another interpreter or source tree are not for this process."""
+    return {
+        "python": sys.version,
+        "prefix": sys.prefix,
+        "path": [os.path.realpath(entry) for entry in sys.path[1:]],
+    }
+
+
+def _job(arguments: list[str]) -> int:
+    """In the forked process: the threads its environment asks for, then the command."""
+    torch, words = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS", "")
+    if torch is not None and words.isdigit() and int(words):
+        torch.set_num_threads(int(words))
+    sys.argv[1:] = arguments
+    import logging
+    import resource
+
+    from palimpsest.cli import main
+
+    status = main(arguments)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds, unit = used.ru_utime + used.ru_stime, 1 if sys.platform == "darwin" else 1024
+    # Snakemake's benchmark sees the waiting client only, so the log has it.
+    logging.getLogger("palimpsest.warm").info(
+        "used %.1f s of CPU and at most %.0f MB", seconds, used.ru_maxrss * unit / 1e6
+    )
+    return status
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], _job)

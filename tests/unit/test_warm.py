@@ -1,0 +1,233 @@
+"""The process that jobs are forked from: a job must not be able to tell, and must not outlive who asked for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from palimpsest import warm
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="this system cannot fork; commands run cold there"
+)
+
+SERVER = """
+import os, sys, time
+from pathlib import Path
+from palimpsest import warm
+state = []
+def job(arguments):
+    state.append(1)
+    what, *rest = arguments
+    if what == "say":
+        print(os.getcwd(), os.environ.get("TOLD"), os.environ.get("UNTOLD"), len(state), sys.stdin.read().strip())
+        print("to the log", file=sys.stderr)
+    if what == "exit":
+        sys.exit(int(rest[0]) if rest[0].isdigit() else rest[0])
+    if what == "fail":
+        raise ValueError("a reason")
+    if what == "die":
+        os.kill(os.getpid(), 9)
+    if what == "wait":
+        Path(rest[0]).write_text(str(os.getpid()))
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            Path(rest[0] + ".interrupted").write_text("")
+            return 7
+    return 0
+warm.serve(sys.argv[1], job, ())
+"""
+CLIENT = """
+import sys
+from palimpsest.warm import hand_over
+found = hand_over(sys.argv[1:])
+sys.exit(99 if found is None else found)
+"""
+
+
+class Server:
+    """A server in a folder, and clients that talk to it."""
+
+    def __init__(self, folder: Path):
+        (folder / "socket").mkdir()
+        self.address, self.folder = str(folder / "socket" / "jobs"), folder
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER, self.address], stdin=subprocess.PIPE)
+        wait_for(lambda: Path(self.address).exists())
+
+    def client(self, *words: str, **more) -> subprocess.Popen:
+        environment = {**os.environ, warm.VARIABLE: self.address, **more.pop("environment", {})}
+        return subprocess.Popen(
+            [sys.executable, "-c", CLIENT, *words],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(tmp_path)
+    yield made
+    made.process.stdin.close()
+    made.process.wait(10)
+
+
+def wait_for(happened, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def waiting(server: Server, name: str) -> tuple[subprocess.Popen, int]:
+    """A job that waits, and the number of its process."""
+    file = server.folder / name
+    client = server.client("wait", str(file))
+    wait_for(lambda: file.exists() and file.read_text())
+    return client, int(file.read_text())
+
+
+def test_a_job_has_its_callers_folder_environment_and_files(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("UNTOLD", raising=False)
+    for _ in range(2):  # and no job sees what an earlier one did
+        client = server.client("say", environment={"TOLD": "yes"}, cwd=tmp_path)
+        out, log = client.communicate("from outside")
+        # Its own count of jobs is 1 each time; the folder is the client's.
+        assert out.split() == [str(tmp_path), "yes", "None", "1", "from", "outside"]
+        assert log == "to the log\n"
+        assert client.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(("exit", "0"), 0), (("exit", "3"), 3), (("exit", "text"), 1), (("fail",), 1), (("die",), 137)],
+)
+def test_the_status_of_the_job_is_the_clients(server, words, status):
+    client = server.client(*words)
+    _, log = client.communicate()
+    assert client.returncode == status
+    assert ("ValueError: a reason" in log) == (words == ("fail",))
+
+
+def test_jobs_run_side_by_side(server):
+    (first, one), (second, two) = waiting(server, "a"), waiting(server, "b")
+    assert one != two
+    assert alive(one)
+    assert alive(two)
+    for client in (first, second):
+        client.terminate()
+        client.wait(10)
+
+
+def test_a_signal_reaches_the_job(server):
+    client, _ = waiting(server, "job")
+    client.send_signal(signal.SIGINT)
+    assert client.wait(10) == 7
+    assert (server.folder / "job.interrupted").exists()
+    client, process = waiting(server, "other")
+    client.send_signal(signal.SIGTERM)
+    assert client.wait(10) == 128 + signal.SIGTERM
+    assert not alive(process)
+
+
+def test_a_killed_client_takes_its_job_with_it(server):
+    client, process = waiting(server, "job")
+    client.kill()
+    client.wait(10)
+    wait_for(lambda: not alive(process))
+    again = server.client("exit", "5")  # and the server goes on
+    assert again.wait(20) == 5
+
+
+def test_the_server_ends_with_its_owner_and_waits_for_running_jobs(tmp_path):
+    server = Server(tmp_path)
+    client, _ = waiting(server, "job")
+    server.process.stdin.close()
+    time.sleep(0.2)
+    assert server.process.poll() is None
+    client.terminate()
+    client.wait(10)
+    assert server.process.wait(10) == 0
+    assert not Path(server.address).parent.exists()
+    assert server.client("exit", "5").wait(20) == 99  # nobody listens: done by the caller
+
+
+def test_when_the_server_dies_the_job_has_failed(server):
+    client, _ = waiting(server, "job")
+    server.process.kill()
+    _, log = client.communicate(timeout=10)
+    assert client.returncode == 1
+    assert "start the workflow again" in log
+
+
+@pytest.mark.parametrize("environment", [{warm.VARIABLE: "off"}, {"PYTHONPATH": "/elsewhere"}])
+def test_switched_off_or_of_another_source_tree_a_command_runs_where_it_was_called(server, environment):
+    assert server.client("exit", "5", environment=environment).wait(20) == 99
+
+
+def test_nothing_is_started_when_switched_off(monkeypatch):
+    monkeypatch.setenv(warm.VARIABLE, "off")
+    assert warm.start() is None
+
+
+def test_a_forked_run_writes_the_rows_of_a_cold_one(tmp_path, monkeypatch):
+    """With the real server: torch loaded before the fork, threads set after it."""
+    monkeypatch.delenv(warm.VARIABLE, raising=False)
+    process = warm.start()
+    try:
+        settings = {
+            "counterfact": 6, "zsre": 6, "probes": 4, "unrelated": 4, "relations": 2, "answers": 3, "facts_per_subject": 1,
+            "first_names": 6, "subjects_per_last_name": 2, "text_lines": 20, "subject_share": 0.5,
+        }  # fmt: skip
+        spec = {"kind": "pretrained", "family": "gpt2", "width": 32, "blocks": 2, "heads": 2, "inner": 64, "context": 64,
+                "steps": 3, "batch": 2, "length": 32, "vocabulary": 400, "seed": 0}  # fmt: skip
+        logs = {}
+        for way in ("warm", "cold"):
+            address = os.environ[warm.VARIABLE] if way == "warm" else "off"
+            environment = {
+                **os.environ,
+                warm.VARIABLE: address,
+                "PYTHONPATH": str(Path(warm.__file__).parents[1]),
+            }
+            world, model = tmp_path / way / "world", tmp_path / way / "model"
+            command = [sys.executable, "-m", "palimpsest"]
+            for words in (
+                ["world", "--settings", json.dumps(settings), "--seed", "1", "--out", str(world)],
+                [
+                    "pretrain",
+                    "--spec",
+                    json.dumps(spec),
+                    "--source",
+                    str(world),
+                    "--out",
+                    str(model),
+                    "--threads",
+                    "1",
+                ],
+            ):
+                done = subprocess.run(
+                    [*command, *words], env=environment, capture_output=True, text=True, check=False
+                )
+                assert done.returncode == 0, done.stderr
+            logs[way] = done.stderr
+        assert "used" in logs["warm"]
+        assert "used" not in logs["cold"]
+        for file in ("world/facts.jsonl", "model/model.safetensors", "model/tokenizer.json"):
+            assert (tmp_path / "warm" / file).read_bytes() == (tmp_path / "cold" / file).read_bytes()
+    finally:
+        process.stdin.close()
+        process.wait(30)
