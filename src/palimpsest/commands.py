@@ -200,7 +200,7 @@ def run_toy(spec: dict[str, Any], out: Path) -> None:
 
 def run_claims(spec: dict[str, Any], results: Path, out: Path) -> None:
     """Judge the papers' claims."""
-    from palimpsest.claims import judge
+    from palimpsest.claims.judge import judge
 
     judge(spec, results, out)
 

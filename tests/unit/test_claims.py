@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 from fabricated_runs import fabricate
 
-from palimpsest import claims
-from palimpsest.claim_judging import decide
-from palimpsest.claim_tests import (
+from palimpsest.claims.judge import judge
+from palimpsest.claims.statistics import (
     Cell,
     Layout,
     interior_maximum,
@@ -21,7 +20,7 @@ from palimpsest.claim_tests import (
     steadiest,
     sweep_decline,
 )
-from palimpsest.claims import Outcome, verdict_of
+from palimpsest.claims.verdicts import Outcome, decide, verdict_of
 from palimpsest.errors import SettingsError
 from palimpsest.figures.read import load_runs
 
@@ -166,7 +165,7 @@ def judged(tmp_path_factory):
         "experiments": names,
         "draws": 400,
     }
-    claims.judge(spec, root, out)
+    judge(spec, root, out)
     return root, out
 
 
@@ -233,8 +232,8 @@ def test_report_for_readers(judged):
 
 def test_judging_twice_gives_the_same_and_a_bad_spec_is_refused(judged, tmp_path):
     with pytest.raises(SettingsError, match="experiments"):
-        claims.judge({"paper": "comeba_hk"}, tmp_path, tmp_path)
-    claims.judge({"scale": "mini", "experiments": {}, "models": {}}, tmp_path, tmp_path)
+        judge({"paper": "comeba_hk"}, tmp_path, tmp_path)
+    judge({"scale": "mini", "experiments": {}, "models": {}}, tmp_path, tmp_path)
     assert {row["verdict"] for row in _rows(tmp_path / "claims.csv")} == {"not run"}
 
 
@@ -242,6 +241,6 @@ def test_a_handful_of_records_decides_nothing(tmp_path):
     for editor, chance in (("comeba_hk", 2.0), ("memit", -1.0)):
         fabricate(tmp_path, editor, editor=editor, edits=8, seeds=(0,), chance=lambda *_, c=chance: c)
     spec = {"scale": "smoke", "models": {"weaker": "mini-gpt2", "stronger": "mini-gpt2"}}
-    claims.judge({**spec, "experiments": {"comeba_table2": ["comeba_hk", "memit"]}}, tmp_path, tmp_path)
+    judge({**spec, "experiments": {"comeba_table2": ["comeba_hk", "memit"]}}, tmp_path, tmp_path)
     found = [row for row in _rows(tmp_path / "claims_tests.csv") if row["claim"] == "C4" and row["value"]]
     assert found and {(row["verdict"], float(row["value"])) for row in found} == {("undecided", 1.0)}

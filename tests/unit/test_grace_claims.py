@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from fabricated_lifelong import END, fabricate_stream
 
-from palimpsest import claims, published
-from palimpsest.claim_quantities import OTHERS, ROWS, quantities
-from palimpsest.claim_streams import STATISTICS
-from palimpsest.claim_tests import STATISTICS as MEANS
+from palimpsest import published
+from palimpsest.claims.judge import judge
+from palimpsest.claims.quantities import OTHERS, ROWS, quantities
+from palimpsest.claims.statistics import STATISTICS as MEANS
+from palimpsest.claims.streams import STATISTICS
 from palimpsest.errors import SettingsError
 from palimpsest.figures.read import load_runs
 
@@ -40,7 +41,7 @@ def judged(tmp_path_factory):
             names["grace_sweep"].append(run)
     out = tmp_path_factory.mktemp("figures")
     spec = {"scale": "mini", "paper": "grace", "stem": "claims_grace", "experiments": names, "draws": 300}
-    claims.judge({**spec, "models": {"weaker": "mini-gpt2"}}, root, out)
+    judge({**spec, "models": {"weaker": "mini-gpt2"}}, root, out)
     return root, out
 
 
@@ -112,7 +113,7 @@ def test_toy_claim_is_judged_from_its_file(judged, tmp_path):
 
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "toy.json").write_text(json.dumps({"settings": {"radius": 1.5}, "rows": rows}))
-    claims.judge({"paper": "grace", "experiments": {}}, tmp_path, tmp_path)
+    judge({"paper": "grace", "experiments": {}}, tmp_path, tmp_path)
     tests = {
         row["metric"]: row["verdict"] for row in _rows(tmp_path / "claims_tests.csv") if row["claim"] == "C23"
     }

@@ -249,7 +249,7 @@ def test_same_runs_give_the_same_bytes(runs, tmp_path):
 
 def test_drawing_loads_no_model():
     drawers = [name.partition(":")[0] for name in figures.DRAWERS.values()]
-    code = f"import sys, {', '.join(sorted(set(drawers)))}, palimpsest.claim_streams; assert 'torch' not in sys.modules"
+    code = f"import sys, {', '.join(sorted(set(drawers)))}, palimpsest.claims.streams; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from palimpsest import published
-from palimpsest.claim_tests import STATISTICS
+from palimpsest.claims.statistics import STATISTICS
 from palimpsest.errors import DataError
 
 

@@ -31,7 +31,7 @@ rule claims:
     params:
         out=lambda wildcards, output: Path(output.csv).parent,
         spec=claims_spec,
-        code=code("palimpsest.claims", published=True),
+        code=code("palimpsest.claims.judge", published=True),
     message:
         "Judging {wildcards.stem}"
     shell:

@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from palimpsest.claim_tests import STATISTICS, WHOLE_SWEEP, Cell, Layout, outlier
-from palimpsest.claims import ClaimTest, Outcome
-from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.claims.statistics import STATISTICS, WHOLE_SWEEP, Cell, Layout, outlier
+from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide
+from palimpsest.errors import SettingsError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits, statistic_draws
 from palimpsest.figures.read import Run
 
-MIN_RECORDS = 20  # per seed; with fewer a bootstrap interval says nothing, so the verdict stays undecided
 _OVER_SNAPSHOTS = ("slope", "level", "steadiest")
-
-
-class NotMeasuredError(PalimpsestError):
-    """A test cannot be made from the runs at hand; the text says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -224,15 +219,6 @@ def judge_terms(test: ClaimTest, terms: Sequence[Term], spec: dict[str, Any]) ->
         values,
         n,
     )
-
-
-def decide(per_seed: Sequence[float], low: float, high: float, hedged: bool = False) -> str:
-    """holds: positive in every seed and the interval above zero; fails: the interval below zero."""
-    if low > 0 and min(per_seed) > 0:
-        return "holds"
-    if high < 0 and not hedged:
-        return "fails"
-    return "undecided"
 
 
 def _common_seeds(test: ClaimTest, terms: Sequence[Term]) -> list[int]:

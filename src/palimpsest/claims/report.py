@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from palimpsest.claims import VERDICTS, Outcome
+from palimpsest.claims.verdicts import VERDICTS, Outcome
 from palimpsest.figures.captions import dataset_title, scale_words
 
 Judged = Sequence[tuple[dict[str, Any], str, list[Outcome]]]

@@ -10,46 +10,19 @@ Sentences that only say that something *may* happen hold when it is seen and are
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from palimpsest.claims import means, streams
+from palimpsest.claims.report import write_report
+from palimpsest.claims.verdicts import ClaimTest, NotMeasuredError, Outcome, verdict_of
 from palimpsest.errors import SettingsError
+from palimpsest.figures.read import Run, load_runs
 from palimpsest.files import write_text
 from palimpsest.published import claims_document
 
-if TYPE_CHECKING:
-    from palimpsest.figures.read import Run
-
 log = logging.getLogger(__name__)
-VERDICTS = ("holds", "fails", "undecided", "not run")
-
-
-@dataclass(frozen=True)
-class ClaimTest:
-    """One part of a claim on one model, with the data sets and metrics that are judged in it."""
-
-    claim: str
-    part: dict[str, Any]
-    model: str
-    datasets: tuple[str, ...]
-    metrics: tuple[str, ...]
-    hedged: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a test found. `value`, `low`, `high` and `per_seed` are of the statistic that must be positive."""
-
-    test: ClaimTest
-    verdict: str
-    evidence: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    per_seed: tuple[float, ...] = field(default_factory=tuple)
-    n: int = 0
 
 
 def judge(spec: dict[str, Any], results_dir: Path | str, out: Path | str) -> list[Path]:
@@ -67,8 +40,6 @@ def judge(spec: dict[str, Any], results_dir: Path | str, out: Path | str) -> lis
         SettingsError: the spec names no experiments, or a claim uses an unknown statistic.
         DataError: a run directory that exists is damaged.
     """
-    from palimpsest.claim_report import write_report
-
     if not isinstance(spec.get("experiments"), dict):
         raise SettingsError("claims: 'experiments' must map each experiment to its run names")
     document = claims_document(spec.get("paper") or "comeba_hk")
@@ -93,9 +64,7 @@ def tests_of(
     names = spec.get("datasets") or {}
     for part in claim["parts"]:
         if "models" not in part:
-            from palimpsest.claim_streams import tests_of_part
-
-            yield from tests_of_part(claim, part, runs or {}, spec)
+            yield from streams.tests_of_part(claim, part, runs or {}, spec)
             continue
         datasets = tuple(names.get(dataset, dataset) for dataset in part["datasets"])
         metrics = tuple(part.get("metrics") or part.get("splits") or ())
@@ -110,35 +79,21 @@ def tests_of(
                     yield ClaimTest(claim["id"], part, model, (dataset,), (metric,), hedged)
 
 
-def verdict_of(outcomes: Sequence[Outcome]) -> str:
-    """The verdict on a claim from those on its tests."""
-    found = {outcome.verdict for outcome in outcomes}
-    if "fails" in found:
-        return "fails"
-    if "not run" in found or not found:
-        return "not run"
-    return "undecided" if "undecided" in found else "holds"
-
-
 def judge_test(
     test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
 ) -> Outcome:
     """Find the runs of a test and judge it; a missing run or snapshot makes it "not run", with the reason."""
-    from palimpsest import claim_judging, claim_streams
-
     try:
-        if test.part["statistic"] in claim_streams.STATISTICS:
-            return claim_streams.judge_stream(test, methods, runs, spec)
-        terms = claim_judging.find_terms(test, methods, runs)
-        return claim_judging.judge_terms(test, terms, spec)
-    except claim_judging.NotMeasuredError as reason:
+        if test.part["statistic"] in streams.STATISTICS:
+            return streams.judge_stream(test, methods, runs, spec)
+        terms = means.find_terms(test, methods, runs)
+        return means.judge_terms(test, terms, spec)
+    except NotMeasuredError as reason:
         return Outcome(test, "not run", str(reason))
 
 
 def _load(experiments: dict[str, Any], results_dir: Path) -> dict[str, list[Run]]:
     """Finished runs of every experiment; one whose folder is missing is left out ("not run")."""
-    from palimpsest.figures.read import load_runs
-
     opened: dict[str, list[Run]] = {}
     found = {}
     for experiment, entry in experiments.items():

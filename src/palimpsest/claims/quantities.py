@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from palimpsest.claim_judging import NotMeasuredError
+from palimpsest.claims.verdicts import NotMeasuredError
 from palimpsest.errors import SettingsError
 from palimpsest.figures import lifelong
 from palimpsest.figures.read import Run

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from palimpsest.claim_judging import MIN_RECORDS, NotMeasuredError, decide
-from palimpsest.claim_quantities import Quantity, quantities
-from palimpsest.claims import ClaimTest, Outcome
+from palimpsest.claims.quantities import Quantity, quantities
+from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide
 from palimpsest.figures import lifelong
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
 from palimpsest.figures.radius_sweep import radius_of

@@ -1,0 +1,61 @@
+"""What is judged, what was found, and the rule that makes a verdict of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from palimpsest.errors import PalimpsestError
+
+VERDICTS = ("holds", "fails", "undecided", "not run")
+MIN_RECORDS = 20  # per seed; with fewer a bootstrap interval says nothing, so the verdict stays undecided
+
+
+class NotMeasuredError(PalimpsestError):
+    """A test cannot be made from the runs at hand; the text says what is missing."""
+
+
+@dataclass(frozen=True)
+class ClaimTest:
+    """One part of a claim on one model, with the data sets and metrics that are judged in it."""
+
+    claim: str
+    part: dict[str, Any]
+    model: str
+    datasets: tuple[str, ...]
+    metrics: tuple[str, ...]
+    hedged: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test found. `value`, `low`, `high` and `per_seed` are of the statistic that must be positive."""
+
+    test: ClaimTest
+    verdict: str
+    evidence: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    per_seed: tuple[float, ...] = field(default_factory=tuple)
+    n: int = 0
+
+
+def decide(per_seed: Sequence[float], low: float, high: float, hedged: bool = False) -> str:
+    """holds: positive in every seed and the interval above zero; fails: the interval below zero."""
+    if low > 0 and min(per_seed) > 0:
+        return "holds"
+    if high < 0 and not hedged:
+        return "fails"
+    return "undecided"
+
+
+def verdict_of(outcomes: Sequence[Outcome]) -> str:
+    """The verdict on a claim from those on its tests."""
+    found = {outcome.verdict for outcome in outcomes}
+    if "fails" in found:
+        return "fails"
+    if "not run" in found or not found:
+        return "not run"
+    return "undecided" if "undecided" in found else "holds"
