@@ -45,7 +45,8 @@ class Options:
         task: of a lifelong run: "qa", "classification" or "generation"; None = what the data set says.
         edit_always: in a lifelong run, edit what the model gets right too (the released GRACE code does, spec Q3);
             None = in generation only.
-        said_tokens: in a lifelong run, an encoder-decoder says at most so many tokens.
+        said_tokens: in a lifelong run, an encoder-decoder says at most so many tokens (the released code's 20, its start
+            token not counted).
         kept_mb: in a lifelong run, states below the edited block are kept up to so many MB.
     """
 
@@ -62,7 +63,7 @@ class Options:
     checkpoint_every_batch: bool = False
     task: str | None = None
     edit_always: bool | None = None
-    said_tokens: int = 20
+    said_tokens: int = 19
     kept_mb: int = 1024
 
     @classmethod

@@ -98,7 +98,7 @@ def execute(
         else _stream(spec, seed, options, editor, sample, text)
     )
     if checks is not None:
-        checks.built()
+        checks.built(editor)
     checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
     try:
         progress = protocol(spec["protocol"])(stream, checkpoints)

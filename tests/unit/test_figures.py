@@ -280,9 +280,7 @@ def test_listing_drawers_loads_nothing_heavy():
         "assert not {'pandas', 'matplotlib', 'torch', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    code = (
-        "import sys, palimpsest.figures.curves, palimpsest.claims.means; assert 'torch' not in sys.modules"
-    )
+    code = "import sys, palimpsest.figures.curves, palimpsest.claims.means; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -142,19 +142,113 @@ def test_undo_at_every_position(bert, gone):
     assert torch.equal(losses(bert, edits), plain)
 
 
-def test_explain_tells_key_distance_radius_and_what_was_taught(bert):
+def test_undo_takes_the_latest_of_a_name_or_the_one_with_that_answer(bert):
+    edit = replace(edits_for(bert, 1)[0], identifier=None)
+    other = replace(edit, target=LABELS[3])
+    for given, left in ((edit.prompt, edit.target), (other, edit.target), (edit, other.target)):
+        used = grace(bert, radius=1e-3)
+        used.edit([edit])
+        # A step away, or the second answer would overwrite the first.
+        used.codebook.keys[0] += 1e-4
+        used.codebook._squared[0] = used.codebook.keys[0].square().sum()
+        used.edit([other])
+        assert [taught.text for taught in used.codebook.taught] == [edit.target, other.target]
+        used.undo(given)
+        assert [taught.text for taught in used.codebook.taught] == [left]
+        used.remove()
+
+
+def test_undo_of_a_shared_key_moves_nothing_and_takes_nothing_from_others(bert):
+    """The key stays for those that share it, its radius never grows, and who was taught anew has left it."""
+    book, axes = grace(bert).codebook, torch.eye(bert.width)
+    width = book.keys.shape[1]
+    queries = [axes[0].new_zeros(width) for _ in range(4)]
+    for query, place in zip(queries, (0.0, 1.8, -1.0, 2.5), strict=True):
+        query[0] = place
+    start = lambda: torch.zeros(book.values.shape[1])  # noqa: E731
+    for name, query, label in zip("abcd", queries, (1, 1, 1, 2), strict=True):
+        book.update(query, (label,), 1.0, start, name, str(label))
+    radii = book.radii.clone()
+    assert book.taught[0].edits == ["a", "b", "c"]
+    assert book.forget("a").kept == 1
+    assert float(book.keys[0, 0]) == 0.0
+    assert (book.radii <= radii).all()
+    book.update(queries[1], (3,), 1.0, start, "b", "3")  # b wants something else now
+    assert book.taught[0].edits == ["c"]
+    assert book.forget("c").deleted == 1
+    assert [taught.edits for taught in book.taught] == [["d"], ["b"]]
+
+
+def test_reverting_an_edit_that_was_taught_again_gives_it_back_what_it_shared(bert):
+    book = grace(bert).codebook
+    start = lambda: torch.zeros(book.values.shape[1])  # noqa: E731
+    queries = torch.zeros(3, book.keys.shape[1])
+    queries[1, 0], queries[2, 0] = 0.5, 50.0
+    book.update(queries[0], (1,), 1.0, start, "a", "1")
+    book.update(queries[1], (1,), 1.0, start, "b", "1")
+    book.update(queries[2], (2,), 1.0, start, "far", "2")
+    made = book.update(queries[2] + 5.0, (3,), 1.0, start, "b", "3")
+    assert book.taught[0].edits == ["a"]
+    book.revert(made)
+    assert book.taught[0].edits == ["a", "b"]
+    assert len(book.taught[0].queries) == 2
+
+
+def test_inspect_tells_key_distance_radius_and_what_was_taught(bert):
     edits = edits_for(bert, 3)
     used = grace(bert, radius=1e-3)
-    assert [found.key for found in used.explain(OTHERS)] == [None] * 3 and used.explain([]) == []
+    assert [found["key"] for found in used.inspect(OTHERS)] == [None] * 3 and used.inspect([]) == []
     used.edit([*edits, replace(edits[1], identifier="twice")])
-    found = used.explain([edits[1].prompt, OTHERS[0]])
-    assert found[0].fired and found[0].key == 1 and found[0].distance == pytest.approx(0, abs=1e-4)
-    assert (found[0].target, found[0].edits) == (edits[1].target, (edits[1].identifier, "twice"))
+    found = [*used.inspect(edits[1].prompt), *used.inspect([OTHERS[0]], [None])]
+    assert found[0]["fired"] and found[0]["key"] == 1 and found[0]["distance"] == pytest.approx(0, abs=1e-4)
+    assert (found[0]["taught"], found[0]["edits"]) == (edits[1].target, [edits[1].identifier, "twice"])
     states = used.queries([OTHERS[0], *[edit.prompt for edit in edits]])
     distances = (states[1:] - states[0]).norm(dim=1)
-    assert not found[1].fired and found[1].key == int(distances.argmin())
-    assert found[1].distance == pytest.approx(float(distances.min()), rel=1e-4)
-    assert found[1].radius == 1e-3
+    assert not found[1]["fired"] and found[1]["key"] == int(distances.argmin())
+    assert found[1]["distance"] == pytest.approx(float(distances.min()), rel=1e-4)
+    assert found[1]["radius"] == 1e-3
+
+
+def test_a_prompt_of_one_token_leaves_nothing_to_overwrite():
+    model = tiny_model("gpt2")
+    short = replace(
+        some_edits(1)[0],
+        prompt=model.tokenizer.decode([model.tokenizer("Ada")["input_ids"][0]]),
+        subject=None,
+    )
+    report = grace(model).edit([short, some_edits(2)[1]])
+    assert len(report.applied) == 1
+    assert "Give a longer prompt, or set replacement: prompt" in report.failed[0].reason
+    assert grace(model, replacement="prompt").edit([short]).applied
+
+
+@pytest.mark.parametrize("name", ["ft", "grace"])
+def test_a_class_the_model_lacks_fails_alone(bert, name):
+    good, bad = edits_for(bert, 2)
+    report = make_editor(
+        name, bert, {"layer": 1, "steps": 2, **({"loss": "own"} if name == "ft" else {})}
+    ).edit([good, replace(bad, target="no such class")])
+    assert report.applied == [good.identifier]
+    assert "no such class" in report.failed[0].reason
+
+
+def test_a_step_with_kept_keys_and_no_mask_is_no_new_question():
+    """As with the mask that `generate` passes: what the prompt decided holds."""
+    model = tiny_model("gpt2")
+    used = grace(model, replacement="last", radius=1e-3)
+    edit = some_edits(1)[0]
+    used.edit([edit])
+    ids = torch.tensor([model.tokenizer(edit.prompt)["input_ids"]])
+    with torch.no_grad():
+        found = []
+        for masked in (True, False):
+            mask = torch.ones_like(ids) if masked else None
+            kept = model.network(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+            longer = torch.ones(1, ids.shape[1] + 1, dtype=torch.long) if masked else None
+            # The edit's own first token again, whose state would ask anew.
+            step = model.network(input_ids=ids[:, -1:], attention_mask=longer, past_key_values=kept)
+            found.append(step.logits)
+    assert torch.equal(*found)
 
 
 def test_states_that_ask_are_the_same_alone_in_batches_and_after_edits(model):

@@ -254,9 +254,17 @@ def test_probes_are_read_and_refused(tmp_path):
     derived = read_probes(tmp_path, edits)  # no file: rephrasings are held out
     assert [(probe.split, probe.edit) for probe in derived] == [("holdout", "item-0"), ("holdout", "item-1")]
     good = {"set": "upstream", "prompt": "Who?", "answer": "Ada", "edit": None}
-    other = {"set": "holdout", "prompt": "Who?", "answer": "Ada", "edit": "item-7"}  # not in this run
+    other = {
+        "set": "holdout",
+        "prompt": "Who?",
+        "answer": "Ada",
+        "edit": "item-7",
+    }  # one fixed set, whatever the run edits
     write_text(tmp_path / "probes.jsonl", f"{json.dumps(good)}\n{json.dumps(other)}\n")
-    assert read_probes(tmp_path, edits) == [AskedProbe("upstream", "Who?", "Ada", None)]
+    assert read_probes(tmp_path, edits) == [
+        AskedProbe("upstream", "Who?", "Ada", None),
+        AskedProbe("holdout", "Who?", "Ada", "item-7"),
+    ]
     for change, message in (
         ({"set": "future"}, "line 2, field 'set'.*'future'"),
         ({"answer": " "}, "line 2, field 'answer'.*empty"),

@@ -155,7 +155,9 @@ class Editor(ABC):
         said = output[:, batch["input_ids"].shape[1] :] if decoder else output
         return tokenizer.batch_decode(said, skip_special_tokens=True)
 
-    def inspect(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> list[dict[str, Any]]:
+    def inspect(
+        self, prompts: str | Sequence[str], subjects: Sequence[str | None] | None = None
+    ) -> list[dict[str, Any]]:
         """What the method decides for each prompt; empty where a method has no scope decision to show."""
         return []
 
@@ -189,6 +191,10 @@ class Editor(ABC):
                     edit_name(edit),
                     edit.subject,
                 )
+            if self.model.kind == "encoder" and edit.target not in self.model.labels:
+                reason = f"the class {edit.target!r} is not one of {', '.join(self.model.labels)}"
+                failed.append(FailedEdit(edit_name(edit), reason))
+                continue
             together = self.model.kind == "decoder"
             text = f"{edit.prompt} {edit.target}" if together else edit.prompt
             length = len(self.model.tokenizer(text)["input_ids"]) + self.margin()

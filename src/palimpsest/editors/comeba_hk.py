@@ -192,13 +192,17 @@ class ComebaHk(KeyValueEditor):
             return dict(decisions)
 
     @torch.no_grad()
-    def inspect(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> list[dict[str, Any]]:
+    def inspect(
+        self, prompts: str | Sequence[str], subjects: Sequence[str | None] | None = None
+    ) -> list[dict[str, Any]]:
         """For each prompt and hooked layer: z-scores, which tokens are swapped, alpha and the ceiling of the z-score.
 
         z-scores are those of the edited model's own pass (a swap in a lower layer changes what a higher one sees).
         """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not self.hooked or not prompts:
             return []
+        subjects = [None] * len(prompts) if subjects is None else subjects
         rows = tokenise(self.model, prompts)
         with self.hooked.noting() as decisions:
             self.model.hidden(encode_prompts(self.model, prompts))

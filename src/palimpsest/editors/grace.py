@@ -8,8 +8,10 @@ its nearest key gets that key's value; every other input passes through untouche
 `compat: official` is the released behaviour where it differs (numbers of spec section 6): a decoder is asked at the
 first target token and never learns to end (Q1), so that edits do not fire in free generation (Q2); distances by matrix
 product (Q4); a new target at the same place loses both edits (Q5); labels are compared by their means (Q6); with one
-step, later passes add keys (Q8). Not imitated: failures in batches (Q9), the training flag (Q19), random numbers drawn
-by every pass (Q20).
+step, later passes add keys (Q8), here with the layer's own output as their value. Not imitated: failures in batches (Q9),
+the training flag (Q19), random numbers drawn by every pass (Q20), and where a passage or a document is asked in
+evaluation: upstream passages here at the end of their first words (there at the end of the text), documents at [SEP]
+(there at position 511, often padding). Radii from `radius_ratio` are measured at the last prompt token in both forms.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ from palimpsest.edits import Edit
 from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.objectives import NONE, Inputs, asking, encode, encode_prompts_only
+from palimpsest.models.objectives import NONE, Inputs, asking, encode, encode_prompts_only, without_end
 from palimpsest.models.upper import Upper
 
 log = logging.getLogger(__name__)
@@ -78,28 +80,6 @@ class Settings(AdapterSettings):
         require(halves, "split", self.split, "the released code splits in half; set split: half")
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What the codebook decides for a prompt.
-
-    Attributes:
-        prompt: as it was asked.
-        fired: whether a key answers.
-        key: number of the nearest key; None while there is none.
-        distance, radius: to it and of it, in units of the states at this layer.
-        target: the answer it was taught.
-        edits: names of the edits that rely on it, oldest first.
-    """
-
-    prompt: str
-    fired: bool
-    key: int | None = None
-    distance: float | None = None
-    radius: float | None = None
-    target: str | None = None
-    edits: tuple[str, ...] = ()
-
-
 class Grace(AdapterEditor):
     """A codebook that grows with the stream.
 
@@ -111,7 +91,9 @@ class Grace(AdapterEditor):
 
     name = "grace"
     settings_type = Settings
-    identity_fields = ("layer", "site", "replacement", "compat")
+    identity_fields = (
+        "layer", "site", "replacement", "compat", "radius", "radius_ratio", "split", "expand",
+    )  # fmt: skip
     settings: Settings
 
     def __init__(self, model: LanguageModel, settings: Settings, statistics: Any = None, seed: int = 0):
@@ -206,7 +188,7 @@ class Grace(AdapterEditor):
                 f"{self.name} has radius_ratio {self.settings.radius_ratio}, but no distances were measured. "
                 "Call calibrate(prompts) before the first edit"
             )
-        inputs = encode(self.model, [edit.prompt], [edit.target])
+        inputs, drawn = encode(self.model, [edit.prompt], [edit.target]), self.generator.get_state()
         asked, label = self._ask(inputs), self._label(inputs)
         update = self.codebook.update(
             asked.states[0],
@@ -227,6 +209,7 @@ class Grace(AdapterEditor):
                 self.codebook.values[entry] = value.detach()
         except BaseException:  # an interrupt too must not leave half an edit behind
             self.codebook.revert(update)
+            self.generator.set_state(drawn)
             raise
         self._last_label = label
         if record is not None:
@@ -297,31 +280,43 @@ class Grace(AdapterEditor):
             return None
         return Decision(match.fired, self.codebook.values[match.entry.clamp(min=0)])
 
-    def explain(self, prompts: Sequence[str]) -> list[Explanation]:
-        """For each prompt: which key is nearest, how far, whether it fires, and what it was taught."""
+    def inspect(
+        self, prompts: str | Sequence[str], subjects: Sequence[str | None] | None = None
+    ) -> list[dict[str, Any]]:
+        """What the codebook decides for each prompt; subjects mean nothing to it.
+
+        Returns:
+            For each prompt a dict of `prompt`; `fired`, whether a key answers; `key`, the number of the nearest one (None
+            while there is none), and of it `distance` and `radius` (in units of the states at this layer), `taught`, the
+            answer, and `edits`, the names of those that rely on it, oldest first.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             return []
         match, found = self.codebook.look_up(self.queries(prompts)), []
         rows = zip(prompts, match.entry.tolist(), match.distance.tolist(), match.fired.tolist(), strict=True)
         for prompt, entry, distance, fired in rows:
-            if entry < 0:
-                found.append(Explanation(prompt, False))
-                continue
-            taught, radius = self.codebook.taught[entry], float(self.codebook.radii[entry])
-            found.append(
-                Explanation(prompt, fired, entry, distance, radius, taught.text, tuple(taught.edits))
-            )
+            row: dict[str, Any] = {"prompt": prompt, "fired": fired}
+            row |= dict.fromkeys(("key", "distance", "radius", "taught"), None) | {"edits": []}
+            if entry >= 0:
+                taught, radius = self.codebook.taught[entry], float(self.codebook.radii[entry])
+                row |= {"key": entry, "distance": distance, "radius": radius}
+                row |= {"taught": taught.text, "edits": list(taught.edits)}
+            found.append(row)
         return found
 
     def undo(self, edit: Edit | str) -> Forgotten:
-        """Take one edit back, given as it was made or by its name; all others stay as they are.
+        """Take one edit back; all others stay as they are.
 
-        An entry that other edits share is kept for them (`Codebook.forget`).
+        Given by its name (its identifier, or its prompt), the latest of that name goes; given as an `Edit`, the latest that
+        taught its target. An entry that other edits share is kept for them (`Codebook.forget`).
 
         Raises:
             PalimpsestError: the codebook holds no such edit; nothing has changed then.
         """
-        return self.codebook.forget(edit if isinstance(edit, str) else edit_name(edit))
+        if isinstance(edit, str):
+            return self.codebook.forget(edit)
+        return self.codebook.forget(edit_name(edit), edit.target)
 
     # keeping -----------------------------------------------------------------------------------------------------------
 
@@ -360,17 +355,6 @@ def neighbour_distance(states: Float[Tensor, "n d_in"]) -> float:
     """Median, over at least two states, of the distance to the nearest other one."""
     apart = torch.cdist(states.double(), states.double(), compute_mode="donot_use_mm_for_euclid_dist")
     return float(apart.fill_diagonal_(torch.inf).min(dim=1).values.quantile(0.5))
-
-
-def without_end(inputs: Inputs) -> Inputs:
-    """The rows without their last target, the end token: the released code masks it together with padding (Q1)."""
-    targets, places = (
-        inputs.targets.clone(),
-        torch.arange(inputs.targets.shape[1], device=inputs.query.device),
-    )
-    last = (places * (targets != NONE)).max(dim=1).values
-    targets[torch.arange(len(targets), device=last.device), last] = NONE
-    return replace(inputs, targets=targets)
 
 
 EDITOR = Grace

@@ -52,6 +52,12 @@ class Memory(SmallNets):
         if settings.from_start:
             self.adapter.attach()
 
+    def reset(self) -> None:
+        """Roll back to the state before the first edit, in which a memory that acts `from_start` acts already."""
+        super().reset()
+        if self.settings.from_start:
+            self.adapter.attach()
+
     def _draw(self) -> dict[str, Tensor]:
         weight, bias = self.linear_start(self.settings.entries)
         shape = (self.settings.entries, self.adapter.value_width)

@@ -21,7 +21,15 @@ from palimpsest.metrics.scores import mean
 from palimpsest.models.batching import Batching
 from palimpsest.models.greedy import Said
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.objectives import Inputs, encode, encode_prompts_only, row_losses, say_rows, wanted
+from palimpsest.models.objectives import (
+    Inputs,
+    encode,
+    encode_prompts_only,
+    row_losses,
+    say_rows,
+    wanted,
+    without_end,
+)
 from palimpsest.models.upper import Upper
 
 # Task -> the score that its tables show, and the kinds of model that can do it.
@@ -49,7 +57,7 @@ class Asking:
     Attributes:
         model: the model, edited or not.
         task: "qa" (what is said, as token ids and as words), "classification" (the class), "generation" (perplexity of the
-            answer given the prompt).
+            answer given the prompt, its end token left out as in GRACE's released code).
         lowest: the first block that an edit can change; None = not known, so that every look runs the whole model.
         batching: how rows share a pass.
         said_tokens: an encoder-decoder says at most so many tokens. A decoder says as many as the answer has and is judged
@@ -63,7 +71,7 @@ class Asking:
     task: str
     lowest: int | None = None
     batching: Batching = field(default_factory=Batching)
-    said_tokens: int = 20
+    said_tokens: int = 19
     kept_bytes: int = 1 << 30
     cached: bool = True
 
@@ -152,7 +160,7 @@ class Pool:
             answers = [self.pairs[place][1] for place in places]
             goals = wanted(model, answers)
             inputs = (
-                encode(model, prompts, answers)
+                without_end(encode(model, prompts, answers))
                 if task == "generation"
                 else encode_prompts_only(model, prompts)
             )

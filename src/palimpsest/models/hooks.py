@@ -30,8 +30,12 @@ def attach(model: LanguageModel, hooks: dict[nn.Module, Callable[..., Any]]) -> 
     """
 
     def note_padding(_: nn.Module, __: tuple[Any, ...], named: dict[str, Any]) -> None:
-        mask = named.get("attention_mask")
+        mask, ids = named.get("attention_mask"), named.get("input_ids")
+        past: Any = named.get("past_key_values")
         model.padding = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        seen = past.get_seq_length() if hasattr(past, "get_seq_length") else 0
+        if model.padding is None and seen and ids is not None:  # no mask: every token, kept or new, is real
+            model.padding = ids.new_ones(len(ids), seen + ids.shape[1])
 
     def forget_padding(_: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
         model.padding = None

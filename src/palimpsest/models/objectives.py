@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -112,6 +112,15 @@ def encode(model: LanguageModel, prompts: Sequence[str], targets: Sequence[str])
         query.append(start - 1)
     named = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     return Inputs(named, wanted, torch.tensor(query, device=model.device))
+
+
+def without_end(inputs: Inputs) -> Inputs:
+    """The rows without their last target, the end token: GRACE's released code masks it together with padding (Q1)."""
+    targets = inputs.targets.clone()
+    places = torch.arange(targets.shape[1], device=inputs.query.device)
+    last = (places * (targets != NONE)).max(dim=1).values
+    targets[torch.arange(len(targets), device=last.device), last] = NONE
+    return replace(inputs, targets=targets)
 
 
 def encode_prompts_only(model: LanguageModel, prompts: Sequence[str]) -> Inputs:

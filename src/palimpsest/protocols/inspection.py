@@ -22,7 +22,8 @@ def shown(
     lengths = [len(row.ids) for row in tokenise(editor.model, texts)]
     for group in batching.groups(lengths):
         for row in editor.inspect([texts[place] for place in group], [subjects[place] for place in group]):
-            found.append({**row, "prompt": group[row["prompt"]]})
+            if "z" in row:  # other decisions than z-scores are no rows of this table
+                found.append({**row, "prompt": group[row["prompt"]]})
     return sorted(found, key=lambda row: (row["prompt"], row["layer"]))
 
 

@@ -130,21 +130,18 @@ def task_of(dataset_dir: Path | str, named: str | None, model: LanguageModel) ->
 
 
 def read_probes(dataset_dir: Path | str, edits: Sequence[Edit]) -> list[AskedProbe]:
-    """Probes of the chosen edits and those that belong to no edit.
+    """All probes of the data set, whichever edits were chosen: the hold-out is one fixed set, as released (spec 3.5).
 
-    A data set of single facts has no file of probes; its rephrasings are then held out and its locality probes upstream.
+    A data set of single facts has no file of probes; the edits' rephrasings are then held out and their locality probes
+    upstream.
 
     Raises DataError that names file, line and field.
     """
-    path, names = Path(dataset_dir) / PROBES_FILE, {edit_name(edit) for edit in edits}
+    path = Path(dataset_dir) / PROBES_FILE
     if not path.is_file():
         return _probes_of(edits)
-    probes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
-        probe = _probe(line, path, number)
-        if probe.edit is None or probe.edit in names:
-            probes.append(probe)
-    return probes
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return [_probe(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
 def _probe(line: str, path: Path, number: int) -> AskedProbe:

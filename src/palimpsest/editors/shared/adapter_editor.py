@@ -20,6 +20,7 @@ from palimpsest.editors.shared.gated_adapter import REPLACEMENTS, Asked, Decisio
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, DivergedEdit, EditError, PalimpsestError
 from palimpsest.models.loading import LanguageModel
+from palimpsest.models.objectives import encode_prompts_only
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,22 @@ class AdapterEditor(Editor):
         """Take over a state that belongs here."""
 
     # what they share -------------------------------------------------------------------------------------------------
+
+    def _check(self, batch: Sequence[Edit]) -> tuple[list[Edit], list[FailedEdit]]:
+        """An edit whose prompt leaves nothing to overwrite is refused: it would be said to be made, and do nothing."""
+        usable, failed = super()._check(batch)
+        if self.settings.replacement != "prompt_before" or self.model.kind != "decoder" or self.adapter.shift:
+            return usable, failed
+        asked = encode_prompts_only(self.model, [edit.prompt for edit in usable]).query if usable else ()
+        for edit, place in zip(list(usable), list(asked), strict=True):
+            if int(place) == 0:
+                usable.remove(edit)
+                reason = (
+                    "the prompt is one token, and replacement 'prompt_before' writes only before the last: nothing "
+                    "would be written. Give a longer prompt, or set replacement: prompt"
+                )
+                failed.append(FailedEdit(edit_name(edit), reason))
+        return usable, failed
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """The edits one after the other; one that cannot be made leaves everything as it was before it."""
@@ -170,6 +187,10 @@ class AdapterEditor(Editor):
                     f"this state of {self.name} was saved for {name} {belongs.get(name)!r}, but the editor has {own!r}. "
                     "Load it into an editor with the model and settings it was saved from"
                 )
+        if "generator" not in state.tensors:
+            raise PalimpsestError(
+                f"this state of {self.name} lacks 'generator', where its random source stood. Save it again with save_state"
+            )
         self._take(state)
         self.generator.set_state(state.tensors["generator"].cpu())
         self.adapter.attach()

@@ -71,6 +71,11 @@ class Taught:
             self.edits.append(edit)
             self.queries.append(query)
 
+    def leave(self, edit: str) -> None:
+        """Let an edit rely on the entry no longer."""
+        place = self.edits.index(edit)
+        del self.edits[place], self.queries[place]
+
 
 @dataclass(frozen=True)
 class Update:
@@ -81,6 +86,7 @@ class Update:
     distance: float | None
     _count: int
     _before: tuple[int, Tensor, Tensor, float, Taught] | None
+    _left: tuple[tuple[int, Taught], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,7 @@ class Codebook:
         if not torch.isfinite(query).all():
             raise EditError(f"the state that asks for {edit!r} is not finite")
         count = len(self)
+        left: tuple[tuple[int, Taught], ...] = ()
         if not count:
             self._append(query, value(), Taught(label, text, radius, [edit], [query]))
             return self._done(INIT, 0, None, count, None)
@@ -194,6 +201,8 @@ class Codebook:
             action = OVERWRITE
         else:
             action = SPLIT
+        if action in (ADD, SPLIT, OVERWRITE):
+            left = self._taught_again(edit, at)
         if action in (HIT, EXPAND):
             taught.join(edit, query)
             if action == EXPAND:
@@ -208,7 +217,7 @@ class Codebook:
                 radius = min(radius, distance / 2) if capped else distance / 2
             self._append(query, value(), Taught(label, text, radius, [edit], [query]))
             at = count
-        return self._done(action, at, distance, count, before)
+        return self._done(action, at, distance, count, before, left)
 
     def revert(self, update: Update) -> None:
         """Take the latest update back, for an edit that failed after it."""
@@ -219,6 +228,8 @@ class Codebook:
             self._keys[at], self._values[at], self._radii[at] = key, value, radius
             self._squared[at] = key.square().sum()
             self.taught[at] = taught
+        for number, shared in update._left:
+            self.taught[number] = shared
 
     def delete(self, entry: int) -> None:
         """Delete one entry; the others keep keys, values, radii and order."""
@@ -227,42 +238,52 @@ class Codebook:
             table[entry:last] = table[entry + 1 : last + 1].clone()
         del self.taught[entry]
 
-    def forget(self, edit: str) -> Forgotten:
-        """Take an edit back.
+    def forget(self, edit: str, text: str | None = None) -> Forgotten:
+        """Take an edit back: the latest of this name, or with `text` the latest that taught this answer.
 
-        An entry that only this edit relies on is deleted. An entry that others share stays for them: its ball shrinks
-        to what they need, around the oldest of them if the edit that goes is the one that made it. It may still cover
-        the prompt of the edit that goes, as it would if that edit had never been made.
+        An entry that only this edit relies on is deleted. An entry that others share stays for them where it is: its
+        ball shrinks to what they need, and never grows. It may still cover the prompt of the edit that goes, as it would
+        if that edit had never been made.
 
         Raises:
             PalimpsestError: no entry holds this edit.
         """
-        holding = [number for number, taught in enumerate(self.taught) if edit in taught.edits]
+        holding = [
+            number
+            for number, taught in enumerate(self.taught)
+            if edit in taught.edits and text in (None, taught.text)
+        ][-1:]
         if not holding:
             raise PalimpsestError(
                 f"no entry of the codebook holds the edit {edit!r} (it holds {len(self)} entries). Either it was not "
                 "made, or a later edit with another target at the same place has replaced it"
             )
-        kept = 0
-        for number in reversed(holding):
-            if len(self.taught[number].edits) == 1:
-                self.delete(number)
-            else:
-                self._leave(number, edit)
-                kept += 1
-        return Forgotten(len(holding) - kept, kept)
+        number = holding[0]
+        if len(self.taught[number].edits) == 1:
+            self.delete(number)
+            return Forgotten(deleted=1, kept=0)
+        self._leave(number, edit)
+        return Forgotten(deleted=0, kept=1)
 
     def _leave(self, number: int, edit: str) -> None:
         taught, radius = self.taught[number], float(self.radii[number])
-        place = taught.edits.index(edit)
-        del taught.edits[place], taught.queries[place]
-        if place == 0:
-            self._move(number, taught.queries[0])
+        taught.leave(edit)
         members = torch.stack(taught.queries).double() - self.keys[number].double()
         needed = float(members.norm(dim=1).max())
-        # A radius that splits have cut stays cut, unless the ball has moved and must still reach its edits.
-        shrunk = max(needed, min(radius, taught.start))
-        self._radii[number] = shrunk if place == 0 else min(radius, shrunk)
+        # A radius that splits have cut stays cut, and the key stays: around it the neighbours' radii were chosen.
+        self._radii[number] = min(radius, max(needed, taught.start))
+
+    def _taught_again(self, edit: str, nearest: int) -> tuple[tuple[int, Taught], ...]:
+        """An edit that gets an entry of its own no longer relies on one it shared: as it was, to be put back."""
+        shared = [
+            number
+            for number, taught in enumerate(self.taught)
+            if edit in taught.edits and len(taught.edits) > 1
+        ]
+        left = tuple((number, copy.deepcopy(self.taught[number])) for number in shared if number != nearest)
+        for number in shared:
+            self.taught[number].leave(edit)
+        return left
 
     def _grow(self, at: int, query: Tensor, distance: float) -> None:
         if self.expand == "moving_average":
@@ -294,9 +315,10 @@ class Codebook:
         distance: float | None,
         count: int,
         before: tuple[int, Tensor, Tensor, float, Taught] | None,
+        left: tuple[tuple[int, Taught], ...] = (),
     ) -> Update:
         self.actions[action] += 1
-        return Update(action, entry, distance, count, before)
+        return Update(action, entry, distance, count, before, left)
 
     def _same(self, label: tuple[int, ...], other: tuple[int, ...]) -> bool:
         if self.rules == "official":  # means of the label tensors, in their precision (Q6)
@@ -372,5 +394,9 @@ class Codebook:
 
 
 def slack(radius: Any, norm: Any) -> Any:
-    """What rounding may add to a distance: a query differs in its last digits with what it is batched with (Q4)."""
+    """What rounding may add to a distance: a query differs in its last digits with what it is batched with (Q4).
+
+    Q4 names 1e-6 of the radius and 1e-6 besides; 1e-6 of the query's length is ours, since the digits of long vectors are
+    coarser. The same slack says when two places are one (Q5).
+    """
     return 1e-6 * (1.0 + radius + norm)
