@@ -374,6 +374,21 @@ def test_a_state_of_something_else_is_refused(bert, name):
     assert torch.equal(losses(bert, edits), before) and used.lowest_block() == 1
 
 
+def test_a_codebook_of_another_radius_or_a_torn_state_is_refused(bert):
+    """Keys stand so far apart as their radii ask; and nothing is taken over before everything is known to fit."""
+    edits = edits_for(bert)
+    used, other = grace(bert, radius=1e-3), grace(bert, radius=3.0)
+    other.edit(edits[:1])
+    with pytest.raises(PalimpsestError, match="saved for radius 3.0, but the editor has 0.001"):
+        used.load_state(other.state())
+    torn = other.state()
+    del torn.tensors["generator"]
+    again = grace(bert, radius=3.0)
+    with pytest.raises(PalimpsestError, match="lacks 'generator'"):
+        again.load_state(torn)
+    assert len(used.codebook) == len(again.codebook) == 0
+
+
 def test_settings_that_make_no_sense(bert):
     for settings, message in (
         ({"radius": 0.0}, "setting radius = 0.0 is not allowed: must be positive"),
