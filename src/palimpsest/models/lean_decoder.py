@@ -11,7 +11,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from palimpsest.models.families import part
 from palimpsest.models.greedy import Decoding
-from palimpsest.models.lean_layers import Attention, CrossAttention, FeedForward, Shape, scaled
+from palimpsest.models.lean_layers import Attention, CrossAttention, FeedForward, Shape, root_scale, scaled
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import additive, causal_mask
 
@@ -28,11 +28,11 @@ class Decoder:
         self.feed = [FeedForward(block.layer[2]) for block in stack.block]
         self.look = torch.cat([cross.read for cross in self.cross])  # what all blocks read of the encoder
         self.heads = self.attention[0].heads
-        norm = stack.final_layer_norm
-        self.eps = norm.variance_epsilon
-        scale = model.width**-0.5 if network.config.scale_decoder_outputs else 1.0
+        scale, self.extra = root_scale(stack.final_layer_norm)
+        if network.config.scale_decoder_outputs:
+            scale = scale * model.width**-0.5
         head: Any = model.head
-        self.head = head.weight * (norm.weight * scale)
+        self.head = head.weight * scale
         self._bias = torch.empty(1, self.heads, 0, 0, dtype=model.dtype, device=model.device)
 
     def bias(self, tokens: int) -> Float[Tensor, "1 h m m"]:
@@ -94,7 +94,7 @@ class LeanAnswers(Decoding):
         for number, (own, cross, feed) in enumerate(
             zip(decoder.attention, decoder.cross, decoder.feed, strict=True)
         ):
-            normed, _ = scaled(states, own.eps)
+            normed, _ = scaled(states, own.extra)
             read = linear(normed, own.read).view(b, 3, h, 1, -1).transpose(0, 1)
             if going:
                 self.own[number] = torch.cat([self.own[number], read[1:]], dim=3)
@@ -102,12 +102,12 @@ class LeanAnswers(Decoding):
                 self.own.append(read[1:])
             keys, values = self.own[number]
             seen = scaled_dot_product_attention(read[0], keys, values, attn_mask=bias, scale=1.0)
-            states = torch.addmm(states, seen.reshape(b, -1), own.write.T)
-            normed, _ = scaled(states, cross.eps)
+            states = torch.addmm(states, seen.reshape(b, -1), own.write_to)
+            normed, _ = scaled(states, cross.extra)
             asked = linear(normed, cross.ask).view(b, h, 1, -1)
             keys, values = self.looked[number]
             seen = scaled_dot_product_attention(asked, keys, values, attn_mask=self.mask, scale=1.0)
-            states = torch.addmm(states, seen.reshape(b, -1), cross.write.T)
+            states = torch.addmm(states, seen.reshape(b, -1), cross.write_to)
             states, _ = feed(states)
-        normed, _ = scaled(states, decoder.eps)
+        normed, _ = scaled(states, decoder.extra)
         return linear(normed, decoder.head)

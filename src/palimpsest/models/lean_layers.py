@@ -19,9 +19,14 @@ from transformers.activations import GELUTanh
 Back = Callable[[Tensor], Tensor]
 
 
-def scaled(states: Float[Tensor, "k d"], eps: float) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k 1"]]:
-    """States divided by their root mean square, and its inverse: in float32, as T5's norm takes it."""
-    inverse = states.to(torch.float32).square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+def scaled(states: Float[Tensor, "k d"], extra: float) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k 1"]]:
+    """States divided by their length, and its inverse; `extra` is d x epsilon of T5's norm.
+
+    T5 divides by the root mean square; `root_scale` gives the matrices that follow the factor sqrt(d). As there, the length
+    is taken in float32.
+    """
+    wide = states.to(torch.float32)
+    inverse = torch.linalg.vecdot(wide, wide).add_(extra).rsqrt_().unsqueeze_(-1)
     return states * inverse, inverse
 
 
@@ -29,9 +34,15 @@ def scaled_back(
     gradient: Tensor, normed: Tensor, inverse: Tensor, onto: Tensor | None = None
 ) -> Float[Tensor, "k d"]:
     """Gradient with respect to the states of `scaled`, added to `onto`."""
-    along = (gradient * normed).mean(-1, keepdim=True)
+    along = torch.linalg.vecdot(gradient, normed).unsqueeze_(-1)
     inner = torch.addcmul(gradient, normed, along, value=-1)
     return inner * inverse if onto is None else torch.addcmul(onto, inner, inverse)
+
+
+def root_scale(norm: Any) -> tuple[Float[Tensor, " d"], float]:
+    """(what `scaled` states are still to be multiplied by, `extra`) of one of T5's norms."""
+    width = len(norm.weight)
+    return norm.weight * width**0.5, width * float(norm.variance_epsilon)
 
 
 @dataclass(frozen=True)
@@ -58,18 +69,18 @@ class Attention:
 
     def __init__(self, sublayer: Any):
         norm, own = sublayer.layer_norm, sublayer.SelfAttention
-        self.eps, self.heads = norm.variance_epsilon, own.n_heads
-        self.read = torch.cat([own.q.weight, own.k.weight, own.v.weight]) * norm.weight
-        self.write = own.o.weight
+        scale, self.extra = root_scale(norm)
+        self.heads, self.write, self.write_to = own.n_heads, own.o.weight, own.o.weight.T
+        self.read = torch.cat([own.q.weight, own.k.weight, own.v.weight]) * scale
 
     def __call__(self, states: Tensor, shape: Shape, bias: Tensor) -> tuple[Tensor, Back]:
         """Bias [b x heads, n, n]: positions and masks."""
-        normed, inverse = scaled(states, self.eps)
+        normed, inverse = scaled(states, self.extra)
         b, n, h = shape.rows, shape.tokens, shape.heads
         read = linear(normed, self.read).view(b, n, 3, h, -1).permute(2, 0, 3, 1, 4).reshape(3, b * h, n, -1)
         q, k, v = read.unbind()
         weights = torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2)), -1)
-        output = torch.addmm(states, shape.join(torch.bmm(weights, v)), self.write.T)
+        output = torch.addmm(states, shape.join(torch.bmm(weights, v)), self.write_to)
 
         def back(gradient: Tensor) -> Tensor:
             mixed = shape.split(gradient @ self.write)
@@ -90,19 +101,18 @@ class CrossAttention:
 
     def __init__(self, sublayer: Any):
         norm, own = sublayer.layer_norm, sublayer.EncDecAttention
-        self.eps, self.heads = norm.variance_epsilon, own.n_heads
-        self.ask = own.q.weight * norm.weight
-        self.read = torch.cat([own.k.weight, own.v.weight])
-        self.write = own.o.weight
+        scale, self.extra = root_scale(norm)
+        self.heads, self.write, self.write_to = own.n_heads, own.o.weight, own.o.weight.T
+        self.ask, self.read = own.q.weight * scale, torch.cat([own.k.weight, own.v.weight])
 
     def __call__(
         self, states: Tensor, shape: Shape, keys: Tensor, values: Tensor, bias: Tensor
     ) -> tuple[Tensor, Callable[[Tensor, bool], tuple[Tensor, Tensor, Tensor]]]:
         """Keys and values [b x heads, n, c], bias [b x heads, 1, n]."""
-        normed, inverse = scaled(states, self.eps)
+        normed, inverse = scaled(states, self.extra)
         q = shape.split(linear(normed, self.ask))
         weights = torch.softmax(torch.baddbmm(bias, q, keys.transpose(1, 2)), -1)
-        output = torch.addmm(states, shape.join(torch.bmm(weights, values)), self.write.T)
+        output = torch.addmm(states, shape.join(torch.bmm(weights, values)), self.write_to)
 
         def back(gradient: Tensor, below: bool) -> tuple[Tensor, Tensor, Tensor]:
             """Gradients of states (only if anything `below` them depends on the edit), keys and values."""
@@ -123,9 +133,9 @@ class FeedForward:
 
     def __init__(self, sublayer: Any):
         norm, dense = sublayer.layer_norm, sublayer.DenseReluDense
-        self.eps, self.gated = norm.variance_epsilon, hasattr(dense, "wi_0")
+        (scale, self.extra), self.gated = root_scale(norm), hasattr(dense, "wi_0")
         read = torch.cat([dense.wi_0.weight, dense.wi_1.weight]) if self.gated else dense.wi.weight
-        self.read, self.write = read * norm.weight, dense.wo.weight
+        self.read, self.write, self.write_to = read * scale, dense.wo.weight, dense.wo.weight.T
         self.smooth = isinstance(dense.act, GELUTanh)
 
     def act(self, inner: Tensor) -> Tensor:
@@ -140,12 +150,12 @@ class FeedForward:
 
     def __call__(self, states: Tensor) -> tuple[Tensor, Back]:
         """States after the MLP."""
-        normed, inverse = scaled(states, self.eps)
+        normed, inverse = scaled(states, self.extra)
         inner, beside = linear(normed, self.read), None
         if self.gated:
             inner, beside = inner.chunk(2, dim=-1)
         active = self.act(inner)
-        output = torch.addmm(states, active if beside is None else active * beside, self.write.T)
+        output = torch.addmm(states, active if beside is None else active * beside, self.write_to)
 
         def back(gradient: Tensor) -> Tensor:
             through = gradient @ self.write

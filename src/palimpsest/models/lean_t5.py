@@ -22,7 +22,7 @@ from transformers.activations import GELUTanh
 
 from palimpsest.models.families import part
 from palimpsest.models.lean_decoder import Decoder
-from palimpsest.models.lean_layers import Attention, Back, FeedForward, Shape, scaled, scaled_back
+from palimpsest.models.lean_layers import Attention, Back, FeedForward, Shape, root_scale, scaled, scaled_back
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import additive
 
@@ -70,8 +70,7 @@ class LeanT5:
         self.attention = [Attention(block.layer[0]) for block in model.blocks[layer + 1 :]]  # type: ignore[index]
         self.feed = [FeedForward(block.layer[1]) for block in model.blocks[layer + 1 :]]  # type: ignore[index]
         self.own = FeedForward(block.layer[1])
-        norm: Any = model.final_norm
-        self.norm, self.eps = norm.weight, norm.variance_epsilon
+        self.norm, self.extra = root_scale(model.final_norm)
         self.decoder = Decoder(model)
         self.beside: Tensor | None = None
         self._mask(padding)
@@ -117,13 +116,13 @@ class LeanT5:
             states = middle + flat
         else:
             active = self.own.act(flat)
-            states = torch.addmm(middle, active if beside is None else active * beside, self.own.write.T)
+            states = torch.addmm(middle, active if beside is None else active * beside, self.own.write_to)
         for attention, feed in zip(self.attention, self.feed, strict=True):
             states, back = attention(states, self.shape, self.bias)
             backs.append(back)
             states, back = feed(states)
             backs.append(back)
-        normed, inverse = scaled(states, self.eps)
+        normed, inverse = scaled(states, self.extra)
 
         def back_all(gradient: Tensor) -> Tensor:
             gradient = scaled_back(gradient * self.norm, normed, inverse)
@@ -170,17 +169,18 @@ class LeanT5:
         given, decoder = self._answers, self.decoder
         encoded, encoder_back = self.encode(output)
         looked = decoder.looked_at(encoded, self.shape)
+        read = [(keys, values) for keys, values in (block.unbind() for block in looked.unbind())]
         states, backs = given.first, list[tuple[Back | None, Any, Back]]()
         for number, (cross, feed) in enumerate(zip(decoder.cross, decoder.feed, strict=True)):
             own_back: Back | None = None
             if number:
                 states, own_back = decoder.attention[number](states, given.shape, given.bias)
-            states, cross_back = cross(states, given.shape, looked[number, 0], looked[number, 1], self.crossing)
+            states, cross_back = cross(states, given.shape, *read[number], self.crossing)
             states, feed_back = feed(states)
             backs.append((own_back, cross_back, feed_back))
         if given.at is not None:
             states = states[given.at]
-        normed, inverse = scaled(states, decoder.eps)
+        normed, inverse = scaled(states, decoder.extra)
         logits = linear(normed, decoder.head)
         log_p = torch.log_softmax(logits, -1)
         each = log_p.gather(1, given.wanted[:, None])[:, 0] * given.share
@@ -195,13 +195,14 @@ class LeanT5:
             moved = scaled_back(change @ decoder.head, normed, inverse)
             if given.at is not None:
                 moved = moved.new_zeros(given.first.shape).index_copy_(0, given.at, moved)
-            to_looked = torch.empty_like(looked)
+            to_looked: list[Tensor] = []
             for number in reversed(range(len(backs))):
                 own_back, cross_back, feed_back = backs[number]
-                moved, to_looked[number, 0], to_looked[number, 1] = cross_back(feed_back(moved), number > 0)
+                moved, to_keys, to_values = cross_back(feed_back(moved), number > 0)
+                to_looked = [to_keys, to_values, *to_looked]
                 if own_back is not None:
                     moved = own_back(moved)
-            return encoder_back(decoder.looked_at_back(to_looked, self.shape))
+            return encoder_back(decoder.looked_at_back(torch.stack(to_looked), self.shape))
 
         return losses, wrong == 0, back
 

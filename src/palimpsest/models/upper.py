@@ -124,6 +124,15 @@ class Upper:
                 self._answer = _answer_arguments(model, self.inputs)
         return judged(model.head(_run_decoder(model, states, *self._answer)[places]), self.inputs, places)
 
+    @torch.no_grad()
+    def run_to_map(self) -> None:
+        """Run the block of the map, for hooks that want to see what the map is given."""
+        if self._above is not None:
+            self._map_output(self._above)
+            return
+        with asking(self.model, self.inputs):
+            _run(self.model, self.hidden, self.layer, self.layer, self._arguments)
+
     def _judge_leanly(self, above: LeanT5) -> Judged:
         if not above.has_answers:
             target_places(self.inputs)  # refuses rows without targets
