@@ -10,7 +10,9 @@ from palimpsest.edits import Edit
 from palimpsest.metrics.retention import Asking, Pool
 from palimpsest.models.batching import Batching
 
-PROMPTS = [f"Where does {person} live{', I say' * (n % 3)}?" for n, person in enumerate([*PEOPLE, "Ada", "Ben"])]
+PROMPTS = [
+    f"Where does {person} live{', I say' * (n % 3)}?" for n, person in enumerate([*PEOPLE, "Ada", "Ben"])
+]
 
 
 def pools(model, editor, task, kept_bytes=1 << 30):
@@ -66,7 +68,9 @@ def test_only_changed_pairs_are_asked(monkeypatch):
     pairs, _, fast = pools(model, editor, "qa")
     asked, judge = [], Pool._judge
     monkeypatch.setattr(
-        Pool, "_judge", lambda pool, group, rows: asked.extend(group.places[row] for row in rows) or judge(pool, group, rows)
+        Pool,
+        "_judge",
+        lambda pool, group, rows: asked.extend(group.places[row] for row in rows) or judge(pool, group, rows),
     )
     try:
         fast.ask()

@@ -171,7 +171,12 @@ class Pool:
     def _scores(self, group: _Group, rows: list[int]) -> list[Scores]:
         """Scores of some rows; those are asked about which the editor decides otherwise than when they were last asked."""
         asking = self.asking
-        if asking.deciding is None or asking.lowest is None or not asking.cached or asking.task == "generation":
+        if (
+            asking.deciding is None
+            or asking.lowest is None
+            or not asking.cached
+            or asking.task == "generation"
+        ):
             return self._judge(group, rows)
         if group.decided is None:
             upper = self._upper(group, list(range(len(group.places))))

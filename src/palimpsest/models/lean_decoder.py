@@ -44,9 +44,7 @@ class Decoder:
             self._bias = attention.compute_bias(size, size) + causal_mask(ones, self.model.dtype)
         return self._bias[:, :, :tokens, :tokens]
 
-    def looked_at(
-        self, states: Float[Tensor, "k d"], shape: Shape
-    ) -> Float[Tensor, "blocks 2 bh n c"]:
+    def looked_at(self, states: Float[Tensor, "k d"], shape: Shape) -> Float[Tensor, "blocks 2 bh n c"]:
         """Keys and values that each block reads of the encoder's states."""
         read = linear(states, self.look).view(shape.rows, shape.tokens, len(self.cross), 2, self.heads, -1)
         apart = read.permute(2, 3, 0, 4, 1, 5)

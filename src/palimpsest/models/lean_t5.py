@@ -30,7 +30,7 @@ SITES = {"wo": "out", "wi": "in", "wi_0": "in"}  # linear maps above which it is
 
 
 def site_of(model: LanguageModel, layer: int, module: Any) -> str | None:
-    """"out" or "in", the side of the MLP on which the map lies; None where the plain way must be taken."""
+    """ "out" or "in", the side of the MLP on which the map lies; None where the plain way must be taken."""
     if model.family.name != "t5" or not model.lean or model.dtype not in (torch.float32, torch.float64):
         return None
     network: Any = model.network
@@ -40,6 +40,7 @@ def site_of(model: LanguageModel, layer: int, module: Any) -> str | None:
         return None
     dense: Any = part(model.block(layer), "layer.1.DenseReluDense")
     return next((side for name, side in SITES.items() if getattr(dense, name, None) is module), None)
+
 
 @dataclass(frozen=True)
 class Answers:
