@@ -68,7 +68,7 @@ def measure(name: str, count: int, plain_count: int, edits: int) -> dict:
     start = time.perf_counter()
     plain = alone.ask()
     plain_seconds = (time.perf_counter() - start) / plain_count
-    pool = Pool(Asking(model, task, editor.lowest_block()), pairs)
+    pool = Pool(Asking(model, task, editor.lowest_block(), site=editor.edited_site()), pairs)
     start = time.perf_counter()
     pool.ask()
     first_seconds = (time.perf_counter() - start) / count

@@ -62,6 +62,7 @@ def test_sizes_of_the_lifelong_streams(mini: experiments.Plan):
 
 def test_fisher_information_is_asked_for_once_per_model_and_stream():
     """All runs of a model on a stream share one file: their layers together, one matrix of each block."""
+
     def spec(layer: int, **settings) -> dict:
         about = {"editor": "ft_ewc", "variant": "upstream", "model": "m", "dataset": "lifelong_qa"}
         return {**about, "settings": {"fisher": "upstream", "layer": layer, "site": "mlp_out", **settings}}

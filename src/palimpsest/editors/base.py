@@ -25,6 +25,7 @@ from palimpsest.errors import EditError, PalimpsestError, SettingsError
 from palimpsest.files import read_json, write_atomic, write_json
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import say
+from palimpsest.models.upper import Upper
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +173,18 @@ class Editor(ABC):
 
     def lowest_block(self) -> int | None:
         """Number of the first block whose output an edit can change; None where nobody knows."""
+        return None
+
+    def edited_site(self) -> str | None:
+        """The linear map of `lowest_block` if this map's output is all that an edit changes; None where it is more."""
+        return None
+
+    def deciding(self, rows: Upper) -> Callable[[Sequence[int]], Tensor] | None:
+        """For rows that stand at `lowest_block`: a function that gives numbers [k, m] for k of them, as the editor is now.
+
+        Two looks at which a row has the same numbers get the same answer to it, whatever was edited in between. None
+        where nothing says so.
+        """
         return None
 
     def margin(self) -> int:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, require
+from palimpsest.editors.shared.adam import Adam
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit
@@ -116,6 +117,10 @@ class FineTuning(Editor):
         """The edited block."""
         return self.settings.layer
 
+    def edited_site(self) -> str:
+        """The edited matrix."""
+        return self.settings.site
+
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Adam until the stop rule says so or the passes are used up."""
         losses, change = self.fit(self.mini_batches(batch, self.settings.mini_batch), self.settings.steps)
@@ -145,7 +150,7 @@ class FineTuning(Editor):
         # Adam steps on a copy of at least float32: in half precision its epsilon and small squares are zero.
         start = before.to(torch.promote_types(before.dtype, torch.float32))
         master = start.clone()
-        optimiser = torch.optim.Adam([master], lr=self.settings.learning_rate)
+        optimiser = Adam([master], self.settings.learning_rate)
         losses: list[float] = []
         weight.requires_grad_(True)
         try:
@@ -172,7 +177,7 @@ class FineTuning(Editor):
         weight: Tensor,
         master: Tensor,
         start: Tensor,
-        optimiser: torch.optim.Optimizer,
+        optimiser: Adam,
         stop: bool,
     ) -> tuple[float, bool]:
         """(mean loss over the edits, whether the stop rule says that this pass is the last)."""
@@ -187,8 +192,7 @@ class FineTuning(Editor):
                 continue
             gradient = torch.autograd.grad(loss, weight)[0].to(master.dtype)
             more = self.pull(master)
-            master.grad = gradient if more is None else gradient + more
-            optimiser.step()
+            optimiser.step([gradient if more is None else gradient + more])
             if self.settings.epsilon is not None:
                 master.clamp_(start - self.settings.epsilon, start + self.settings.epsilon)
             weight.data.copy_(master)
@@ -201,7 +205,7 @@ class FineTuning(Editor):
     def _prepare(self, edits: Sequence[Edit]) -> _MiniBatch | Upper:
         if self.settings.loss == "own":
             inputs = encode(self.model, [edit.prompt for edit in edits], [edit.target for edit in edits])
-            return Upper(self.model, inputs, self.settings.layer)
+            return Upper(self.model, inputs, self.settings.layer, self.settings.site)
         pairs = encode_pairs(self.model, [(edit.prompt, edit.target) for edit in edits])
         tokens = pairs.tokens
         mask, positions = causal_mask(tokens.attention_mask, self.model.dtype), row_positions(tokens)

@@ -96,7 +96,7 @@ class FineTuningRetrain(FineTuning):
         for group in Batching().groups(lengths):
             mine = [edits[place] for place in group]
             inputs = encode(self.model, [edit.prompt for edit in mine], [edit.target for edit in mine])
-            upper = Upper(self.model, inputs, self.settings.layer)
+            upper = Upper(self.model, inputs, self.settings.layer, self.settings.site)
             found |= {place: upper.rows([row]) for row, place in enumerate(group)}
         return [found[place] for place in range(len(edits))]
 

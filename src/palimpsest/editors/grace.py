@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,7 +226,7 @@ class Grace(AdapterEditor):
         """Adam on one value [d_out], in place; the losses."""
         if self.official and self.model.kind == "decoder":
             inputs = without_end(inputs)
-        upper = Upper(self.model, inputs, self.settings.layer)
+        upper = Upper(self.model, inputs, self.settings.layer, self.settings.site)
         self.adapter.fixed = value.requires_grad_(True)
         try:
             return self.minimise([value], lambda: upper.row_losses().mean())
@@ -279,6 +279,10 @@ class Grace(AdapterEditor):
         if not bool(match.fired.any()):
             return None
         return Decision(match.fired, self.codebook.values[match.entry.clamp(min=0)])
+
+    def deciding(self, rows: Upper) -> Callable[[Sequence[int]], Tensor] | None:
+        """As all adapters; not where asking itself adds keys (Q8)."""
+        return None if self.official and self.settings.steps == 1 else super().deciding(rows)
 
     def inspect(
         self, prompts: str | Sequence[str], subjects: Sequence[str | None] | None = None

@@ -9,11 +9,12 @@ rows as asking the whole model, which is what happens when nobody knows which bl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from palimpsest.errors import SettingsError
 from palimpsest.metrics.said import accuracy, exact, perplexity, squad_f1, token_f1
@@ -60,6 +61,10 @@ class Asking:
             answer given the prompt, its end token left out as in GRACE's released code).
         lowest: the first block that an edit can change; None = not known, so that every look runs the whole model.
         batching: how rows share a pass.
+        site: the one linear map of `lowest` whose output is all that an edit changes; None = not known.
+        deciding: `Editor.deciding`. A pair about which the editor decides as at the last look is not asked again, since its
+            answer cannot have changed; None = every pair is asked at every look. Not for generation: a perplexity's last
+            digits depend on what it shares a pass with, and a run that goes on from a checkpoint must give the same rows.
         said_tokens: an encoder-decoder says at most so many tokens. A decoder says as many as the answer has and is judged
             on these, without an end token, since not every decoder learned to end.
         kept_bytes: states below `lowest` are kept up to this size; beyond it they are run again at each look.
@@ -71,6 +76,8 @@ class Asking:
     task: str
     lowest: int | None = None
     batching: Batching = field(default_factory=Batching)
+    site: str | None = None
+    deciding: Callable[[Upper], Callable[[Sequence[int]], Tensor] | None] | None = None
     said_tokens: int = 19
     kept_bytes: int = 1 << 30
     cached: bool = True
@@ -104,6 +111,9 @@ class _Group:
     wanted: list[Said]
     upper: Upper | None = None
     keeps: bool | None = None
+    decided: Callable[[Sequence[int]], Tensor] | None = None  # see `Editor.deciding`
+    decisions: dict[int, Tensor] = field(default_factory=dict)  # by row, as they were when it was last asked
+    scores: dict[int, Scores] = field(default_factory=dict)
 
 
 class Pool:
@@ -137,7 +147,7 @@ class Pool:
         for number in sorted(rows):
             group = self._groups[number]
             mine = sorted(rows[number])
-            found |= dict(zip((group.places[row] for row in mine), self._judge(group, mine), strict=True))
+            found |= dict(zip((group.places[row] for row in mine), self._scores(group, mine), strict=True))
         return [found[place] for place in chosen]
 
     @torch.no_grad()
@@ -165,6 +175,29 @@ class Pool:
                 else encode_prompts_only(model, prompts)
             )
             yield _Group(places, inputs, goals)
+
+    def _scores(self, group: _Group, rows: list[int]) -> list[Scores]:
+        """Scores of some rows; those are asked about which the editor decides otherwise than when they were last asked."""
+        asking = self.asking
+        if (
+            asking.deciding is None
+            or asking.lowest is None
+            or not asking.cached
+            or asking.task == "generation"
+        ):
+            return self._judge(group, rows)
+        if group.decided is None:
+            upper = self._upper(group, list(range(len(group.places))))
+            group.decided = None if upper is None else asking.deciding(upper)
+            if group.decided is None:
+                return self._judge(group, rows)
+        now = dict(zip(rows, group.decided(rows), strict=True))
+        known = group.decisions
+        changed = [row for row in rows if row not in known or not torch.equal(known[row], now[row])]
+        if changed:
+            group.scores |= dict(zip(changed, self._judge(group, changed), strict=True))
+            known |= {row: now[row] for row in changed}
+        return [group.scores[row] for row in rows]
 
     def _judge(self, group: _Group, rows: list[int]) -> list[Scores]:
         asking, goals = self.asking, [group.wanted[row] for row in rows]
@@ -198,9 +231,9 @@ class Pool:
         if group.keeps is None:
             group.keeps = asking.keeps(group.inputs)
         if not group.keeps:
-            return Upper(asking.model, _only(group.inputs, rows), asking.lowest)
+            return Upper(asking.model, _only(group.inputs, rows), asking.lowest, asking.site)
         if group.upper is None:
-            group.upper = Upper(asking.model, group.inputs, asking.lowest)
+            group.upper = Upper(asking.model, group.inputs, asking.lowest, asking.site)
         return group.upper if len(rows) == len(group.places) else group.upper.rows(rows)
 
 

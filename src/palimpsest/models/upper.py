@@ -18,8 +18,11 @@ from transformers import DynamicCache
 
 from palimpsest.models.families import part
 from palimpsest.models.greedy import AnswerDecoder, CachedRows, Said, choose, continue_greedily, spoken
+from palimpsest.models.lean_decoder import LeanAnswers
+from palimpsest.models.lean_t5 import LeanT5, site_of
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import (
+    NONE,
     Inputs,
     Judged,
     asking,
@@ -47,24 +50,36 @@ class Upper:
     have no targets, and otherwise (a loss needs none) only when the first answer is asked for.
     """
 
-    def __init__(self, model: LanguageModel, inputs: Inputs, layer: int):
+    def __init__(self, model: LanguageModel, inputs: Inputs, layer: int, site: str | None = None):
         """Run the blocks below `layer` once, without gradient.
 
+        Args:
+            site: linear map of the block (`LanguageModel.linear`) if nothing but this map changes, and nothing above it has
+                a hook or needs a gradient, while these rows are in use: the rest is then run in a leaner way where there
+                is one (models/lean_t5.py).
+
         Raises:
-            ModelError: no such layer.
+            ModelError: no such layer, no such site.
         """
         model.block(layer)
+        self.site = site
+        if site is not None:
+            self._map = model.linear(layer, site)
         self.model, self.inputs, self.layer = model, inputs, layer
         self._below: dict[int, tuple[Tensor, Tensor]] | None = None
         self._answer: tuple[Tensor, Arguments] | None = (
             None  # what the decoder is given, once it was asked for
         )
+        self._above: LeanT5 | None = None
         recorder = Recorder() if model.kind == "decoder" and not inputs.targets.shape[1] else None
         with torch.no_grad(), asking(model, inputs):
             batch = TokenBatch(inputs.named["input_ids"], inputs.padding)
             embedded = embed(model, batch)
             self._arguments = _arguments(model, embedded, inputs.padding)
             self.hidden = _run(model, embedded, 0, layer - 1, self._arguments, recorder)
+            side = None if site is None else site_of(model, layer, self._map)
+            if side is not None:
+                self._above = LeanT5(model, layer, side, self.hidden, inputs.padding)
         if recorder is not None:
             self._below = recorder.kept
 
@@ -80,6 +95,9 @@ class Upper:
         other.hidden = self.hidden[index, :n]
         with torch.no_grad():
             other._arguments = _arguments(self.model, other.hidden, other.inputs.padding)
+        if self._above is not None:
+            with torch.no_grad():
+                other._above = self._above.rows(index, other.inputs.padding)
         if self._below is not None:
             other._below = {
                 layer: (keys[index, :, :n], values[index, :, :n])
@@ -93,6 +111,8 @@ class Upper:
 
     def judge(self) -> Judged:
         """Losses and verdicts: `objectives.judge`."""
+        if self._above is not None:
+            return self._judge_leanly(self._above)
         model, places = self.model, target_places(self.inputs)
         states = self._states()
         if model.kind == "decoder":
@@ -105,13 +125,39 @@ class Upper:
         return judged(model.head(_run_decoder(model, states, *self._answer)[places]), self.inputs, places)
 
     @torch.no_grad()
+    def run_to_map(self) -> None:
+        """Run the block of the map, for hooks that want to see what the map is given."""
+        if self._above is not None:
+            self._map_output(self._above)
+            return
+        with asking(self.model, self.inputs):
+            _run(self.model, self.hidden, self.layer, self.layer, self._arguments)
+
+    def _judge_leanly(self, above: LeanT5) -> Judged:
+        if not above.has_answers:
+            target_places(self.inputs)  # refuses rows without targets
+            with torch.no_grad():
+                above.answers(self.inputs.named["decoder_input_ids"], self.inputs.targets, NONE)
+        return Judged(*above.judge(self._map_output(above)))
+
+    def _map_output(self, above: LeanT5) -> Float[Tensor, "b n d_out"]:
+        """The linear map called as a module, so that its hooks run."""
+        with asking(self.model, self.inputs):
+            return self._map(above.asked)
+
+    @torch.no_grad()
     def say(self, max_new_tokens: int = 20) -> list[Said]:
         """What the model answers to each row's prompt, greedily: `objectives.say`."""
         model = self.model
         if model.kind == "encoder":
             return choose(model, self._classes(self._states()))
         if model.kind == "encoder_decoder":
-            decoder = AnswerDecoder(model, self._states(), self.inputs.padding)
+            decoder: AnswerDecoder | LeanAnswers
+            if self._above is None:
+                decoder = AnswerDecoder(model, self._states(), self.inputs.padding)
+            else:
+                states, _ = self._above.encode(self._map_output(self._above))
+                decoder = LeanAnswers(self._above.decoder, states, self.inputs.padding)
             return spoken(model, continue_greedily(model, decoder.first(), decoder, max_new_tokens))
         if self._below is None:
             prompts = Upper(model, prompts_of(model, self.inputs), self.layer)

@@ -102,6 +102,8 @@ def lifelong_stream(
         model,
         task,
         lowest=editor.lowest_block(),
+        site=editor.edited_site(),
+        deciding=editor.deciding,
         batching=batching,
         said_tokens=said_tokens,
         kept_bytes=kept_bytes,

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name, require
+from palimpsest.editors.shared.adam import Adam
 from palimpsest.editors.shared.gated_adapter import REPLACEMENTS, Asked, Decision, GatedAdapter
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, DivergedEdit, EditError, PalimpsestError
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import encode_prompts_only
+from palimpsest.models.upper import Upper
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class AdapterEditor(Editor):
             DivergedEdit: a loss is not finite.
         """
         settings, losses = self.settings, list[float]()
-        optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
+        optimiser = Adam(parameters, settings.learning_rate)
         for _ in range(settings.steps):
             value = loss()
             losses.append(float(value.detach()))
@@ -134,12 +136,7 @@ class AdapterEditor(Editor):
                 )
             if settings.stop_loss is not None and losses[-1] < settings.stop_loss:
                 break
-            gradients = torch.autograd.grad(value, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimiser.step()
-        for parameter in parameters:
-            parameter.grad = None
+            optimiser.step(torch.autograd.grad(value, parameters))
         return losses
 
     @contextmanager
@@ -156,6 +153,27 @@ class AdapterEditor(Editor):
     def lowest_block(self) -> int | None:
         """The block of the adapter: what lies below is never changed."""
         return int(self.settings.layer)
+
+    def edited_site(self) -> str | None:
+        """The linear map of the adapter."""
+        return str(self.settings.site)
+
+    def deciding(self, rows: Upper) -> Callable[[Sequence[int]], Tensor] | None:
+        """Whether a row is overwritten, and by what: the model's weights, and what asks, stay the same for ever."""
+        asked = self.adapter.asked(rows)
+
+        def decided(chosen: Sequence[int]) -> Tensor:
+            mine = list(chosen)
+            decision = None
+            if self.adapter.is_attached:
+                decision = self._decide(Asked(asked.states[mine], asked.outputs[mine]))
+            found = asked.outputs.new_zeros(len(mine), 1 + self.adapter.value_width, dtype=self.wide)
+            if decision is not None:
+                found[:, 0] = decision.fired
+                found[:, 1:] = torch.where(decision.fired[:, None], decision.value, found[:, 1:])
+            return found
+
+        return decided
 
     def identity(self) -> dict[str, Any]:
         """What a state belongs to."""

@@ -29,6 +29,7 @@ from palimpsest.errors import ModelError
 from palimpsest.models.families import matrix_view
 from palimpsest.models.hooks import Attachment, attach
 from palimpsest.models.loading import LanguageModel
+from palimpsest.models.upper import Upper
 
 REPLACEMENTS = ("prompt_before", "last", "prompt", "all")
 
@@ -106,6 +107,29 @@ class GatedAdapter:
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
+
+    def asked(self, upper: Upper) -> Asked:
+        """What rows that stand at this block ask, and the linear map's own outputs: no edit of the adapter changes these."""
+        seen: list[Asked] = []
+
+        def look(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            rows, at = torch.arange(len(output), device=output.device), self._asking_positions(output)
+            seen.append(Asked(inputs[0][rows, at], output[rows, at]))
+            raise _SeenEnough
+
+        handle = self.module.register_forward_hook(look, prepend=True)  # before the adapter's own
+        try:
+            upper.run_to_map()
+        except _SeenEnough:
+            pass
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the hook hangs."""
+        return self._attachment is not None
 
     def _hook(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         n, padding = output.shape[1], self.model.padding

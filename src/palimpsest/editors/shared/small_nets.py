@@ -54,7 +54,8 @@ class SmallNets(AdapterEditor):
         return torch.nn.functional.linear(states.to(self.wide), weight, bias)
 
     def _teach(self, edit: Edit, record: dict[str, Any] | None) -> None:
-        upper = Upper(self.model, encode(self.model, [edit.prompt], [edit.target]), self.settings.layer)
+        inputs = encode(self.model, [edit.prompt], [edit.target])
+        upper = Upper(self.model, inputs, self.settings.layer, self.settings.site)
         before = self.parameters
         learning = {name: tensor.clone().requires_grad_(True) for name, tensor in before.items()}
         self.parameters, self.training = learning, True

@@ -1,0 +1,150 @@
+"""A lifelong stream of generated questions on the mini T5: the network's own modules against the lean way, in one process.
+
+    python benchmarks/lifelong_stream.py --model DIR --data DIR --editor grace --edits 1000 --plain-edits 20
+
+DIR: what `palimpsest pretrain` and `palimpsest dataset` wrote (NEXT.md and config/mini.yaml name the settings). Both forms go
+through the protocol `lifelong`: ask, edit where the answer is wrong, ask again, and a look every 50 items at upstream,
+hold-out and all edits. Plain stands on the same protocol with `LanguageModel.lean` off and every pair asked at every look.
+It is run on fewer items, at the head of the stream, where its rows must be those of the fast form up to rounding: main
+scores of the first look are compared. Times are CPU seconds of this process; other programs on the machine still lengthen
+them, so only ratios of one run can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "grace": {"radius": None, "radius_ratio": 0.3},
+    "defer": {},
+    "memory": {},
+    "ft": {"loss": "own", "stop": "argmax", "steps": 100, "learning_rate": 1e-2, "epsilon": None},
+    "ft_ewc": {},
+    "ft_retrain": {},
+}
+
+
+def run(options: argparse.Namespace, lean: bool, items: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(CPU seconds by part, rows of the tables)."""
+    from palimpsest.editors import make_editor
+    from palimpsest.edits import read_edits
+    from palimpsest.models.batching import Batching
+    from palimpsest.models.loading import load_model
+    from palimpsest.protocols import lifelong
+    from palimpsest.protocols.checkpoints import seed_everything
+    from palimpsest.protocols.lifelong_inputs import lifelong_stream
+
+    model = load_model(options.model)
+    model.lean = lean
+    edits = read_edits(options.data / "edits.jsonl")[:items]
+    seed_everything(0)
+    editor = make_editor(options.editor, model, {"layer": options.layer, **SETTINGS[options.editor]}, seed=0)
+    stream = lifelong_stream(
+        editor,
+        edits,
+        options.data,
+        task="qa",
+        batching=Batching(),
+        said_tokens=20,
+        kept_bytes=1 << 30,
+        run="benchmark",
+        seed=0,
+        snapshot_every=50,
+    )
+    if not lean:
+        stream.asking.deciding = None
+    seconds = {"edit": 0.0, "look": 0.0}
+    restore = {name: getattr(lifelong, name) for name in ("edit_batch", "_look")}
+
+    def timed(part: str, function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            start = time.process_time()
+            try:
+                return function(*arguments)
+            finally:
+                seconds[part] += time.process_time() - start
+
+        return call
+
+    lifelong.edit_batch, lifelong._look = (
+        timed("edit", restore["edit_batch"]),
+        timed("look", restore["_look"]),
+    )
+    start = time.process_time()
+    try:
+        progress = lifelong.run(stream)
+    finally:
+        lifelong.edit_batch, lifelong._look = restore["edit_batch"], restore["_look"]
+        editor.remove()
+    total, made = time.process_time() - start, len(progress.made)
+    found = {
+        "items": items,
+        "edits": made,
+        "total_seconds": total,
+        "seconds_per_edit": seconds["edit"] / max(made, 1),
+        "seconds_per_look": seconds["look"] / len(progress.looks),
+        "looks": len(progress.looks),
+        "asking_seconds_per_item": (total - seconds["edit"] - seconds["look"]) / items,
+    }
+    return found, progress.metrics
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="folder of a T5 in hub format")
+    parser.add_argument("--data", type=Path, required=True, help="folder of a lifelong data set of questions")
+    parser.add_argument("--editor", choices=sorted(SETTINGS), default="grace")
+    parser.add_argument("--layer", type=int, default=2, help="block of the edited map, from 0")
+    parser.add_argument("--edits", type=int, default=1000, help="items of the stream for the fast form")
+    parser.add_argument("--plain-edits", type=int, default=20, help="and for the plain one; 0 leaves it out")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder for a JSON file with the result")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    import torch
+
+    torch.set_num_threads(options.threads)
+    logging.getLogger("palimpsest").setLevel(logging.ERROR)
+    result: dict[str, Any] = {"what": "lifelong stream, CPU seconds", "editor": options.editor}
+    result["fast"], rows = run(options, True, options.edits)
+    if options.plain_edits:
+        result["plain"], plain = run(options, False, options.plain_edits)
+        result["fast_on_the_same_items"], _ = run(options, True, options.plain_edits)
+        unedited = [
+            [(row["split"], row["metric"], round(row["value"], 6)) for row in table if row["step"] == 0]
+            for table in (rows, plain)
+        ]
+        same = [row for row in unedited[0] if row[0] in ("upstream", "accurate")]
+        if any(row not in unedited[1] for row in same):
+            raise SystemExit("the two forms differ before the first edit")
+        both = (result["plain"], result["fast_on_the_same_items"])
+        result["ratio"] = {
+            name: both[0][name] / both[1][name]
+            for name in ("seconds_per_edit", "seconds_per_look", "asking_seconds_per_item", "total_seconds")
+        }
+    result["machine"] = (
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
+    result["torch"] = torch.__version__
+    json.dump(result, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"lifelong_stream-{options.editor}.json").write_text(
+            json.dumps(result, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()
