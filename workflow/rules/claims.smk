@@ -3,11 +3,8 @@
 
 rule claims:
     input:
-        metrics=[
-            f"results/runs/{run}/seed={seed}/metrics.parquet"
-            for run, seed in PLAN.run_seeds()
-        ],
-        toy=TOYS,
+        metrics=claims_runs,
+        toy=lambda wildcards: TOYS if paper_of(wildcards) == "grace" else [],
     output:
         csv=f"{FIGURES}/{{stem}}.csv",
         tests=f"{FIGURES}/{{stem}}_tests.csv",

@@ -276,17 +276,52 @@ JUDGED = {
     for paper, stem in PAPERS.items()
     if any(PLAN.config.experiments[name]["paper"] == paper for name in PLAN.figures)
 }
-CLAIMS = [
-    f"{FIGURES}/{stem}{suffix}"
-    for stem in JUDGED.values()
-    for suffix in (".csv", ".md", "_tests.csv")
-]
+
+
+def claims_of(papers):
+    """The verdicts on the claims of some papers."""
+    stems = [stem for paper, stem in JUDGED.items() if paper in papers]
+    return [
+        f"{FIGURES}/{stem}{suffix}"
+        for stem in stems
+        for suffix in (".csv", ".md", "_tests.csv")
+    ]
+
+
+CLAIMS = claims_of(JUDGED)
 TOYS = [TOY for figure in PLAN.figures.values() if figure.spec["drawer"] == "toy"]
+
+
+def paper_of(wildcards):
+    """The paper whose claims are judged in a file."""
+    return next(paper for paper, stem in PAPERS.items() if stem == wildcards.stem)
+
+
+def claims_figures(wildcards):
+    """Tables and figures of the paper that have runs: what its claims are judged by."""
+    return {
+        name: figure
+        for name, figure in PLAN.figures.items()
+        if figure.runs and PLAN.config.experiments[name]["paper"] == paper_of(wildcards)
+    }
+
+
+def claims_runs(wildcards):
+    """Metric tables of these runs."""
+    runs = {
+        (run, seed)
+        for figure in claims_figures(wildcards).values()
+        for run, seeds in figure.runs.items()
+        for seed in seeds
+    }
+    return [
+        f"results/runs/{run}/seed={seed}/metrics.parquet" for run, seed in sorted(runs)
+    ]
 
 
 def claims_spec(wildcards):
     """Which experiments are there, and which runs belong to them."""
-    paper = next(paper for paper, stem in PAPERS.items() if stem == wildcards.stem)
+    paper = paper_of(wildcards)
     return spec_json(
         {
             "scale": PLAN.scale["scale"],
@@ -297,8 +332,7 @@ def claims_spec(wildcards):
             **PLAN.scale["claims"],
             "experiments": {
                 name: list(figure.runs)
-                for name, figure in PLAN.figures.items()
-                if figure.runs
+                for name, figure in claims_figures(wildcards).items()
             },
         }
     )

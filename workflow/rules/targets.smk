@@ -73,7 +73,13 @@ for group in GROUPS:
                 if PLAN.config.experiments[name]["group"] == group
                 for file in figure_files(name)
             ],
-            CLAIMS,
+            claims_of(
+                {
+                    PLAN.config.experiments[name]["paper"]
+                    for name in PLAN.figures
+                    if PLAN.config.experiments[name]["group"] == group
+                }
+            ),
         localrule: True
 
 
