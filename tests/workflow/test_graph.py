@@ -64,6 +64,9 @@ def test_a_paper_and_its_editor_share_a_name(tmp_path: Path):
     plan, counts = experiments.plan(scale, ROOT), job_counts(done)
     mine = [name for name in plan.figures if plan.config.experiments[name]["group"] == "grace"]
     assert counts["figure"] + counts["table"] == len(mine)
+    runs = {(run, seed) for name in mine for run, seeds in plan.figures[name].runs.items() for seed in seeds}
+    assert counts["run"] == len(runs) < sum(1 for _ in plan.run_seeds())  # and not those of the other paper
+    assert counts["claims"] == 1
 
 
 def test_fisher_information_is_collected_for_the_runs_that_want_it(tmp_path: Path):
