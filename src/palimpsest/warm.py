@@ -41,16 +41,27 @@ def start() -> subprocess.Popen[bytes] | None:
     if os.environ.get(VARIABLE) == "off" or not hasattr(socket, "send_fds") or not hasattr(os, "fork"):
         return None
     address = str(Path(tempfile.mkdtemp(prefix="palimpsest-")) / "jobs")  # readable for this user alone
+    listener = listen(address)
     source = str(Path(__file__).resolve().parents[1])  # as the rules have it
     # Another session: Ctrl-C is for the jobs, which pass it on. The pipe to its input tells it when to end.
     process = subprocess.Popen(
-        [sys.executable, "-m", "palimpsest.warm", address],
+        [sys.executable, "-m", "palimpsest.warm", str(listener.fileno())],
         stdin=subprocess.PIPE,
+        pass_fds=[listener.fileno()],
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
     )
+    listener.close()
     os.environ[VARIABLE] = address
     return process
+
+
+def listen(address: str) -> socket.socket:
+    """A socket at this path; jobs that come while the libraries load wait there."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address)
+    listener.listen(128)
+    return listener
 
 
 def hand_over(arguments: list[str]) -> int | None:
@@ -69,20 +80,38 @@ def hand_over(arguments: list[str]) -> int | None:
             "environment": dict(os.environ),
             **_interpreter(),
         }
+        job: list[int] = []  # its process, once it is known
+        missed: list[int] = []  # signals that came before
+
+        def forward(received: int, _: object) -> None:
+            if not job:
+                missed.append(received)
+                return
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(job[0], received)
+
+        for number in FORWARDED:
+            signal.signal(number, forward)
         socket.send_fds(line, [b"job"], [0, 1, 2])
         with line.makefile("rwb") as stream:
             stream.write(json.dumps(told).encode() + b"\n")
             stream.flush()
             answer = json.loads(stream.readline() or b"{}")
             if "process" not in answer:
+                for number in FORWARDED:
+                    signal.signal(
+                        number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                    )
+                for received in missed:
+                    os.kill(os.getpid(), received)
                 return None
-            job = answer["process"]
-            for number in FORWARDED:
-                signal.signal(number, lambda received, _: os.kill(job, received))
+            job.append(answer["process"])
+            for received in missed:
+                forward(received, None)
             ended = stream.readline()
     if not ended:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(job, signal.SIGKILL)
+            os.killpg(job[0], signal.SIGKILL)
         sys.stderr.write(
             "palimpsest: the process that jobs are forked from has ended; start the workflow again\n"
         )
@@ -90,23 +119,25 @@ def hand_over(arguments: list[str]) -> int | None:
     return int(json.loads(ended)["status"])
 
 
-def serve(address: str, job: Callable[[list[str]], int], libraries: tuple[str, ...] = LIBRARIES) -> None:
-    """Listen, load the libraries, and fork a process for each command until the input closes.
+def serve(
+    listener: socket.socket, job: Callable[[list[str]], int], libraries: tuple[str, ...] = LIBRARIES
+) -> None:
+    """Load the libraries, then fork a process for each command until the input closes.
 
     Args:
+        listener: see `listen`; closed and removed at the end.
         job: what a forked process does with its arguments; returns its exit status.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(address)
-        listener.listen(128)  # jobs that come while the libraries load wait here
+    address = Path(listener.getsockname())
+    with listener:
         for name in libraries:
             with contextlib.suppress(ImportError):  # an environment for figures alone has no torch
                 import_module(name)
         try:
             _Server(listener, job).run()
         finally:
-            Path(address).unlink(missing_ok=True)
-            Path(address).parent.rmdir()
+            address.unlink(missing_ok=True)
+            address.parent.rmdir()
 
 
 class _Server:
@@ -203,10 +234,14 @@ class _Server:
     def _abandoned(self, process: int) -> None:
         """A client that is gone was killed: so is its job, as if it had been one process."""
         client = self.clients.get(process)
-        if client is not None and not client.recv(64):
-            self.selector.unregister(client)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process, signal.SIGKILL)
+        if client is None:
+            return
+        with contextlib.suppress(OSError):  # reset: it died before it read its answer
+            if client.recv(64):
+                return
+        self.selector.unregister(client)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -254,4 +289,4 @@ def _job(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], _job)
+    serve(socket.socket(fileno=int(sys.argv[1])), _job)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SERVER = """
-import os, sys, time
+import os, socket, sys, time
 from pathlib import Path
 from palimpsest import warm
 state = []
@@ -43,7 +43,7 @@ def job(arguments):
             Path(rest[0] + ".interrupted").write_text("")
             return 7
     return 0
-warm.serve(sys.argv[1], job, ())
+warm.serve(socket.socket(fileno=int(sys.argv[1])), job, ())
 """
 CLIENT = """
 import sys
@@ -59,8 +59,11 @@ class Server:
     def __init__(self, folder: Path):
         (folder / "socket").mkdir()
         self.address, self.folder = str(folder / "socket" / "jobs"), folder
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER, self.address], stdin=subprocess.PIPE)
-        wait_for(lambda: Path(self.address).exists())
+        with warm.listen(self.address) as listener:
+            number = listener.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(number)], stdin=subprocess.PIPE, pass_fds=[number]
+            )
 
     def client(self, *words: str, **more) -> subprocess.Popen:
         environment = {**os.environ, warm.VARIABLE: self.address, **more.pop("environment", {})}

@@ -394,9 +394,5 @@ class Codebook:
 
 
 def slack(radius: Any, norm: Any) -> Any:
-    """What rounding may add to a distance: a query differs in its last digits with what it is batched with (Q4).
-
-    Q4 names 1e-6 of the radius and 1e-6 besides; 1e-6 of the query's length is ours, since the digits of long vectors are
-    coarser. The same slack says when two places are one (Q5).
-    """
+    """What rounding may add to a distance (Q4; the query's length is ours: digits of long vectors are coarser)."""
     return 1e-6 * (1.0 + radius + norm)
