@@ -81,6 +81,15 @@ def test_fisher_information_needs_a_stream():
         experiments.plan(changed(experiments={"crossover_curves": sizes}), ROOT)
 
 
+def test_streams_of_different_lengths():
+    """Each model may have its own number of edits; one without a number is named."""
+    sizes = {"pairs": {"smoke-t5": "lifelong_qa", "smoke-bert": "lifelong_labels"}, "seeds": [0], "methods": ["grace"]}
+    plan = experiments.plan(changed(experiments={"grace_stream": {**sizes, "edits": {"smoke-t5": 3, "smoke-bert": 5}}}), ROOT)
+    assert {run.spec["model"]: run.spec["edits"] for run in plan.runs.values()} == {"smoke-t5": 3, "smoke-bert": 5}
+    with pytest.raises(ConfigError, match="no number for the model 'smoke-bert'"):
+        experiments.plan(changed(experiments={"grace_stream": {**sizes, "edits": {"smoke-t5": 3}}}), ROOT)
+
+
 def test_experiments_share_runs(mini: experiments.Plan):
     shared = set(mini.figures["comeba_table2"].runs) & set(mini.figures["comeba_fig4"].runs)
     assert {mini.runs[name].spec["editor"] for name in shared} == {"memit", "comeba_hk"}
