@@ -88,6 +88,12 @@ def fisher_spec(runs: Iterable[Mapping[str, Any]], model: str, dataset: str) -> 
     sites = sorted({settings["site"] for settings in wanted})
     if len(sites) != 1:
         raise ConfigError(
-            [f"Fisher information of {model} on {dataset} is wanted at {' and '.join(sites) or 'no site'}; give one site"]
+            [
+                f"Fisher information of {model} on {dataset} is wanted at {' and '.join(sites) or 'no site'}; give one site"
+            ]
         )
-    return {"kind": "fisher", "layers": sorted({int(settings["layer"]) for settings in wanted}), "site": sites[0]}
+    return {
+        "kind": "fisher",
+        "layers": sorted({int(settings["layer"]) for settings in wanted}),
+        "site": sites[0],
+    }

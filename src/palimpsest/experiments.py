@@ -91,7 +91,9 @@ class Plan:
     def datasets_of(self, model: str) -> list[str]:
         """Data sets that a model is edited on and that the gate examines it on."""
         used = {run.spec["dataset"] for run in self.runs.values() if run.spec["model"] == model}
-        return [name for name in self.scale["datasets"] if name in used and not places.is_stream(self.scale, name)]
+        return [
+            name for name in self.scale["datasets"] if name in used and not places.is_stream(self.scale, name)
+        ]
 
     def statistics_layers(self, model: str) -> list[int]:
         """Blocks whose covariance any run on this model needs."""

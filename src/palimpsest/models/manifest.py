@@ -127,7 +127,9 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
     labels = _labels_of(spec) if "labels" in known else None
     shape, seed = shape_of({**spec, **({"labels": labels} if labels else {})}), int(spec.get("seed", 0))
     if spec.get("pairs"):
-        texts = [text for pair in read_pairs(Path(spec["pairs"])) for text in (pair["prompt"], pair["answer"])]
+        texts = [
+            text for pair in read_pairs(Path(spec["pairs"])) for text in (pair["prompt"], pair["answer"])
+        ]
     elif spec.get("corpus"):
         texts = Path(spec["corpus"]).read_text(encoding="utf-8").splitlines()
     else:
