@@ -83,9 +83,18 @@ def test_fisher_information_needs_a_stream():
 
 def test_streams_of_different_lengths():
     """Each model may have its own number of edits; one without a number is named."""
-    sizes = {"pairs": {"smoke-t5": "lifelong_qa", "smoke-bert": "lifelong_labels"}, "seeds": [0], "methods": ["grace"]}
-    plan = experiments.plan(changed(experiments={"grace_stream": {**sizes, "edits": {"smoke-t5": 3, "smoke-bert": 5}}}), ROOT)
-    assert {run.spec["model"]: run.spec["edits"] for run in plan.runs.values()} == {"smoke-t5": 3, "smoke-bert": 5}
+    sizes = {
+        "pairs": {"smoke-t5": "lifelong_qa", "smoke-bert": "lifelong_labels"},
+        "seeds": [0],
+        "methods": ["grace"],
+    }
+    plan = experiments.plan(
+        changed(experiments={"grace_stream": {**sizes, "edits": {"smoke-t5": 3, "smoke-bert": 5}}}), ROOT
+    )
+    assert {run.spec["model"]: run.spec["edits"] for run in plan.runs.values()} == {
+        "smoke-t5": 3,
+        "smoke-bert": 5,
+    }
     with pytest.raises(ConfigError, match="no number for the model 'smoke-bert'"):
         experiments.plan(changed(experiments={"grace_stream": {**sizes, "edits": {"smoke-t5": 3}}}), ROOT)
 
