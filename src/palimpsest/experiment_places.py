@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from palimpsest.config import ConfigError
 
 
 def sized(sizes: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,3 +41,37 @@ def join_figures(figures: Mapping[str, Any], entries: Mapping[str, Any]) -> None
             figure.runs |= own.get(other, {})
             for key, values in shown.get(other, {}).items():
                 figure.spec[key] = list(dict.fromkeys([*figure.spec[key], *values]))
+
+
+def wants_fisher(spec: Mapping[str, Any]) -> bool:
+    """Whether a run needs the Fisher information of what is to be kept (FT+EWC's variant `upstream`)."""
+    return bool(spec["settings"].get("fisher") == "upstream")
+
+
+def fisher_problem(scale: Mapping[str, Any], spec: Mapping[str, Any]) -> str | None:
+    """Why a run cannot have its Fisher information: only streams say what is to be kept."""
+    if not wants_fisher(spec) or is_stream(scale, spec["dataset"]):
+        return None
+    return (
+        f"{spec['editor']}:{spec['variant']} on {spec['dataset']}: Fisher information is taken on the upstream probes of a "
+        "stream, and this data set has none. Name a data set with a `task`"
+    )
+
+
+def fisher_spec(runs: Iterable[Mapping[str, Any]], model: str, dataset: str) -> dict[str, Any]:
+    """Layers and matrix whose Fisher information the runs (their specs) of a model on a data set need.
+
+    Raises:
+        ConfigError: the runs want different matrices of a block.
+    """
+    wanted = [
+        spec["settings"]
+        for spec in runs
+        if wants_fisher(spec) and (spec["model"], spec["dataset"]) == (model, dataset)
+    ]
+    sites = sorted({settings["site"] for settings in wanted})
+    if len(sites) != 1:
+        raise ConfigError(
+            [f"Fisher information of {model} on {dataset} is wanted at {' and '.join(sites) or 'no site'}; give one site"]
+        )
+    return {"kind": "fisher", "layers": sorted({int(settings["layer"]) for settings in wanted}), "site": sites[0]}

@@ -23,7 +23,7 @@ from palimpsest.config import (
     merge_settings,
     suggest,
 )
-from palimpsest.experiment_places import belongs, is_stream, join_figures, sized
+from palimpsest.experiment_places import belongs, fisher_problem, is_stream, join_figures, sized
 from palimpsest.figures import TABLE_DRAWERS
 
 RUN_NAME = re.compile(r"[a-z0-9_-]+")
@@ -269,6 +269,8 @@ def _resolve(
             f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). "
             "Add it under `models`"
         )
+    if problem := fisher_problem(scale, spec):
+        problems.append(problem)
     run = Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
     if content.get("shares_targets") and entry["protocol"] == "single_round":
         run.targets = _search_name(search_spec(spec))

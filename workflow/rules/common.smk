@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from palimpsest import experiments, warm
 from palimpsest.commands import PAIR_FAMILIES, WORLDS
 from palimpsest.config import ConfigError, read_yaml, use_this_python
+from palimpsest.experiment_places import fisher_spec, wants_fisher
 from palimpsest.figures import outputs as figure_suffixes
 from palimpsest.provenance import source_digest
 

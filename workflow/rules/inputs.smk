@@ -116,8 +116,12 @@ def run_probes(wildcards):
 
 
 def run_statistics(wildcards):
-    """Covariance, for editors that need it."""
+    """Covariance or Fisher information, for editors that need it."""
     run = PLAN.runs[wildcards.run]
+    if wants_fisher(run.spec):
+        return "results/statistics/{model}/fisher-{scale}-{dataset}/fisher.safetensors".format(
+            **run.spec
+        )
     if not run.needs_statistics:
         return []
     return f"results/statistics/{run.spec['model']}/covariance.safetensors"

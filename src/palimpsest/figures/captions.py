@@ -18,7 +18,13 @@ _SCALES = {
     "small": "Small scale: public models of about 100 M parameters on real data.",
     "paper": "Paper scale: the paper's models, data and sizes.",
 }
-_DATASETS = {"zsre": "ZsRE", "counterfact": "CounterFact"}
+_DATASETS = {
+    "zsre": "ZsRE",
+    "counterfact": "CounterFact",
+    "lifelong_qa": "questions",
+    "lifelong_labels": "court cases",
+    "lifelong_lives": "biographies",
+}
 _METRICS = (
     "Reliability, generality and locality are teacher-forced token accuracies on edit prompts, "
     "rephrasings and locality prompts (locality: agreement with the unedited model)."

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from palimpsest.errors import DataError
 from palimpsest.figures import captions, lifelong, lifelong_captions, read, style
 from palimpsest.figures.read import Method, Run
-from palimpsest.figures.stream_curves import dashes
+from palimpsest.figures.stream_curves import dashes, method_legend
 
 _BANDS = (("q0", "q1", 0.10), ("q0.05", "q0.95", 0.18), ("q0.25", "q0.75", 0.30))
 _EVENT_COLOURS = {
@@ -41,12 +41,13 @@ def draw_keys(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) 
     places = lifelong.places_of(spec, runs)
     points: list[dict[str, Any]] = []
     with style.house_style():
-        figure = style.new_figure(style.WIDTH + 0.9, 2.75)
+        figure = style.new_figure(style.WIDTH + 0.9, 2.95)
         axes = figure.subplots(1, len(places), squeeze=False)[0]
         for axis, place in zip(axes, places, strict=True):
             points += _keys_panel(axis, methods, lifelong.at_place(runs, place), place, spec)
             axis.set_title(lifelong.TASK_TITLES[place[0]], pad=8)
         axes[0].set_ylabel("keys in the codebook")
+        method_legend(figure, methods)
         style.panel_letters(axes)
         style.stamp(figure, captions.stamp_text(spec))
         words = [
@@ -81,7 +82,7 @@ def _keys_panel(
         axis.fill_between(table["n_edits"], table["low"], table["high"], color=colour, alpha=0.16, lw=0)
         axis.plot(
             table["n_edits"], table["mean"], color=colour, ls=dashes(method), mec="white", mew=0.5,
-            marker=style.method_marker(method.editor), label=method.title,
+            marker=style.method_marker(method.editor), label=method.title, zorder=3 if dashes(method) == "-" else 4,
         )  # fmt: skip
         same = {
             "task": place[0],
@@ -101,11 +102,10 @@ def _keys_panel(
             {"task": place[0], "method": "GRACE", "source": "printed", "n_edits": 1000.0, "mean": 137.0}
         )
     axis.set_xlim(left=0)
-    axis.set_ylim(0, max(1.0, 1.35 * max(ends)))
+    axis.set_ylim(0, max(1.0, 1.08 * max(ends), 1.02 * longest))
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.set_xlabel("edits made")
-    axis.legend(loc="upper left", handlelength=2.2)
     return points
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from palimpsest.figures import captions, lifelong, lifelong_captions, read, style, tables
 from palimpsest.figures.lifelong import LOWER_IS_BETTER
-from palimpsest.figures.lifelong_table import perplexity
+from palimpsest.figures.lifelong_table import score
 from palimpsest.figures.read import Method, Run
 from palimpsest.figures.stream_curves import draw_panel, method_legend
 
@@ -118,11 +118,11 @@ def _title(place: Place, short: bool = False) -> str:
             else f"{place[0].replace('_', ' ').capitalize()} editing: {place[1]} on {dataset}"
         )
     title = lifelong.TASK_TITLES[place[0]]
-    score = lifelong_captions.score_title(place[0])
+    named = lifelong_captions.score_title(place[0])
     return (
-        f"Lifelong\n{title}, {score}"
+        f"Lifelong\n{dataset}, {named}"
         if short
-        else f"Lifelong, {title.lower()} ({score}): {place[1]} on {dataset}"
+        else f"Lifelong, {title.lower()} ({named}): {place[1]} on {dataset}"
     )
 
 
@@ -183,14 +183,14 @@ def _layout(points: pd.DataFrame) -> tables.Table:
 
 
 def _cell(point: pd.Series, lower: bool) -> str:
-    mean, std, quantity = point["mean"], point["std"], point["quantity"]
+    mean, quantity = point["mean"], point["quantity"]
     if pd.isna(mean):
         return ""
     if quantity in ("edits", "keys"):
         return f"{mean:,.0f}"
     if quantity == "seconds_per_edit":
         return f"{mean:.3f}" if mean < 1 else f"{mean:.1f}"
-    return perplexity(mean, std) if lower or quantity == "arr" else f"{mean:.3f} ± {std:.3f}"
+    return score(point, lower or quantity == "arr")
 
 
 def _runs_words(runs: Sequence[Run]) -> str:

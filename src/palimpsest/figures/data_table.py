@@ -10,7 +10,7 @@ import pandas as pd
 
 from palimpsest.figures import captions, lifelong, lifelong_captions, read, tables
 from palimpsest.figures.lifelong import LOWER_IS_BETTER, PRINTED
-from palimpsest.figures.lifelong_table import perplexity
+from palimpsest.figures.lifelong_table import score
 from palimpsest.figures.read import Run
 from palimpsest.published import find_printed
 
@@ -96,12 +96,10 @@ def _layout(points: pd.DataFrame) -> tables.Table:
             ]
             for _, point in part.iterrows()
         ]
-        title = f"{lifelong.TASK_TITLES[task]} ({lifelong_captions.score_title(task)}): {model} on {dataset}"
+        title = f"{lifelong.TASK_TITLES[task]} ({lifelong_captions.score_title(task)}): {model} on {captions.dataset_title(dataset)}"
         groups.append((f"{title}; printed: {' on '.join(reversed(PRINTED[task]))}", rows))
     return tables.Table(["Set", "prompts", "printed", "score before editing", "printed"], groups)
 
 
 def _score(point: pd.Series, task: str) -> str:
-    if task in LOWER_IS_BETTER or point["set"] == "Accurates":
-        return perplexity(point["mean"], point["std"])
-    return f"{point['mean']:.3f} ± {point['std']:.3f}"
+    return score(point, task in LOWER_IS_BETTER or point["set"] == "Accurates")

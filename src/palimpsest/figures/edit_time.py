@@ -172,4 +172,4 @@ def _forward_panel(axis: Axes, forward: pd.DataFrame) -> None:
         )
         for task in tasks
     ]
-    axis.legend(handles=handles, loc="upper right", handletextpad=0.2)
+    axis.legend(handles=handles, loc="best", handletextpad=0.2, frameon=True, framealpha=0.85, edgecolor="none")

@@ -139,8 +139,8 @@ def layout(points: pd.DataFrame) -> tables.Table:
                 faint.add((number, index))
             rows.append(cells)
         beside = f"; printed: {' on '.join(reversed(PRINTED[task]))}" if part["printed"].notna().any() else ""
-        title = f"{lifelong.TASK_TITLES[task]} ({lifelong_captions.score_title(task)}): {model} on {dataset}{beside}"
-        groups.append((title, rows))
+        title = f"{lifelong.TASK_TITLES[task]} ({lifelong_captions.score_title(task)})"
+        groups.append((f"{title}: {model} on {captions.dataset_title(dataset)}{beside}", rows))
     return tables.Table(columns, groups, frozenset(emphasis), frozenset(faint))
 
 
@@ -170,17 +170,22 @@ def _measured(point: pd.Series) -> str:
         return f"{mean:,.0f} ± {std:,.0f}" if std >= 0.5 else f"{mean:,.0f}"
     if quantity == "seconds_per_edit":
         return f"{mean:.3f} ± {std:.3f}" if mean < 1 else f"{mean:.1f} ± {std:.1f}"
-    if point["task"] in LOWER_IS_BETTER:
+    return score(point, point["task"] in LOWER_IS_BETTER)
+
+
+def score(point: pd.Series, lower: bool) -> str:
+    """A cell: perplexity (`lower`) or share, with its deviation over seeds, which one seed does not have."""
+    mean, std = point["mean"], point["std"] if point["seeds"] > 1 else None
+    if lower:
         return perplexity(mean, std)
-    return f"{mean:.3f} ± {std:.3f}"
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
 
 
-def perplexity(mean: float, std: float) -> str:
+def perplexity(mean: float, std: float | None = None) -> str:
     """Perplexities run from 1 to many thousands: two decimals, then one, then none; the deviation likewise."""
-    if mean >= 1e6:
-        return f"{mean:.1e} ± {std:.0e}"
     digits = 2 if mean < 100 else 1 if mean < 1000 else 0
-    return f"{mean:,.{digits}f} ± {std:,.{digits}f}"
+    form, beside = (".1e", ".0e") if mean >= 1e6 else (f",.{digits}f", f",.{digits}f")
+    return f"{mean:{form}}" if std is None else f"{mean:{form}} ± {std:{beside}}"
 
 
 def _words(

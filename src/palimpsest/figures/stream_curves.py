@@ -72,7 +72,7 @@ def draw_panel(
             mec="white",
             mew=0.5,
             ms=4,
-            zorder=3 if method.editor == "grace" else 2,
+            zorder=4 if dashes(method) != "-" else 3 if method.editor == "grace" else 2,
         )
         identity = {"task": place[0], "model": place[1], "dataset": place[2], "method": method.title}
         points += [{**identity, "quantity": quantity, **row} for row in table.to_dict("records")]
