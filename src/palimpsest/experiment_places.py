@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from palimpsest.config import ConfigError
@@ -22,6 +22,22 @@ def belongs(
     if tasks and scale["datasets"][dataset].get("task") not in tasks:
         return False
     return bool((sizes.get("pairs") or {}).get(model, dataset) == dataset)
+
+
+def edits_of(sizes: Mapping[str, Any], model: str) -> int:
+    """Number of edits of a run: one for all models, or each model's own."""
+    edits = sizes["edits"]
+    return int(edits[model] if isinstance(edits, Mapping) else edits)
+
+
+def edits_problems(name: str, sizes: Mapping[str, Any]) -> Iterator[str]:
+    """Models whose number of edits an experiment does not give, when it gives each its own."""
+    edits = sizes.get("edits")
+    groups = [sizes, *(sizes.get("also") or ())]
+    models = dict.fromkeys(model for group in groups for model in group.get("models") or ())
+    for model in models:
+        if isinstance(edits, Mapping) and model not in edits:
+            yield f"experiments.{name}.edits: no number for the model {model!r}. Add it, or give one number for all"
 
 
 def is_stream(scale: Mapping[str, Any], dataset: str) -> bool:
@@ -72,6 +88,12 @@ def fisher_spec(runs: Iterable[Mapping[str, Any]], model: str, dataset: str) -> 
     sites = sorted({settings["site"] for settings in wanted})
     if len(sites) != 1:
         raise ConfigError(
-            [f"Fisher information of {model} on {dataset} is wanted at {' and '.join(sites) or 'no site'}; give one site"]
+            [
+                f"Fisher information of {model} on {dataset} is wanted at {' and '.join(sites) or 'no site'}; give one site"
+            ]
         )
-    return {"kind": "fisher", "layers": sorted({int(settings["layer"]) for settings in wanted}), "site": sites[0]}
+    return {
+        "kind": "fisher",
+        "layers": sorted({int(settings["layer"]) for settings in wanted}),
+        "site": sites[0],
+    }

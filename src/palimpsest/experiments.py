@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from palimpsest import experiment_places as places
 from palimpsest.config import (
     Config,
     ConfigError,
@@ -23,7 +24,6 @@ from palimpsest.config import (
     merge_settings,
     suggest,
 )
-from palimpsest.experiment_places import belongs, fisher_problem, is_stream, join_figures, sized
 from palimpsest.figures import TABLE_DRAWERS
 
 RUN_NAME = re.compile(r"[a-z0-9_-]+")
@@ -91,7 +91,9 @@ class Plan:
     def datasets_of(self, model: str) -> list[str]:
         """Data sets that a model is edited on and that the gate examines it on."""
         used = {run.spec["dataset"] for run in self.runs.values() if run.spec["model"] == model}
-        return [name for name in self.scale["datasets"] if name in used and not is_stream(self.scale, name)]
+        return [
+            name for name in self.scale["datasets"] if name in used and not places.is_stream(self.scale, name)
+        ]
 
     def statistics_layers(self, model: str) -> list[int]:
         """Blocks whose covariance any run on this model needs."""
@@ -127,12 +129,12 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
             continue
         if problems and any(problem.startswith(f"experiments.{name}") for problem in problems):
             continue
-        sizes = sized(sizes, entry)
+        sizes = places.sized(sizes, entry)
         figures[name] = figure = Figure(name, _figure_spec(config, name, entry, sizes))
         for run in _expand(config, name, entry, sizes, problems):
             _share(run, runs, problems)
             figure.runs[run.name] = list(run.seeds)
-    join_figures(figures, config.experiments)
+    places.join_figures(figures, config.experiments)
     if problems:
         raise ConfigError(problems)
     return Plan(config, dict(sorted(runs.items())), figures)
@@ -168,7 +170,8 @@ def _reference_problems(config: Config) -> Iterator[str]:
             if not entry.get(key):
                 yield f"models.{name}: a model of kind {entry['kind']!r} needs the key {key!r}"
     for name, stated in scale["experiments"].items():
-        sizes = sized(stated, {})
+        sizes = places.sized(stated, {})
+        yield from places.edits_problems(name, sizes)
         for key, known in (("models", scale["models"]), ("datasets", scale["datasets"])):
             for value in sizes.get(key) or ():
                 if value not in known:
@@ -210,7 +213,7 @@ def _expand(
                 continue
             for model in group["models"]:
                 for dataset in group.get("datasets") or _datasets(sizes, entry):
-                    if not belongs(config.scale, sizes, model, dataset, extra.get("tasks")):
+                    if not places.belongs(config.scale, sizes, model, dataset, extra.get("tasks")):
                         continue
                     for point in sizes.get("values") or (entry.get("sweep") or {}).get("values") or [None]:
                         here = {**sizes, "seeds": group.get("seeds") or sizes["seeds"]}
@@ -231,7 +234,7 @@ def _resolve(
 ) -> Run:
     """One run with all its settings."""
     editor, variant = method
-    content, scale = config.editors[editor], config.scale
+    content, scale, edits = config.editors[editor], config.scale, places.edits_of(sizes, model)
     preset = scale["models"][model].get("preset") or model
     stated = editor_settings(config, editor, variant, preset, entry["protocol"])
     settings, batch_size, suffix = complete_settings(config, editor, stated), sizes["batch_size"], ""
@@ -245,7 +248,7 @@ def _resolve(
         "dtype": scale["models"][model]["dtype"],
         "gate": scale["gate"]["mode"],
     }
-    if is_stream(scale, dataset):
+    if places.is_stream(scale, dataset):
         where |= {"gate": "off", "known_only": False}
     options = {**scale["protocol"], **where, "inspect": False, **(entry.get("run_options") or {})}
     spec = {
@@ -257,8 +260,8 @@ def _resolve(
         "variant": variant,
         "title": content["variants"][variant].get("title") or content["title"],
         "settings": settings,
-        "edits": sizes["edits"],
-        "batch_size": min(batch_size, sizes["edits"]),
+        "edits": edits,
+        "batch_size": min(batch_size, edits),
         "snapshot_every": sizes.get("snapshot_every") if entry["protocol"] != "single_round" else None,
         "options": options,
     }
@@ -269,7 +272,7 @@ def _resolve(
             f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). "
             "Add it under `models`"
         )
-    if problem := fisher_problem(scale, spec):
+    if problem := places.fisher_problem(scale, spec):
         problems.append(problem)
     run = Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
     if content.get("shares_targets") and entry["protocol"] == "single_round":

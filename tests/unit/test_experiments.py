@@ -9,6 +9,7 @@ import pytest
 
 from palimpsest import experiments
 from palimpsest.config import ConfigError, fill_defaults, merge_settings, read_yaml
+from palimpsest.experiment_places import fisher_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +37,47 @@ def test_sizes_of_the_decided_scale(mini: experiments.Plan):
             further = spec["editor"] == "rome" or spec["model"] == "mini-gpt2-b"  # not in the paper: one seed
             assert (spec["edits"], spec["batch_size"], used) == (edits, batch, [0] if further else seeds), run
     assert {mini.runs[run].spec["batch_size"] for run in mini.figures["comeba_fig11"].runs} == {10, 100, 600}
+
+
+def test_sizes_of_the_lifelong_streams(mini: experiments.Plan):
+    """Decided beforehand: 300 items and 3 seeds per editor and task, one stream of 1,000."""
+    main = mini.figures["grace_main_table"]
+    tasks = {mini.runs[run].spec["dataset"] for run in main.runs}
+    assert tasks == {"lifelong_qa", "lifelong_labels", "lifelong_lives"}
+    for run, used in main.runs.items():
+        spec = mini.runs[run].spec
+        further = spec["editor"] == "rome" or spec["variant"] == "upstream"  # one seed
+        assert (spec["edits"], spec["batch_size"], spec["snapshot_every"]) == (300, 1, 50), run
+        assert used == ([0] if further else [0, 1, 2]), run
+    for name in ("grace_stream", "grace_time"):
+        assert mini.figures[name].runs == main.runs
+    long = {mini.runs[run].spec["editor"]: mini.runs[run].spec for run in mini.figures["grace_long"].runs}
+    assert set(long) == {"ft", "defer", "grace"}
+    assert {spec["edits"] for spec in long.values()} == {1000}
+    for model, layer in (("mini-t5", 2), ("mini-bert", 1), ("mini-gpt2-bio", 5)):
+        specs = [mini.runs[run].spec for run in main.runs if mini.runs[run].spec["model"] == model]
+        assert {s["settings"]["layer"] for s in specs if s["editor"] != "rome"} == {layer}, model
+        assert layer < mini.scale["models"][model]["shape"]["blocks"]
+
+
+def test_fisher_information_is_asked_for_once_per_model_and_stream():
+    """All runs of a model on a stream share one file: their layers together, one matrix of each block."""
+    def spec(layer: int, **settings) -> dict:
+        about = {"editor": "ft_ewc", "variant": "upstream", "model": "m", "dataset": "lifelong_qa"}
+        return {**about, "settings": {"fisher": "upstream", "layer": layer, "site": "mlp_out", **settings}}
+
+    runs = [spec(2), spec(1), spec(3, fisher="edits"), {**spec(0), "model": "other"}]
+    assert fisher_spec(runs, "m", "lifelong_qa") == {"kind": "fisher", "layers": [1, 2], "site": "mlp_out"}
+    with pytest.raises(ConfigError, match="mlp_in and mlp_out; give one site"):
+        fisher_spec([*runs, spec(1, site="mlp_in")], "m", "lifelong_qa")
+
+
+def test_fisher_information_needs_a_stream():
+    """A data set of single facts says nothing about what is to be kept."""
+    sizes = {"models": ["smoke-gpt2"], "datasets": ["zsre"], "edits": 4, "seeds": [0]}
+    sizes |= {"methods": ["ft_ewc:upstream"]}
+    with pytest.raises(ConfigError, match="ft_ewc:upstream on zsre: .*Name a data set with a `task`"):
+        experiments.plan(changed(experiments={"crossover_curves": sizes}), ROOT)
 
 
 def test_experiments_share_runs(mini: experiments.Plan):

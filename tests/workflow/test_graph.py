@@ -53,7 +53,8 @@ def test_dry_run_from_an_empty_directory(scale: str, tmp_path: Path):
     counts, plan = job_counts(done), experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT)
     assert counts["run"] == sum(1 for _ in plan.run_seeds())
     assert counts["figure"] + counts["table"] == len(plan.figures)
-    assert counts["claims"] == 1
+    papers = {plan.config.experiments[name]["paper"] for name in plan.figures}
+    assert counts["claims"] == len(papers)
 
 
 def test_default_target_of_both_front_doors(tmp_path: Path):
@@ -64,11 +65,35 @@ def test_default_target_of_both_front_doors(tmp_path: Path):
         assert job_counts(done)["run"] == sum(1 for _ in plan.run_seeds()), text_of(done)[-2000:]
 
 
+def test_a_paper_and_its_editor_share_a_name(tmp_path: Path):
+    """`snakemake grace` draws the paper, which takes more than the editor's runs."""
+    scale = ROOT / "config" / "smoke.yaml"
+    done = run_snakemake(tmp_path, "grace", "--dry-run", "--quiet", "rules", "--configfile", str(scale))
+    assert done.returncode == 0, text_of(done)[-2000:]
+    plan, counts = experiments.plan(scale, ROOT), job_counts(done)
+    mine = [name for name in plan.figures if plan.config.experiments[name]["group"] == "grace"]
+    assert counts["figure"] + counts["table"] == len(mine)
+
+
+def test_fisher_information_is_collected_for_the_runs_that_want_it(tmp_path: Path):
+    scale = ROOT / "config" / "mini.yaml"
+    plan = experiments.plan(scale, ROOT)
+    run = next(name for name in plan.runs if "ft_ewc-upstream" in name)
+    target = f"results/runs/{run}/seed=0/metrics.parquet"
+    done = run_snakemake(tmp_path, target, "--dry-run", "--printshellcmds", "--configfile", str(scale))
+    assert done.returncode == 0, text_of(done)[-2000:]
+    assert job_counts(done)["fisher"] == 1
+    assert job_counts(done).get("covariance", 0) == 0
+    folder = f"results/statistics/mini-t5/fisher-mini-{plan.runs[run].spec['dataset']}"
+    assert f"--statistics {folder} " in text_of(done)
+
+
 def test_every_figure_has_a_plain_name(tmp_path: Path):
     plan = experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
     targets = [
         *plan.figures,
         "comeba",
+        "grace",
         "figures",
         "claims",
         "data",

@@ -65,7 +65,9 @@ def model_spec(wildcards):
         "hub": ("kind", "family", "id", "revision", "dtype"),
     }[entry["kind"]]
     if entry["kind"] == "random" and entry.get("source"):
-        spec["corpus"] = f"results/data/{entry['source']}/corpus.txt"
+        beside = "pairs.jsonl" if entry["family"] in PAIR_FAMILIES else "corpus.txt"
+        key = beside.partition(".")[0]
+        spec[key] = f"results/data/{entry['source']}/{beside}"
     return spec_json({**spec, **{key: entry[key] for key in used if key in entry}})
 
 

@@ -96,7 +96,8 @@ def _layout(points: pd.DataFrame) -> tables.Table:
             ]
             for _, point in part.iterrows()
         ]
-        title = f"{lifelong.TASK_TITLES[task]} ({lifelong_captions.score_title(task)}): {model} on {captions.dataset_title(dataset)}"
+        title = f"{lifelong.TASK_TITLES[task]} ({lifelong_captions.score_title(task)})"
+        title += f": {model} on {captions.dataset_title(dataset)}"
         groups.append((f"{title}; printed: {' on '.join(reversed(PRINTED[task]))}", rows))
     return tables.Table(["Set", "prompts", "printed", "score before editing", "printed"], groups)
 

@@ -155,7 +155,8 @@ def _forward_panel(axis: Axes, forward: pd.DataFrame) -> None:
             marker=_TASK_MARKERS.get(own["task"].iloc[0], "o"), ls="--" if own["variant"].iloc[0] == "published" else "-",
         )  # fmt: skip
     axis.axhline(1.0, color=style.FAINT, lw=0.9, ls=":", zorder=1)
-    axis.set_ylim(min(0.9, forward["low"].min() - 0.03), max(1.25, forward["high"].max() * 1.12))
+    low, high = min(0.9, forward["low"].min() - 0.03), max(1.25, forward["high"].max() * 1.05)
+    axis.set_ylim(low, low + (high - low) * (1 + 0.18 * len(tasks)))  # room for the legend above all lines
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axis.set_xlabel("keys in the codebook")
@@ -172,4 +173,4 @@ def _forward_panel(axis: Axes, forward: pd.DataFrame) -> None:
         )
         for task in tasks
     ]
-    axis.legend(handles=handles, loc="best", handletextpad=0.2, frameon=True, framealpha=0.85, edgecolor="none")
+    axis.legend(handles=handles, loc="upper right", handletextpad=0.2)

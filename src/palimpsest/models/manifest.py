@@ -11,9 +11,10 @@ import numpy as np
 from torch import nn
 
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.files import write_json
+from palimpsest.files import read_json, write_json
 from palimpsest.models.families import family_of
 from palimpsest.models.loading import MANIFEST, LanguageModel, load_model
+from palimpsest.models.pairs import read_pairs
 from palimpsest.models.shapes import SHAPE, random_network, shape_keys, shape_of
 from palimpsest.models.tokenizer import train_tokenizer
 
@@ -64,8 +65,9 @@ def describe_model(spec: dict[str, Any], out: Path | str) -> None:
 
     Args:
         spec: `kind` "path" (`path`: a directory), "hub" (`id`, pinned `revision`) or "random" (a randomly
-            initialised stand-in: keys of `shapes.SHAPE`, `vocabulary`, `seed`, optional `corpus` file for
-            its tokenizer; its files are written to `out`). Optional `family`, `dtype`, `name`, `fingerprint`
+            initialised stand-in: keys of `shapes.shape_keys`, `vocabulary`, `seed`, for its tokenizer an optional
+            `corpus` file or `pairs` (pairs.jsonl of a source, whose classes are the model's; its files are
+            written to `out`). Optional `family`, `dtype`, `name`, `fingerprint`
             (False skips loading).
         out: directory for manifest.json.
 
@@ -115,15 +117,20 @@ def _target(spec: Mapping[str, Any]) -> str:
 
 
 def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
-    free = {"kind", "vocabulary", "seed", "corpus", "name", "title", "layers", "gate", "dtype"}
+    free = {"kind", "vocabulary", "seed", "corpus", "pairs", "name", "title", "layers", "gate", "dtype"}
     known = free | set(shape_keys(spec.get("family", SHAPE["family"])))
     unknown = sorted(set(spec) - known)
     if unknown:
         raise SettingsError(
             f"unknown key {unknown[0]!r} in the spec of a random model; known are {', '.join(sorted(known))}"
         )
-    shape, seed = shape_of(spec), int(spec.get("seed", 0))
-    if spec.get("corpus"):
+    labels = _labels_of(spec) if "labels" in known else None
+    shape, seed = shape_of({**spec, **({"labels": labels} if labels else {})}), int(spec.get("seed", 0))
+    if spec.get("pairs"):
+        texts = [
+            text for pair in read_pairs(Path(spec["pairs"])) for text in (pair["prompt"], pair["answer"])
+        ]
+    elif spec.get("corpus"):
         texts = Path(spec["corpus"]).read_text(encoding="utf-8").splitlines()
     else:
         texts = _filler(seed)
@@ -142,6 +149,14 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
             "parameters": sum(p.numel() for p in network.parameters()),
         },
     )
+
+
+def _labels_of(spec: Mapping[str, Any]) -> Any:
+    """Classes of a stand-in classifier: its own, or those that the source beside its pairs was made with."""
+    if spec.get("labels") or not spec.get("pairs"):
+        return spec.get("labels")
+    beside = Path(spec["pairs"]).parent / MANIFEST
+    return read_json(beside).get("labels") if beside.is_file() else None
 
 
 def _filler(seed: int) -> list[str]:

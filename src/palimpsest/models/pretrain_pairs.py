@@ -5,7 +5,6 @@ They are trained on pairs of prompt and answer. A pair of the kind "held_out" is
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,11 +21,11 @@ from palimpsest.models.loading import AUTO, LanguageModel, load_model
 from palimpsest.models.manifest import save_network, write_manifest
 from palimpsest.models.objectives import encode, judge
 from palimpsest.models.packaged import checksum, locate
+from palimpsest.models.pairs import HELD_OUT, read_pairs
 from palimpsest.models.shapes import random_network, shape_keys, shape_of
 from palimpsest.models.tokenizer import train_tokenizer
 from palimpsest.models.training import CHECKPOINT, Schedule, digest_of, train, write_curve
 
-HELD_OUT = "held_out"
 FAMILIES = ("t5", "bert")
 FREE = {"kind", "name", "title", "source", "threads", "gate", "layers", "family", "start"}
 NONE = -100  # no target here
@@ -152,37 +151,6 @@ def training_of(spec: Mapping[str, Any]) -> PairTraining:
             f"model setting 'repeats' is {training.repeats!r}; expected whole numbers above 0"
         )
     return training
-
-
-def read_pairs(path: Path) -> list[dict[str, Any]]:
-    """Lines of pairs.jsonl ({"prompt", "answer", "kind"}), refused with file, line and field."""
-    remedy = "Make the source directory again"
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError as error:
-        raise DataError("the file does not exist", file=path, remedy=remedy) from error
-    pairs = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            pair = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"not valid JSON ({error})", file=path, record=f"line {number}", remedy=remedy
-            ) from error
-        for name in ("prompt", "answer", "kind"):
-            value = pair.get(name) if isinstance(pair, dict) else None
-            if not isinstance(value, str) or not value.strip():
-                raise DataError(
-                    f"expected a text, found {value!r}",
-                    file=path,
-                    record=f"line {number}",
-                    field=name,
-                    remedy=remedy,
-                )
-        pairs.append(pair)
-    if all(pair["kind"] == HELD_OUT for pair in pairs):
-        raise DataError("the file has no pair to read", file=path, remedy=remedy)
-    return pairs
 
 
 def batches(
