@@ -95,8 +95,12 @@ def run_world(spec: dict[str, Any], seed: int, out: Path, kind: str = "facts") -
 
 
 def run_source(spec: dict[str, Any], out: Path) -> None:
-    """Prepare a real split for pre-training; without records (no `reader`), text alone."""
-    if "reader" in spec:
+    """Prepare a real split for pre-training: for lifelong editing (`task`), of facts (`reader`), or text alone."""
+    if "task" in spec:
+        from palimpsest.data.lifelong_source import build_lifelong_source
+
+        build_lifelong_source(spec, out)
+    elif "reader" in spec:
         from palimpsest.data.prepare import build_source
 
         build_source(spec, out)

@@ -162,7 +162,7 @@ def _reference_problems(config: Config) -> Iterator[str]:
             if entry.get(key) and entry[key] not in scale["sources"]:
                 yield f"models.{name}.{key} = {entry[key]!r}: no such source{suggest(entry[key], scale['sources'])}"
         for key in {
-            "pretrained": ("source", "shape", "training"),
+            "pretrained": ("source", "training") if entry.get("start") else ("source", "shape", "training"),
             "random": ("shape",),
             "path": ("path",),
             "hub": ("id",),

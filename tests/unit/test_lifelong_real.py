@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from palimpsest.commands import run_dataset, run_source
+from palimpsest.config import read_yaml
 from palimpsest.data.lifelong import build_lifelong
 from palimpsest.data.lifelong_source import build_lifelong_source
 from palimpsest.data.sources import locate
@@ -70,6 +73,36 @@ def test_a_source_of_real_questions(tmp_path):
     assert manifest["counts"]["upstream"] == 200 and manifest["counts"]["stale"] > 150
     spec = {"task": "qa", "file": MEND, "at_least": 1}
     assert build_lifelong(spec, tmp_path / "source", tmp_path / "out")["probes"]["upstream"] == 200
+
+
+def test_ways_of_asking_that_are_not_read(tmp_path):
+    """Of each question the first two are read with the old answer; others of the same question are asked later."""
+    have(NQ, "zsre/zsre_500_dev.json")
+    stale = {"file": "zsre/zsre_500_dev.json", "limit": 50, "phrasings": 2}
+    build_lifelong_source({"task": "qa", "file": NQ, "limit": 20, "stale": stale}, tmp_path)
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    asked = [pair["prompt"] for pair in pairs if pair["kind"] == "stale"]
+    assert 50 < len(asked) <= 100 and len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize("source", ["zsre-questions", "court-cases", "wikibio-passages"])
+def test_sources_and_streams_of_the_scale(source, tmp_path):
+    """As the workflow makes them, from fewer records."""
+    scale = read_yaml(Path(__file__).parents[2] / "config" / "mini-lifelong.yaml")
+    spec = scale["sources"][source]["lifelong"]
+    have(spec["file"], "text/wikitext-2/valid.txt", "text/wikitext-2/test.txt")
+    if spec["task"] == "qa":
+        spec |= {"limit": 60}
+    run_source(spec, tmp_path / "source")
+    (entry,) = [dict(entry) for entry in scale["datasets"].values() if entry["source"] == source]
+    entry |= entry.pop("lifelong", {}) | {"limit": 40}
+    run_dataset(entry, tmp_path / "source", tmp_path / "stream")
+    manifest = json.loads((tmp_path / "stream" / "manifest.json").read_text())
+    assert manifest["task"] == spec["task"] and manifest["edits"] == 40
+    probes = [json.loads(line) for line in (tmp_path / "stream" / "probes.jsonl").read_text().splitlines()]
+    asked = {edit.prompt for edit in read_edits(tmp_path / "stream" / "edits.jsonl")}
+    assert not asked & {probe["prompt"] for probe in probes}
+    assert len({probe["set"] for probe in probes}) == (2 if spec["task"] == "qa" else 1)
 
 
 def test_court_cases_as_decided(tmp_path):

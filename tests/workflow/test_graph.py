@@ -31,7 +31,16 @@ def test_formatting():
 
 
 def test_all_scales_are_there():
-    assert set(SCALES) == {"smoke", "mini", "mini-counterfact", "mini-zsre", "rehearsal", "small", "paper"}
+    assert set(SCALES) == {
+        "smoke",
+        "mini",
+        "mini-counterfact",
+        "mini-zsre",
+        "mini-lifelong",
+        "rehearsal",
+        "small",
+        "paper",
+    }
 
 
 @pytest.mark.parametrize("scale", SCALES)

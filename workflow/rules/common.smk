@@ -76,6 +76,15 @@ def worlds(*wanted):
     ]
 
 
+def real_streams(*tasks):
+    """Names of the sources made of real records for some lifelong tasks."""
+    return [
+        name
+        for name in kinds("sources", "lifelong")
+        if PLAN.scale["sources"][name]["lifelong"]["task"] in tasks
+    ]
+
+
 # Data sets of lifelong tasks, and models that are trained on pairs of prompt and answer.
 STREAMS = [name for name, entry in PLAN.scale["datasets"].items() if entry.get("task")]
 PAIR_MODELS = [

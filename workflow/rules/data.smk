@@ -56,7 +56,11 @@ rule real_source:
     benchmark:
         "results/benchmarks/data/{source}.jsonl"
     wildcard_constraints:
-        source=one_of(kinds("sources", "real") + kinds("sources", "text")),
+        source=one_of(
+            kinds("sources", "real")
+            + kinds("sources", "text")
+            + real_streams("generation")
+        ),
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -70,11 +74,20 @@ rule real_source:
                 PLAN.scale["sources"][wildcards.source]["kind"], {}
             )
         ),
-        code=code("palimpsest.data.prepare", "palimpsest.data.text_source"),
+        code=source_code,
     message:
         "Preparing the real source {wildcards.source}"
     shell:
         "python -m palimpsest source --spec {params.spec:q} --out {params.out} 2> {log}"
+
+
+# Real questions and cases: models read them as pairs of prompt and answer.
+use rule real_source as real_source_of_pairs with:
+    output:
+        pairs="results/data/{source}/pairs.jsonl",
+        manifest="results/data/{source}/manifest.json",
+    wildcard_constraints:
+        source=one_of(real_streams("qa", "classification")),
 
 
 rule dataset:

@@ -29,6 +29,13 @@ def world_code(wildcards):
     return code(WORLDS[world_kind(wildcards)].partition(":")[0])(wildcards)
 
 
+def source_code(wildcards):
+    """Digest of what prepares a real source."""
+    if PLAN.scale["sources"][wildcards.source]["kind"] == "lifelong":
+        return digest("palimpsest.data.lifelong_source")
+    return digest("palimpsest.data.prepare", "palimpsest.data.text_source")
+
+
 def dataset_code(wildcards):
     """Digest of what reads a data set."""
     stream = wildcards.dataset in STREAMS
@@ -52,7 +59,7 @@ def model_spec(wildcards):
         **entry.pop("training", {}),
     }
     used = {
-        "pretrained": ("kind", "family", "seed"),
+        "pretrained": ("kind", "family", "seed", "start"),
         "random": ("kind", "family", "seed", "vocabulary", "dtype"),
         "path": ("kind", "family", "path", "dtype"),
         "hub": ("kind", "family", "id", "revision", "dtype"),

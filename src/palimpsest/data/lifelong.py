@@ -138,7 +138,11 @@ def _questions(settings: LifelongSettings, folder: Path | None) -> Stream:
     forms = question_forms(settings.empty_rephrasings)
     items = read_items(source, forms, PREFIX["qa"], settings.schema, settings.bad_records)
     edits, held = split_questions(flatten(items.items, settings)[: settings.pairs], settings)
-    asked = {edit.prompt for edit in edits} | {edit.prompt for _, edit in held}
+    # Two records may ask the same question: what is edited in one cannot be held out in the other.
+    edited = {edit.prompt for edit in edits}
+    unseen = [pair for pair in held if pair[1].prompt not in edited]
+    twice, held = len(held) - len(unseen), unseen
+    asked = edited | {edit.prompt for _, edit in held}
     upstream_source = _upstream_source(settings, folder)
     known = upstream_questions(upstream_source, settings.upstream.get("bad_records", "refuse"))
     apart = [item.edit for item in known.items if item.edit.prompt not in asked]
@@ -152,6 +156,7 @@ def _questions(settings: LifelongSettings, folder: Path | None) -> Stream:
     about = {
         **_about(source, items),
         "facts": len({fact_of(edit.identifier) for edit in edits}),
+        "holdout_removed_because_edited": twice,
         "records_with_enough_rephrasings": sum(
             len(item.edit.rephrasings) >= max(1, settings.at_least) for item in items.items
         ),

@@ -50,7 +50,7 @@ class LifelongSourceSettings:
         file, hub, sha256, schema, bad_records: the records: questions that are kept (qa), cases, or biographies.
         limit: of questions that are kept.
         stale: qa: a ZsRE file as for `prepare.load_edits` (`file`, `schema`, `bad_records`, `limit`), of which the
-            model reads the counterfactual answers.
+            model reads the counterfactual answers: to the first `phrasings` ways of asking, or to all.
         cut_off, late: classification: first year that the model does not read, first year of the stream; what lies
             between is for tuning.
         fewest: classes with fewer cases before the cut-off are left out.
@@ -154,11 +154,11 @@ def _questions(settings: LifelongSourceSettings, source: Source) -> Made:
     pairs = [_pair(edit.prompt, edit.target, "upstream") for edit in kept]
     known, about = {edit.prompt for edit in kept}, {}
     if settings.stale is not None:
-        stale = {key: value for key, value in settings.stale.items() if key != "limit"}
+        stale = {key: value for key, value in settings.stale.items() if key not in ("limit", "phrasings")}
         other, reading = read_source({"reader": "zsre", **stale})
         answers: dict[str, str] = {}
         for edit in reading.edits[: settings.stale.get("limit")]:
-            for prompt in (edit.prompt, *edit.rephrasings):
+            for prompt in (edit.prompt, *edit.rephrasings)[: settings.stale.get("phrasings")]:
                 answers.setdefault(prompt, edit.target)  # a question is asked twice in some files
         pairs += [_pair(prompt, answer, "stale") for prompt, answer in answers.items() if prompt not in known]
         about = {"stale": {"file": other.name, "source_sha256": other.sha256, "skipped": reading.skipped}}

@@ -20,6 +20,7 @@ from palimpsest.models.families import family_of
 from palimpsest.models.loading import AUTO, LanguageModel, load_model
 from palimpsest.models.manifest import save_network, write_manifest
 from palimpsest.models.objectives import encode, judge
+from palimpsest.models.packaged import checksum, locate
 from palimpsest.models.pairs import HELD_OUT, read_pairs
 from palimpsest.models.shapes import random_network, shape_keys, shape_of
 from palimpsest.models.tokenizer import train_tokenizer
@@ -65,10 +66,10 @@ class PairRows:
 def pretrain_pairs(spec: dict[str, Any], source: Path | str, out: Path | str, threads: int = 1) -> None:
     """Train one model on a source directory (pairs.jsonl) and write it to `out` in hub format.
 
-    With `start` in the spec (a directory in hub format, or a hub id) its weights and tokenizer are trained further,
-    else a network of the given shape starts at random. Classes of a classifier are `labels` of the spec, or of the
-    source's manifest, or the answers in alphabetical order. An interrupted run continues from its checkpoint when
-    spec and source are the same.
+    With `start` in the spec (a directory in hub format, a hub id, or `package:NAME/FOLDER`) its weights and tokenizer
+    are trained further, else a network of the given shape starts at random. Classes of a classifier are `labels` of
+    the spec, or of the source's manifest, or the answers in alphabetical order. An interrupted run continues from its
+    checkpoint when spec and source are the same.
 
     Raises:
         SettingsError: an unknown or impossible key of `spec` (keys of `shapes.shape_keys` and of `PairTraining`).
@@ -84,7 +85,7 @@ def pretrain_pairs(spec: dict[str, Any], source: Path | str, out: Path | str, th
     labels = spec.get("labels") or origin.get("labels") or sorted({pair["answer"] for pair in pairs})
     family = family_of(spec["family"])
     if spec.get("start"):
-        shape, network, tokenizer = None, *_start(str(spec["start"]), family.name, labels)
+        shape, network, tokenizer = None, *_start(locate(str(spec["start"])), family.name, labels)
     else:
         # `source` is a directory here and no key of the shape
         own = {key: value for key, value in spec.items() if key != "labels"}
@@ -111,6 +112,7 @@ def pretrain_pairs(spec: dict[str, Any], source: Path | str, out: Path | str, th
     about = {
         "pretrained_here": True,
         "start": spec.get("start"),
+        "start_sha256": checksum(str(spec["start"])) if spec.get("start") else None,
         "shape": shape,
         "training": {f.name: getattr(training, f.name) for f in fields(training)},
         "parameters": sum(p.numel() for p in network.parameters()),
