@@ -379,10 +379,11 @@ def _methods_drawn(entry: Mapping[str, Any], sizes: Mapping[str, Any]) -> list[A
         return list(methods)
     wanted = [*sizes["methods"], *(m for group in sizes.get("also") or () for m in group["methods"])]
     run = {split_method(method)[:2] for method in wanted}
-    known = {split_method(method)[:2] for method in methods}
-    return [m for m in methods if split_method(m)[:2] in run] + [
-        m for m in sizes["methods"] if split_method(m)[:2] not in known
-    ]
+    drawn = [method for method in methods if split_method(method)[:2] in run]
+    for method in wanted:
+        if split_method(method)[:2] not in {split_method(known)[:2] for known in [*methods, *drawn]}:
+            drawn.append(method)
+    return drawn
 
 
 def _figure_method(config: Config, method: str | Mapping[str, Any]) -> dict[str, Any]:

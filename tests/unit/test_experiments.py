@@ -227,3 +227,13 @@ def test_defaults_of_the_schema_are_filled_in():
     }
     fill_defaults(content, schema)
     assert content == {"a": {"b": {"c": [1]}}, "d": 2}
+
+
+def test_a_method_that_only_further_runs_name_is_drawn_once():
+    entry = {"methods": ["ft", {"method": "memit", "title": "MEMIT"}, "rome"]}
+    sizes = {"methods": ["memit"], "also": [{"methods": ["grace:half", "ft"]}, {"methods": ["grace:half"]}]}
+    assert experiments._methods_drawn(entry, sizes) == [
+        "ft",
+        {"method": "memit", "title": "MEMIT"},
+        "grace:half",
+    ]
