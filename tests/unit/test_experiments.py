@@ -62,6 +62,7 @@ def test_sizes_of_the_lifelong_streams(mini: experiments.Plan):
 
 def test_fisher_information_is_asked_for_once_per_model_and_stream():
     """All runs of a model on a stream share one file: their layers together, one matrix of each block."""
+
     def spec(layer: int, **settings) -> dict:
         about = {"editor": "ft_ewc", "variant": "upstream", "model": "m", "dataset": "lifelong_qa"}
         return {**about, "settings": {"fisher": "upstream", "layer": layer, "site": "mlp_out", **settings}}
@@ -78,6 +79,24 @@ def test_fisher_information_needs_a_stream():
     sizes |= {"methods": ["ft_ewc:upstream"]}
     with pytest.raises(ConfigError, match="ft_ewc:upstream on zsre: .*Name a data set with a `task`"):
         experiments.plan(changed(experiments={"crossover_curves": sizes}), ROOT)
+
+
+def test_streams_of_different_lengths():
+    """Each model may have its own number of edits; one without a number is named."""
+    sizes = {
+        "pairs": {"smoke-t5": "lifelong_qa", "smoke-bert": "lifelong_labels"},
+        "seeds": [0],
+        "methods": ["grace"],
+    }
+    plan = experiments.plan(
+        changed(experiments={"grace_stream": {**sizes, "edits": {"smoke-t5": 3, "smoke-bert": 5}}}), ROOT
+    )
+    assert {run.spec["model"]: run.spec["edits"] for run in plan.runs.values()} == {
+        "smoke-t5": 3,
+        "smoke-bert": 5,
+    }
+    with pytest.raises(ConfigError, match="no number for the model 'smoke-bert'"):
+        experiments.plan(changed(experiments={"grace_stream": {**sizes, "edits": {"smoke-t5": 3}}}), ROOT)
 
 
 def test_experiments_share_runs(mini: experiments.Plan):

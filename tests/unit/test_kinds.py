@@ -161,3 +161,18 @@ def test_attached_hooks_know_the_padding_of_any_pass(family):
                 pad_token_id=0,
             )
     assert torch.equal(seen[0], batch.attention_mask) and model.padding is None
+
+
+def test_a_stand_in_has_words_and_classes_of_its_source(tmp_path):
+    """Classes of a data set are those of its source: a stand-in with others would refuse every edit."""
+    source, out = tmp_path / "source", tmp_path / "model"
+    source.mkdir()
+    pair = {"prompt": "the case of zyxwvut", "answer": "Unions", "kind": "upstream"}
+    (source / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    (source / "manifest.json").write_text(json.dumps({"labels": ["Attorneys", "Unions"]}))
+    spec = {"kind": "random", "family": "bert", "pairs": str(source / "pairs.jsonl"), "vocabulary": 400}
+    describe_model({**spec, **TINY}, out)
+    model = load_model(out)
+    assert list(model.network.config.id2label.values()) == ["Attorneys", "Unions"]
+    told, other = (len(model.tokenizer(word)["input_ids"]) for word in ("zyxwvut", "tuvwxyz"))
+    assert told < other
