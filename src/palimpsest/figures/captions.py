@@ -12,6 +12,7 @@ from palimpsest.files import read_json
 _SCALES = {
     "smoke": "Smoke scale: a few edits on barely trained models; the numbers mean nothing.",
     "mini": "Mini scale: models trained here on generated worlds, not the paper's models or data.",
+    "mini-lifelong": "Mini scale on real records: ZsRE and WikiBio through models trained here, court cases through MiniLM.",
     "mini-counterfact": "Mini scale on real CounterFact records: models trained here on its true facts.",
     "mini-zsre": "Mini scale on real ZsRE records: models trained here on the real file.",
     "rehearsal": "Rehearsal: small random models in the shapes of the paper's; the numbers mean nothing.",
@@ -22,6 +23,9 @@ _DATASETS = {
     "zsre": "ZsRE",
     "counterfact": "CounterFact",
     "lifelong_qa": "questions",
+    "real_zsre": "ZsRE",
+    "real_court": "court cases",
+    "real_wikibio": "WikiBio",
     "lifelong_labels": "court cases",
     "lifelong_lives": "biographies",
 }
