@@ -19,7 +19,7 @@ from typing import Any
 
 from palimpsest.data.lifelong_readers import (
     Item,
-    Items,
+    about_file,
     biography_forms,
     document_forms,
     question_forms,
@@ -122,17 +122,6 @@ def _upstream_source(settings: LifelongSettings, folder: Path | None) -> Source:
     return open_records(spec, folder)
 
 
-def _about(source: Source, items: Items) -> dict[str, Any]:
-    return {
-        "file": source.name,
-        "revision": source.revision,
-        "source_sha256": source.sha256,
-        "schema": items.form,
-        "records_in_file": items.total,
-        "skipped": items.skipped,
-    }
-
-
 def _questions(settings: LifelongSettings, folder: Path | None) -> Stream:
     source = _stream_source(settings, folder)
     forms = question_forms(settings.empty_rephrasings)
@@ -154,14 +143,14 @@ def _questions(settings: LifelongSettings, folder: Path | None) -> Stream:
     held = sorted(held, key=lambda pair: pair[0] not in first)[: settings.holdout]
     probes += [_probe("holdout", edit.prompt, edit.target, first.get(fact)) for fact, edit in held]
     about = {
-        **_about(source, items),
+        **about_file(source, items),
         "facts": len({fact_of(edit.identifier) for edit in edits}),
         "holdout_removed_because_edited": twice,
         "records_with_enough_rephrasings": sum(
             len(item.edit.rephrasings) >= max(1, settings.at_least) for item in items.items
         ),
         "upstream": {
-            **_about(upstream_source, known),
+            **about_file(upstream_source, known),
             "removed_because_edited": len(known.items) - len(apart),
         },
     }
@@ -227,12 +216,12 @@ def _documents(settings: LifelongSettings, folder: Path | None) -> Stream:
     apart = [item.edit for item in upstream if item.edit.prompt not in texts]
     probes = [_probe("upstream", e.prompt, e.target) for e in apart[: settings.upstream.get("limit")]]
     about = {
-        **_about(source, items),
+        **about_file(source, items),
         "labels": list(names),
         "outside_labels": len(late) - len(inside),
         "outside_years": len(items.items) - len(late),
         "upstream": {
-            **_about(upstream_source, known),
+            **about_file(upstream_source, known),
             "outside_labels": len(known.items) - len(upstream),
             "removed_because_edited": len(upstream) - len(apart),
         },
@@ -282,7 +271,7 @@ def _biographies(settings: LifelongSettings, folder: Path | None) -> Stream:
     passages, text = upstream_text(settings.upstream, folder)
     probes += [_probe("upstream", prompt, rest) for prompt, rest in passages]
     about = {
-        **_about(source, items),
+        **about_file(source, items),
         "people": len({item.fact for item in items.items}),
         "accurates": len(accurate),
         "upstream": text,

@@ -328,3 +328,15 @@ def sentences(text: str) -> list[str]:
         else:
             parts.append(piece)
     return [part for part in parts if part]
+
+
+def about_file(source: Source, items: Items) -> dict[str, Any]:
+    """What a manifest says about the file its records come from."""
+    return {
+        "file": source.name,
+        "revision": source.revision,
+        "source_sha256": source.sha256,
+        "schema": items.form,
+        "records_in_file": items.total,
+        "skipped": items.skipped,
+    }

@@ -14,7 +14,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from palimpsest.data.lifelong_readers import (
     HEADER,
     Item,
     Items,
+    about_file,
     biography_forms,
     document_forms,
     read_items,
     upstream_questions,
 )
-from palimpsest.data.lifelong_settings import NAMES, PREFIX, TASKS
+from palimpsest.data.lifelong_settings import NAMES, PREFIX, TASKS, of_task
 from palimpsest.data.readers import read_source
 from palimpsest.data.sources import Source, digest
 from palimpsest.data.tables import open_records, table_text
@@ -93,14 +94,7 @@ class LifelongSourceSettings:
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> LifelongSourceSettings:
         """Build from configuration; unknown names are refused."""
-        known = {item.name for item in fields(cls)}
-        if unknown := set(spec) - known - DESCRIPTIVE:
-            raise SettingsError(
-                f"lifelong source: unexpected {sorted(unknown)}; allowed are {', '.join(sorted(known))}"
-            )
-        if "task" not in spec:
-            raise SettingsError(f"lifelong source: 'task' is missing; give one of {', '.join(TASKS)}")
-        return cls(**{name: value for name, value in spec.items() if name in known})
+        return cls(**of_task(cls, spec, "lifelong source", DESCRIPTIVE))
 
 
 def build_lifelong_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, Any]:
@@ -124,12 +118,7 @@ def build_lifelong_source(spec: Mapping[str, Any], out: Path | str) -> dict[str,
         "kind": "real",
         "task": settings.task,
         "settings": asdict(settings),
-        "file": source.name,
-        "revision": source.revision,
-        "source_sha256": source.sha256,
-        "schema": items.form,
-        "records_in_file": items.total,
-        "skipped": items.skipped,
+        **about_file(source, items),
         **about,
         "fingerprint": digest("".join(files[name] for name in sorted(files)).encode()),
     }
