@@ -167,3 +167,29 @@ def random_statistics(model: LanguageModel, layers, seed: int = 0):
         )
         matrices[layer] = sample.T @ sample / len(sample)
     return CovarianceStatistics(matrices, 4 * model.inner_width, model.fingerprint)
+
+
+def some_examples(family: str = "gpt2", valid: int = 2):
+    """Six facts for an editor to learn from, the last `valid` of them for validation."""
+    from palimpsest.learning.examples import LearningExample, Outside
+
+    answers = LABELS if family == "bert" else CITIES
+    examples = []
+    for i, person in enumerate(PEOPLE):
+        answer, other = answers[i % 4], answers[(i + 1) % 4]
+        examples.append(
+            LearningExample(
+                identifier=f"fact-{i}",
+                prompt=f"Where does {person} live?",
+                subject=person,
+                answer=answer,
+                alternatives=tuple(text for text in answers if text != answer),
+                rephrasings=(f"I say where does {person} live?", f"{person} lives in the city of"),
+                outside=(
+                    Outside(f"The mother of {person} was born in", other, near=True),
+                    Outside(f"I say so, the city of {person}", other),
+                ),
+                split="train" if i < len(PEOPLE) - valid else "valid",
+            )
+        )
+    return examples

@@ -197,6 +197,23 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
     _out(parser)
     _threads(parser)
 
+    def train_editor(o: argparse.Namespace) -> None:
+        _torch_threads(o)
+        commands.run_train_editor(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out)
+
+    parser = _add(groups, "train-editor", train_editor, "Train an editor that learns before it edits (MEND, SERAC).",
+                  "Cached by model, data, settings and seed; resumes. Writes weights.safetensors, trained.json, training.csv.\n"
+                  "Example: palimpsest train-editor --spec '{\"editor\": \"mend\", \"settings\": {\"layers\": [5, 6, 7]}}'\n"
+                  "         --model results/models/mini-gpt2 --dataset results/datasets/zsre --out my-mend")  # fmt: skip
+    _spec(parser, "editor, settings, and how the model is loaded (dtype, device)")
+    parser.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    parser.add_argument(
+        "--dataset", type=Path, required=True, help="data set directory with learning.jsonl, or such a file"
+    )
+    _out(parser, "directory for the trained editor")
+    _threads(parser)
+
 
 def _run_commands(groups: argparse._SubParsersAction) -> None:
     def targets(o: argparse.Namespace) -> None:
@@ -215,7 +232,9 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
 
     def run(o: argparse.Namespace) -> None:
         _torch_threads(o)
-        inputs = {key: getattr(o, key) for key in ("statistics", "gate", "known", "text", "targets")}
+        inputs = {
+            key: getattr(o, key) for key in ("statistics", "gate", "known", "text", "targets", "trained")
+        }
         commands.run_run(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, **inputs)
 
     parser = _add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
@@ -229,6 +248,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         ("--model", "model directory"), ("--dataset", "data set directory"), ("--statistics", "directory of the covariance"),
         ("--gate", "the model's gate file"), ("--known", "which edits the model knows"), ("--text", "text for the drift meter"),
         ("--targets", "target vectors searched beforehand, for single-round runs"),
+        ("--trained", "what train-editor wrote, for editors that learn"),
     ):  # fmt: skip
         parser.add_argument(
             flag, type=Path, default=None, required=flag in ("--model", "--dataset"), help=text
@@ -293,6 +313,9 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
         "--statistics", default=None, help="directory of the model's covariance, for editors that need it"
     )
     parser.add_argument(
+        "--trained", default=None, help="directory that train-editor wrote, for editors that learn"
+    )
+    parser.add_argument(
         "--ask",
         action="append",
         default=[],
@@ -330,7 +353,8 @@ def _words(value: object) -> str:
 
 def _print_edit(options: argparse.Namespace) -> None:
     edit = {"prompt": options.prompt, "target": options.target, "subject": options.subject}
-    more = {key: getattr(options, key) for key in ("statistics", "tokens", "save", "seed", "device")}
+    keys = ("statistics", "trained", "tokens", "save", "seed", "device")
+    more = {key: getattr(options, key) for key in keys}
     result = commands.edit_once(
         options.model, options.editor, edit, commands.read_spec(options.settings), options.ask, **more
     )  # fmt: skip

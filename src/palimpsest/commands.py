@@ -17,6 +17,8 @@ WORLDS = {
     "qa": "palimpsest.data.world_qa:generate_qa",
     "labels": "palimpsest.data.world_labels:generate_labels",
     "biographies": "palimpsest.data.world_biographies:generate_biographies",
+    "claims": "palimpsest.data.world_claims:generate_claims",
+    "sentiment": "palimpsest.data.world_sentiment:generate_sentiment",
 }
 PAIR_FAMILIES = ("t5", "bert")
 KINDS = ("editors", "figures", "claims", "datasets", "models", "experiments")
@@ -95,11 +97,15 @@ def run_world(spec: dict[str, Any], seed: int, out: Path, kind: str = "facts") -
 
 
 def run_source(spec: dict[str, Any], out: Path) -> None:
-    """Prepare a real split for pre-training: for lifelong editing (`task`), of facts (`reader`), or text alone."""
+    """Prepare a real split for pre-training: for lifelong editing (`task`), of facts or claims (`reader`), or text alone."""
     if "task" in spec:
         from palimpsest.data.lifelong_source import build_lifelong_source
 
         build_lifelong_source(spec, out)
+    elif spec.get("reader") in ("fever", "evidence"):
+        from palimpsest.data.claims_source import build_claims_source
+
+        build_claims_source(spec, out)
     elif "reader" in spec:
         from palimpsest.data.prepare import build_source
 
@@ -168,6 +174,26 @@ def run_statistics(spec: dict[str, Any], model: Path, corpus: Path, out: Path) -
     if not corpus.is_file():
         raise PalimpsestError(f"the corpus {corpus} does not exist. Give a text file with one passage a line")
     collect_covariance(load_model(model, **where), corpus, settings=settings, out=out)
+
+
+def run_train_editor(spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path) -> None:
+    """Train an editor on the learning data of a data set.
+
+    `device` and `dtype` of the spec say how the model is loaded.
+    """
+    from palimpsest.learning.train import train_editor
+    from palimpsest.models.loading import load_model
+
+    where = {key: spec[key] for key in ("device", "dtype") if key in spec}
+    unknown = sorted(set(spec) - set(where) - {"editor", "settings"})
+    if unknown or not isinstance(spec.get("editor"), str):
+        raise PalimpsestError(
+            f"--spec of train-editor: {f'unknown key {unknown[0]!r}' if unknown else 'the editor is missing'}. "
+            "It has the keys editor, settings, device, dtype"
+        )
+    examples = dataset / "learning.jsonl" if dataset.is_dir() else dataset
+    loaded = load_model(model, **where)
+    train_editor(spec["editor"], loaded, examples, spec.get("settings"), out, seed)
 
 
 def run_targets(
@@ -242,7 +268,12 @@ def edit_once(
         revision=options.get("revision"),
     )
     made = make_editor(
-        editor, loaded, settings=settings, statistics=options.get("statistics"), seed=options.get("seed", 0)
+        editor,
+        loaded,
+        settings=settings,
+        statistics=options.get("statistics"),
+        seed=options.get("seed", 0),
+        trained=options.get("trained"),
     )
     prompts = prompts or [wanted.prompt]
     length = options.get("tokens", 8)

@@ -28,6 +28,8 @@ RUN_FILE = "run.json"
 SPLITS = (
     *("edit", "rephrase", "locality", "unrelated", "portability", "unedited", "text"),
     *("upstream", "holdout", "accurate", "stream"),  # of the lifelong protocol
+    # of simultaneous edits: what an edit answers, and what it must leave alone
+    *("in_scope", "implied", "true_false", "outside", "near", "far"),
 )
 METRICS = (
     "reliability",
@@ -44,6 +46,8 @@ METRICS = (
     # of the lifelong protocol
     *("token_f1", "squad_f1", "accuracy", "perplexity_median", "perplexity_dropped"),
     *("edit_success", "edits_made", "items_seen", "errors", "keys"),
+    # of simultaneous edits (metrics/success.py)
+    *("flip_success", "drawdown", "accuracy_drop", "drift", "perplexity_rise"),
 )
 _LAYER_SPLIT = re.compile(r"layer_\d+")
 _RUN_NAME = re.compile(r"[a-z0-9_-]+")

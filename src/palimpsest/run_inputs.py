@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from palimpsest.files import read_json
 from palimpsest.metrics.perplexity import TEXT_TOKENS
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import join
-from palimpsest.protocols.sample import Sample, choose
+from palimpsest.protocols.sample import Sample, choose, refuse_reserved
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,10 @@ class Options:
         said_tokens: in a lifelong run, an encoder-decoder says at most so many tokens (the released code's 20, its start
             token not counted).
         kept_mb: in a lifelong run, states below the edited block are kept up to so many MB.
+        batch_sizes: of a run of simultaneous edits: every k; None = the batch size alone.
+        draws: of each k, at most so many batches; None = as many as there are edits for.
+        outside: near and far prompts asked for each edit of such a run.
+        rephrasings: rephrasings asked for each edit of such a run, at most.
     """
 
     inspect: bool = False
@@ -65,6 +69,10 @@ class Options:
     edit_always: bool | None = None
     said_tokens: int = 19
     kept_mb: int = 1024
+    batch_sizes: list[int] | None = None
+    draws: int | None = None
+    outside: int = 1
+    rephrasings: int = 5
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Options:
@@ -89,13 +97,17 @@ def choose_edits(
     model: LanguageModel,
     known: set[str] | None,
     source: str,
+    reserved: Collection[str] = (),
 ) -> Sample:
     """The edits of a run, and the order they are made in (see `protocols/sample.py`).
 
     A lifelong stream may ask for one fact many times: that is its point, so nothing is dropped as a conflict.
+
+    Raises:
+        DataError: too few edits; or, for an editor that learns, edits among those it was to be trained with.
     """
     count, lifelong = int(spec["edits"]), spec.get("protocol") == "lifelong"
-    return choose(
+    sample = choose(
         edits,
         count,
         seed,
@@ -103,9 +115,13 @@ def choose_edits(
         order=options.sample,
         conflicts="keep" if lifelong else options.conflicts,
         fits=fits_into(model, spare=int(lifelong)),  # lifelong: the end token is read too
-        others=count if options.inspect else 0,
+        others=count if options.inspect or spec.get("protocol") == "simultaneous" else 0,
         source=source,
+        reserved=reserved,
     )
+    if editor_class(spec["editor"]).learns:
+        refuse_reserved(sample, len(edits), len(reserved), spec["editor"], source)
+    return sample
 
 
 def set_threads() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from palimpsest.editors import editor_class, make_editor
 from palimpsest.editors.base import edit_name
 from palimpsest.edits import read_edits
 from palimpsest.errors import SettingsError
+from palimpsest.learning.artefact import Trained
 from palimpsest.metrics.answers import Batching
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.metrics.perplexity import TextLoss, held_out_passages, text_loss, token_rows
@@ -25,7 +26,7 @@ from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.protocols import protocol, protocol_part
 from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
 from palimpsest.protocols.inspection import inspection_rows
-from palimpsest.protocols.sample import Sample, calibrate
+from palimpsest.protocols.sample import Sample, calibrate, read_reserved
 from palimpsest.protocols.stream import Progress, Stream
 from palimpsest.run_inputs import Options, check_gate, choose_edits, known_edits, set_threads
 
@@ -44,6 +45,7 @@ def execute(
     known: Path | str | None = None,
     text: Path | str | None = None,
     targets: Path | str | None = None,
+    trained: Path | str | None = None,
 ) -> Path:
     """Carry out one run and write metrics, records and inspection tables and, last, `run.json` into `out`.
 
@@ -59,6 +61,7 @@ def execute(
         known: what the model knows (JSON), needed with options.known_only.
         targets: folder of target vectors searched beforehand (`palimpsest targets`), for single-round runs.
         text: plain text whose last tenth was held out; without it no text drift is measured.
+        trained: what `palimpsest train-editor` wrote, for editors that learn.
 
     Returns:
         The path of `run.json`.
@@ -81,28 +84,41 @@ def execute(
         inputs = protocol_part("lifelong_inputs")
         options = replace(options, task=inputs.task_of(dataset_dir, options.task, model))
         edits = inputs.cut_edits(model, edits, options.task)
-    else:
+    elif spec["protocol"] != "simultaneous":
         model.need_decoder(f"the protocol {spec['protocol']}")
-    sample = choose_edits(spec, seed, options, edits, model, knows, f"{spec['dataset']} ({edits_file})")
+    reserved = read_reserved(dataset_dir)
+    sample = choose_edits(
+        spec, seed, options, edits, model, knows, f"{spec['dataset']} ({edits_file})", reserved
+    )
     checks = protocol_part("lifelong_notes").Checks(model, sample.edits) if lifelong else None
     seed_everything(seed)
     editor = make_editor(
-        spec["editor"], model, dict(spec.get("settings") or {}), statistics=statistics, seed=seed
+        spec["editor"],
+        model,
+        dict(spec.get("settings") or {}),
+        statistics=statistics,
+        seed=seed,
+        trained=trained,
     )
+    if isinstance(editor.statistics, Trained):
+        editor.statistics.refuse_learned(sample.edits)
     if targets is not None:
         _use_targets(editor, spec, targets)
     identity = _identity(spec, seed, model, edits_file, editor, sample)
-    stream: Any = (
-        _lifelong_stream(spec, seed, options, editor, sample, text, dataset_dir)
-        if lifelong
-        else _stream(spec, seed, options, editor, sample, text)
-    )
+    stream: Any
+    if lifelong:
+        stream = _lifelong_stream(spec, seed, options, editor, sample, text, dataset_dir)
+    elif spec["protocol"] == "simultaneous":
+        stream = _simultaneous_stream(spec, seed, options, editor, sample, reserved)
+    else:
+        stream = _stream(spec, seed, options, editor, sample, text)
     if checks is not None:
         checks.built(editor)
     checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
     try:
         progress = protocol(spec["protocol"])(stream, checkpoints)
-        inspected = _inspect(stream, progress, sample) if options.inspect and not lifelong else []
+        inspects = options.inspect and spec["protocol"] in ("single_round", "consecutive")
+        inspected = _inspect(stream, progress, sample) if inspects else []
         if checks is not None:
             checks.edited(editor)
     finally:
@@ -195,6 +211,32 @@ def _lifelong_stream(
         snapshot_every=spec.get("snapshot_every"),
         edit_always=options.edit_always,
         text_loss=_text_meter(editor, options, text) if editor.model.kind == "decoder" else None,
+    )
+
+
+def _simultaneous_stream(
+    spec: Mapping[str, Any],
+    seed: int,
+    options: Options,
+    editor: Any,
+    sample: Sample,
+    reserved: Collection[str],
+) -> Any:
+    """The same for simultaneous edits. What learned editors were trained with is not asked out of scope either."""
+    others = [edit for edit in sample.others if edit.identifier not in reserved]
+    asked = [edit.prompt for edit in others] or [p.prompt for edit in sample.edits for p in edit.locality]
+    calibrate(editor, asked)
+    return protocol_part("simultaneous_inputs").Simultaneous(
+        run=spec["run"],
+        seed=seed,
+        editor=editor,
+        chosen=sample.edits,
+        others=others,
+        batch_sizes=options.batch_sizes or [spec["batch_size"]],
+        draws=options.draws,
+        outside=options.outside,
+        rephrasings=options.rephrasings,
+        batching=_batching(editor, options),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from palimpsest import cli, commands
 
 COMMANDS = (
-    "world", "source", "dataset", "pretrain", "model", "gate", "statistics", "run", "figure", "claims",
+    "world", "source", "dataset", "pretrain", "model", "gate", "statistics", "train-editor", "run", "figure", "claims",
     "gallery", "list", "edit", "schema",
 )  # fmt: skip
 

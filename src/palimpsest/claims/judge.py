@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from palimpsest.claims import means, streams
+from palimpsest.claims import batches, means, streams
 from palimpsest.claims.report import write_report
 from palimpsest.claims.verdicts import ClaimTest, NotMeasuredError, Outcome, verdict_of
 from palimpsest.errors import SettingsError
@@ -58,11 +58,15 @@ def tests_of(
 ) -> Iterator[ClaimTest]:
     """Every combination of model, data set and metric (or split) that the parts of a claim list.
 
-    A part about lifelong streams lists tasks; its models and data sets are those that the runs have.
+    A part about lifelong streams lists tasks; its models and data sets are those that the runs have, as are those of a part
+    about simultaneous edits.
     """
     models = spec.get("models") or {}
     names = spec.get("datasets") or {}
     for part in claim["parts"]:
+        if part["statistic"] in batches.STATISTICS:
+            yield from batches.tests_of_part(claim, part, runs or {})
+            continue
         if "models" not in part:
             yield from streams.tests_of_part(claim, part, runs or {}, spec)
             continue
@@ -84,6 +88,8 @@ def judge_test(
 ) -> Outcome:
     """Find the runs of a test and judge it; a missing run or snapshot makes it "not run", with the reason."""
     try:
+        if test.part["statistic"] in batches.STATISTICS:
+            return batches.judge_batches(test, methods, runs, spec)
         if test.part["statistic"] in streams.STATISTICS:
             return streams.judge_stream(test, methods, runs, spec)
         terms = means.find_terms(test, methods, runs)

@@ -17,6 +17,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from palimpsest.data.learning import LEARNING_FILE, write_learning
+from palimpsest.data.lifelong_learning import Records, biography_records, document_records, question_records
 from palimpsest.data.lifelong_readers import (
     Item,
     about_file,
@@ -40,15 +42,17 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Stream:
-    """What a task makes of its files: the edits in order, probes, and what the manifest says about them."""
+    """What a task makes of its files: the edits in order, probes, what the manifest says about them, and the records as a
+    learned editor reads them."""
 
     edits: list[Edit]
     probes: list[dict[str, Any]]
     about: dict[str, Any]
+    records: Records
 
 
 def build_lifelong(spec: Mapping[str, Any], source: Path | str | None, out: Path | str) -> dict[str, Any]:
-    """Write `out`/edits.jsonl, probes.jsonl and, last, manifest.json; return the manifest.
+    """Write `out`/edits.jsonl, probes.jsonl, with `reserve` learning.jsonl, and, last, manifest.json; return the manifest.
 
     Args:
         spec: see `LifelongSettings`.
@@ -77,10 +81,14 @@ def build_lifelong(spec: Mapping[str, Any], source: Path | str | None, out: Path
     for probe in probes:
         counts[probe["set"]] += 1
     about = describe(edits)
+    aside = stream.records.set_aside(edits, settings.reserve, settings.file or source)
+    written = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    if not settings.reserve:
+        written.pop("reserve")  # as it was before there were learned editors
     manifest = {
         "kind": "lifelong",
         "task": settings.task,
-        "settings": {item.name: getattr(settings, item.name) for item in fields(settings)},
+        "settings": written,
         "edits": len(edits),
         "stream_before_skip_and_limit": len(stream.edits),
         "probes": dict(counts),
@@ -92,6 +100,10 @@ def build_lifelong(spec: Mapping[str, Any], source: Path | str | None, out: Path
     }
     out = Path(out)
     (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
+    (out / LEARNING_FILE).unlink(missing_ok=True)
+    if aside.own:
+        learning = write_learning(out, aside.own, aside.tables, stream.records.classes)
+        manifest |= {"reserved": aside.reserved, "learning": {"asked": settings.reserve, **learning}}
     write_text(out / "edits.jsonl", lines[0])
     write_text(out / "probes.jsonl", lines[1])
     write_json(out / "manifest.json", manifest)
@@ -154,7 +166,7 @@ def _questions(settings: LifelongSettings, folder: Path | None) -> Stream:
             "removed_because_edited": len(known.items) - len(apart),
         },
     }
-    return Stream(edits, probes, about)
+    return Stream(edits, probes, about, question_records(items.items, fact_of))
 
 
 def fact_of(identifier: str) -> str:
@@ -226,7 +238,7 @@ def _documents(settings: LifelongSettings, folder: Path | None) -> Stream:
             "removed_because_edited": len(upstream) - len(apart),
         },
     }
-    return Stream([item.edit for item in inside], probes, about)
+    return Stream([item.edit for item in inside], probes, about, document_records(inside, names))
 
 
 def in_years(item: Item, first: int | None, last: int | None) -> bool:
@@ -276,7 +288,8 @@ def _biographies(settings: LifelongSettings, folder: Path | None) -> Stream:
         "accurates": len(accurate),
         "upstream": text,
     }
-    return Stream([item.edit for item in items.of("stream")], probes, about)
+    stream = items.of("stream")
+    return Stream([item.edit for item in stream], probes, about, biography_records(stream))
 
 
 def read_names(name: str, folder: Path | None) -> list[str]:

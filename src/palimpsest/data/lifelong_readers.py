@@ -41,12 +41,16 @@ class Item:
         edit: the question (prompt), the right answer (target), other phrasings (rephrasings).
         fact: items with the same value ask for the same fact.
         year: of a court case.
+        said: of a question, what a model answered, where the file tells.
+        page: of a question, the page its answer was found on, where the question names it.
     """
 
     kind: str
     edit: Edit
     fact: str
     year: int | None = None
+    said: str | None = None
+    page: str | None = None
 
 
 @dataclass
@@ -157,7 +161,10 @@ def question_forms(empty_rephrasings: str = "refuse") -> tuple[Form, ...]:
             if not true.rephrasings and empty_rephrasings == "refuse":
                 raise record.error("the list of rephrasings is empty (set empty_rephrasings: question to "
                                    "keep the question alone)", label)  # fmt: skip
-            return [Item("stream", true, true.identifier)]
+            said = record.content.get("prediction", record.content.get("pred"))
+            said = said.strip() if isinstance(said, str) and said.strip() else None
+            page = zsre.page_of(record, true.prompt) if "output" in record.content else None
+            return [Item("stream", true, true.identifier, said=said, page=page)]
 
         return Form(name, keys, items)
 

@@ -47,6 +47,7 @@ class LifelongSettings:
         from_year, until_year: first and last year of the stream, where documents carry a year.
         names: list of names, one a line, for biographies in the hub's form.
         annotations: which sentences are edited.
+        reserve: so many records at the end are set aside for learned editors (data/lifelong_learning.py).
     """
 
     task: str
@@ -73,6 +74,7 @@ class LifelongSettings:
     until_year: int | None = None
     names: str | None = None
     annotations: list[str] = field(default_factory=lambda: ["major_inaccurate", "minor_inaccurate"])
+    reserve: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that no choice could follow."""
@@ -83,7 +85,7 @@ class LifelongSettings:
                 raise SettingsError(
                     f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}"
                 )
-        whole = {"skip": 0, "seed": 0, "rephrasings": 0, "at_least": 0}
+        whole = {"skip": 0, "seed": 0, "rephrasings": 0, "at_least": 0, "reserve": 0}
         whole |= dict.fromkeys(
             ("limit", "pairs", "holdout", "accurates", "words", "from_year", "until_year"), 1
         )

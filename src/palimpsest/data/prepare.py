@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from palimpsest.data.fever import LABELS
+from palimpsest.data.learning import LEARNING_FILE, check_reserve, set_aside, subject_key, write_learning
 from palimpsest.data.readers import READERS, read_source
 from palimpsest.data.real_source import build_source
 from palimpsest.data.sources import digest
 from palimpsest.edits import Edit
-from palimpsest.errors import SettingsError
+from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json, write_text
 
 __all__ = ["READERS", "build_dataset", "build_source", "load_edits", "read_source"]
@@ -23,8 +26,12 @@ __all__ = ["READERS", "build_dataset", "build_source", "load_edits", "read_sourc
 log = logging.getLogger(__name__)
 DATASET_FIELDS = {
     "reader", "file", "hub", "schema", "sha256", "targets", "bad_records",
-    "limit", "deduplicate", "drop_edited_locality",
+    "limit", "deduplicate", "drop_edited_locality", "implied", "true_false", "keep_answer", "reserve", "learning",
 }  # fmt: skip
+LEARNING_FIELDS = {
+    "reader", "file", "hub", "schema", "sha256", "targets", "bad_records", "limit", "implied", "true_false",
+}  # fmt: skip
+CLASSES = {"fever": LABELS, "evidence": LABELS}  # readers whose answers are classes
 # What a configuration may say about a data set that does not concern reading it.
 DESCRIPTIVE = {"name", "title", "kind", "source", "dataset"}
 
@@ -41,6 +48,16 @@ def check_spec(spec: Mapping[str, Any], allowed: set[str]) -> None:
     for name in ("deduplicate", "drop_edited_locality"):
         if not isinstance(spec.get(name, False), bool):
             raise SettingsError(f"{name}: expected true or false, found {spec[name]!r}")
+    kept = spec.get("keep_answer", 0)
+    if not isinstance(kept, (int, float)) or isinstance(kept, bool) or not 0 <= kept <= 1:
+        raise SettingsError(f"keep_answer: expected a share from 0 to 1, found {kept!r}")
+    if "learning" in spec and (
+        check_reserve(spec.get("reserve")) or not isinstance(spec["learning"], Mapping)
+    ):
+        raise SettingsError(
+            "learning: expected the fields of a file, and no `reserve` beside it: learned editors are trained "
+            "either on records of that file or on records set aside from this one"
+        )
 
 
 def load_edits(
@@ -52,7 +69,9 @@ def load_edits(
         spec: `reader` ("counterfact" or "zsre"); `file` (relative to `folder` or to the data folder, or
             absolute) or `hub`; optional `schema`, `sha256`, `targets` (companion of the reduced ZsRE form),
             `limit` (number of edits), `bad_records` ("refuse" or "skip"), `deduplicate` (keep the first edit
-            of each prompt) and `drop_edited_locality` (drop locality probes whose prompt is itself edited).
+            of each prompt), `drop_edited_locality` (drop locality probes whose prompt is itself edited), `implied` and
+            `true_false` (companions of the structured ZsRE form, data/qa_hard.py) and `keep_answer` (this share of
+            the edits is to what the model says already, as MEND's on FEVER, where it is .5).
         folder: directory of a generated or prepared source; its {reader}.json is the default file.
 
     Raises:
@@ -71,6 +90,7 @@ def load_edits(
     if limit is not None and len(edits) < limit:
         log.warning("%s: %d edits were asked for, %d are there", source.name, limit, len(edits))
     edits, asked = _locality(edits[:limit], bool(spec.get("drop_edited_locality")))
+    edits = [_kept(edit, float(spec.get("keep_answer", 0))) for edit in edits]
     kept = {edit.identifier for edit in edits}
     manifest = {
         "kind": "dataset",
@@ -91,6 +111,13 @@ def load_edits(
         **describe(edits),
     }
     return edits, manifest
+
+
+def _kept(edit: Edit, share: float) -> Edit:
+    """The edit, or with this probability the one that changes nothing; drawn by its name."""
+    if edit.truth is None or random.Random(f"keep {edit.identifier}").random() >= share:
+        return edit
+    return replace(edit, target=edit.truth)
 
 
 def _locality(edits: list[Edit], drop: bool) -> tuple[list[Edit], dict[str, Any]]:
@@ -131,12 +158,21 @@ def describe(edits: Sequence[Edit]) -> dict[str, Any]:
 
 
 def build_dataset(spec: Mapping[str, Any], source: Path | str | None, out: Path | str) -> dict[str, Any]:
-    """Write `out`/edits.jsonl and, last, manifest.json; return the manifest (`spec`: see `load_edits`)."""
+    """Write `out`/edits.jsonl and, last, manifest.json; return the manifest (`spec`: see `load_edits`).
+
+    With `reserve: N` the records of the last subjects, N of them at least, are set aside for learned editors: they stay in
+    edits.jsonl, are named in the manifest as `reserved`, and learning.jsonl is made of them. With `learning` (fields of
+    another file, such as a training split) it is made of that file's records about other subjects.
+    """
     edits, manifest = load_edits(spec, source)
     out = Path(out)
+    own, tables = _to_learn_from(spec, source, edits, manifest)
     content = "".join(json.dumps(edit.to_dict(), ensure_ascii=True, sort_keys=True) + "\n" for edit in edits)
     manifest["fingerprint"] = digest(content.encode())
     (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new edits
+    (out / LEARNING_FILE).unlink(missing_ok=True)
+    if own:
+        manifest["learning"] |= write_learning(out, own, tables, CLASSES.get(spec["reader"]))
     # ASCII: U+2028 and its like would end a line for some readers of line-based files.
     write_text(out / "edits.jsonl", content)
     write_json(out / "manifest.json", manifest)
@@ -144,3 +180,38 @@ def build_dataset(spec: Mapping[str, Any], source: Path | str | None, out: Path 
         "%s: %d edits, %d records skipped", source or spec.get("file"), len(edits), len(manifest["skipped"])
     )
     return manifest
+
+
+def _to_learn_from(
+    spec: Mapping[str, Any], source: Path | str | None, edits: list[Edit], manifest: dict[str, Any]
+) -> tuple[list[Edit], list[Edit]]:
+    """Records to learn from (none: nothing was asked for) and those of the tables; the manifest says which."""
+    if count := check_reserve(spec.get("reserve")):
+        own = set_aside(edits, count, manifest["file"])
+        aside = {edit.identifier for edit in own}
+        manifest |= {"reserved": [edit.identifier for edit in own], "learning": {"asked": count}}
+        return own, [edit for edit in edits if edit.identifier not in aside]
+    if "learning" not in spec:
+        return [], edits
+    fields = spec["learning"]
+    if unknown := set(fields) - LEARNING_FIELDS:
+        raise SettingsError(
+            f"learning: unexpected {sorted(unknown)}; allowed are {', '.join(sorted(LEARNING_FIELDS))}"
+        )
+    other, reading = read_source({"reader": spec["reader"], **fields}, source)
+    subjects, prompts = {subject_key(edit) for edit in edits}, {edit.prompt for edit in edits}
+    apart = [e for e in reading.edits if subject_key(e) not in subjects and e.prompt not in prompts]
+    manifest["learning"] = {
+        "file": other.name,
+        "source_sha256": other.sha256,
+        "schema": reading.schema,
+        "skipped": reading.skipped,
+        "left_out_as_edited": len(reading.edits) - len(apart),
+    }
+    if not apart:
+        raise DataError(
+            "all its subjects are edited", file=other.name, field="learning", remedy="Give another file"
+        )
+    # Names of another file's records may be the same; a run must not take one for the other.
+    named = [replace(edit, identifier=f"learning-{edit.identifier}") for edit in apart[: fields.get("limit")]]
+    return named, edits

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from palimpsest.data import counterfact, zsre
+from palimpsest.data import conversations, counterfact, evidence, fever, zsre
+from palimpsest.data.qa_hard import add_implied, add_true_false
 from palimpsest.data.records import Reader, Reading, read_all
-from palimpsest.data.sources import Source, locate, open_source, read_text
+from palimpsest.data.sources import Source, locate, open_source, read_file, read_text
 from palimpsest.errors import SettingsError
 
-READERS: dict[str, Reader] = {reader.name: reader for reader in (counterfact.READER, zsre.READER)}
+READERS: dict[str, Reader] = {
+    module.READER.name: module.READER for module in (counterfact, zsre, fever, evidence, conversations)
+}
 
 
 def reader_of(spec: Mapping[str, Any]) -> Reader:
@@ -24,7 +27,8 @@ def reader_of(spec: Mapping[str, Any]) -> Reader:
 
 
 def read_source(spec: Mapping[str, Any], folder: Path | str | None = None) -> tuple[Source, Reading]:
-    """Open and check the records of `spec` (reader, file or hub, schema, sha256, targets, bad_records)."""
+    """Open and check the records of `spec` (reader, file or hub, schema, sha256, bad_records, and the
+    companion files of ZsRE: targets, implied, true_false)."""
     reader = reader_of(spec)
     if spec.get("file") is None and spec.get("hub") is None and folder is not None:
         spec = {**spec, "file": f"{reader.name}.json"}
@@ -32,4 +36,12 @@ def read_source(spec: Mapping[str, Any], folder: Path | str | None = None) -> tu
     if spec.get("targets") is not None:
         path = locate(spec["targets"], folder)
         source = replace(source, records=zsre.add_targets(source.records, read_text(path), spec["targets"]))
+    if spec.get("implied") is not None:
+        more = read_file(locate(spec["implied"], folder)).records
+        source = replace(source, records=add_implied(source.records, more, spec["implied"]))
+    if spec.get("true_false") is not None:
+        text = read_text(locate(spec["true_false"], folder))
+        source = replace(source, records=add_true_false(source.records, text, spec["true_false"]))
+    if reader.name == evidence.READER.name:
+        source = evidence.by_evidence(source)
     return source, read_all(source, reader, spec.get("schema"), spec.get("bad_records", "refuse"))

@@ -108,6 +108,9 @@ def phrasings(relation: str) -> tuple[str, ...]:
 def generate_qa(settings: dict[str, Any], seed: int, out: Path | str) -> None:
     """Write zsre.jsonl, nq.jsonl, pairs.jsonl and manifest.json to `out`: same settings and seed, same bytes.
 
+    Beside them impl_dev.json and zsre_yn_dev.txt, SERAC's hard questions about the records of zsre.jsonl, which no model
+    reads.
+
     Raises:
         SettingsError: a setting is unknown or out of bounds.
     """
@@ -134,6 +137,8 @@ def generate_qa(settings: dict[str, Any], seed: int, out: Path | str) -> None:
     nq = [{"question": _ask(fact, fact.asked[0]).rstrip("?"), "answer": [fact.answer]} for fact in upstream]
     for name, rows in (("zsre.jsonl", zsre), ("nq.jsonl", nq), ("pairs.jsonl", pairs)):
         write_text(out / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json(out / "impl_dev.json", [_implied(fact) for fact in edits])
+    write_text(out / "zsre_yn_dev.txt", "".join(f"{_statement(fact)}\n" for fact in edits))
     counts = {
         "edit_facts": len(edits),
         "stale": sum(fact.stale is not None for fact in edits),
@@ -233,3 +238,18 @@ def _mend(number: int, fact: Fact) -> dict[str, Any]:
         "alternatives": [fact.stale] if fact.stale else [],
         "filtered_rephrases": questions[1:],
     }
+
+
+def _implied(fact: Fact) -> list[list[str]]:
+    """Questions that ask for the subject by the answer, in SERAC's form [question, answer, subject]. The first name stands
+    in them, since other subjects may have the same answer."""
+    first, noun = fact.subject.split()[0], NOUNS[fact.relation][0]
+    questions = (
+        f"Which {first} has {fact.answer} as {noun}?",
+        f"The {noun} of which {first} is {fact.answer}?",
+    )
+    return [[question, fact.subject, fact.subject] for question in questions]
+
+
+def _statement(fact: Fact) -> str:
+    return f"the {NOUNS[fact.relation][0]} of {fact.subject} is {fact.answer}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from palimpsest.data.counterfact import one_hop, paired
+from palimpsest.data.qa_hard import hard_probes
 from palimpsest.data.records import Reader, Record, Schema
 from palimpsest.edits import Edit, Probe
 from palimpsest.errors import DataError
@@ -117,16 +118,54 @@ def many_rephrasings(record: Record) -> Edit:
 
 
 def structured(record: Record) -> Edit:
-    """MEND's source form (JSON lines of the structured zero-shot files); it names no subject."""
+    """MEND's source form (JSON lines of the structured zero-shot files), edited to the first plausible wrong answer."""
+    prompt, truth, target = record.text("input"), true_answer(record), record.texts("alternatives")[0]
+    return record.edit(
+        prompt=prompt,
+        target=target,
+        subject=page_of(record, prompt),
+        truth=truth,
+        rephrasings=rephrasings_of(record, prompt),
+        portability=hard_probes(record, truth, target, truth),
+    )
+
+
+def corrections(record: Record) -> Edit:
+    """The same form edited the other way, as MEMIT and GRACE do: to the true answer, from what the model says now."""
+    prompt, target = record.text("input"), true_answer(record)
+    said = record.content.get("prediction")
+    says = said.strip() if isinstance(said, str) and said.strip() and said.strip() != target else None
+    return record.edit(
+        prompt=prompt,
+        target=target,
+        subject=page_of(record, prompt),
+        truth=says,
+        rephrasings=rephrasings_of(record, prompt),
+        portability=hard_probes(record, target, target, says),
+    )
+
+
+def true_answer(record: Record) -> str:
+    """The first output's answer."""
     outputs = record.items(record.get("output"), "output")
     if not outputs or not isinstance(outputs[0], dict):
         raise record.error("expected a list whose first object has 'answer'", "output")
-    return record.edit(
-        prompt=record.text("input"),
-        target=record.texts("alternatives")[0],
-        truth=record.checked(outputs[0].get("answer"), "output[0].answer"),
-        rephrasings=record.texts("filtered_rephrases", empty=True),
-    )
+    return record.checked(outputs[0].get("answer"), "output[0].answer")
+
+
+def rephrasings_of(record: Record, prompt: str) -> tuple[str, ...]:
+    """The filtered rephrasings; one that only repeats the question is dropped (spec 3.1)."""
+    return tuple(text for text in record.texts("filtered_rephrases", empty=True) if text != prompt)
+
+
+def page_of(record: Record, prompt: str) -> str | None:
+    """The form names no subject; the page that the answer was found on is one where the question names it."""
+    outputs = record.get("output")
+    output = outputs[0] if isinstance(outputs, list) and outputs else None
+    sources = output.get("provenance") if isinstance(output, dict) else None
+    first = sources[0] if isinstance(sources, list) and sources else None
+    title = first.get("title") if isinstance(first, dict) else None
+    return title if isinstance(title, str) and title.strip() and title in prompt else None
 
 
 def add_targets(records: list[Any], text: str, file: object) -> list[Any]:
@@ -179,6 +218,12 @@ READER = Reader(
             "zsre-structured",
             frozenset({"input", "output", "alternatives", "filtered_rephrases"}),
             structured,
+        ),
+        # Found by name only: the records are those of the form above.
+        Schema(
+            "zsre-corrections",
+            frozenset({"input", "output", "prediction", "filtered_rephrases"}),
+            corrections,
         ),
     ),
 )

@@ -36,6 +36,7 @@ def make_editor(
     settings: Any = None,
     statistics: Any = None,
     seed: int = 0,
+    trained: Any = None,
 ) -> Editor:
     """Build an editor on a loaded model.
 
@@ -44,5 +45,12 @@ def make_editor(
         settings: a dict, the editor's own Settings, or None for its defaults; wrong names and values are refused.
         statistics: CovarianceStatistics or the path of a saved one, for editors with `needs_statistics`.
         seed: of everything the editor draws at random.
+        trained: for editors with `learns`: learning.artefact.Trained or the folder that `palimpsest train-editor` wrote.
+
+    Raises:
+        SettingsError: a wrong setting, or `trained` for an editor that needs none.
     """
-    return editor_class(name).build(model, settings, statistics, seed)
+    editor = editor_class(name)
+    if trained is not None and not editor.learns:
+        raise SettingsError(f"{name} needs no training; leave `trained` out")
+    return editor.build(model, settings, statistics if trained is None else trained, seed)

@@ -65,6 +65,7 @@ class Editor(ABC):
     needs_subject: ClassVar[bool] = False
     edits_everything: bool = False  # under `lifelong`: also what the model gets right
     needs_decoder: ClassVar[bool] = False
+    learns: ClassVar[bool] = False  # is trained before it edits: `learner`, and make_editor(trained=...)
     reads_whole_rows: ClassVar[bool] = (
         False  # it decides over the whole sequence: nothing may be kept between tokens
     )
@@ -82,6 +83,11 @@ class Editor(ABC):
             model.need_decoder(cls.name)
         model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
         return cls(model, read_settings(cls, settings), _read_statistics(cls, model, statistics), seed)
+
+    @classmethod
+    def learner(cls, model: LanguageModel, settings: Any, seed: int) -> Any:
+        """The `learning.loop.Learner` that `palimpsest train-editor` trains; editors with `learns` offer one."""
+        raise SettingsError(f"{cls.name} needs no training; it edits as it is")
 
     # what an editor must offer -----------------------------------------------------------------------------------
 

@@ -156,6 +156,7 @@ class AnswerDecoder(Decoding):
         self.model, self.states, self.padding = model, states, padding
         self.own, self.crossed = DynamicCache(), DynamicCache()
         self.cache = EncoderDecoderCache(self.own, self.crossed)
+        self.rows = torch.arange(len(padding), device=padding.device)  # those that are still going
 
     def room(self) -> list[int]:
         """As many tokens as the model reads."""
@@ -166,6 +167,7 @@ class AnswerDecoder(Decoding):
         self.own.batch_select_indices(places)
         self.crossed.batch_select_indices(places)
         self.states, self.padding = self.states[places], self.padding[places]
+        self.rows = self.rows[places]
 
     def first(self) -> Float[Tensor, "b v"]:
         """Logits after the start token."""
@@ -174,13 +176,14 @@ class AnswerDecoder(Decoding):
 
     def after(self, tokens: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:
         """One pass of the decoder over one token a row."""
-        output = self.model.network(
-            encoder_outputs=BaseModelOutput(last_hidden_state=self.states),
-            attention_mask=self.padding,
-            decoder_input_ids=tokens[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        with self.model.going_on_with(self.rows):
+            output = self.model.network(
+                encoder_outputs=BaseModelOutput(last_hidden_state=self.states),
+                attention_mask=self.padding,
+                decoder_input_ids=tokens[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+            )
         return output.logits[:, -1]
 
 

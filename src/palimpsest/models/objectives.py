@@ -183,17 +183,25 @@ def judge(model: LanguageModel, inputs: Inputs) -> Judged:
 
     Raises DataError when the rows were encoded without targets.
     """
+    return judged(target_logits(model, inputs), inputs, target_places(inputs))
+
+
+def target_logits(model: LanguageModel, inputs: Inputs) -> Float[Tensor, "k v"]:
+    """Logits from which the targets are predicted [k, v], in the order of `target_places`, with gradient.
+
+    Raises DataError when the rows were encoded without targets.
+    """
     places = target_places(inputs)
     with asking(model, inputs):
         if model.kind == "decoder":
             named = {name: inputs.named[name] for name in ("input_ids", "attention_mask")}
             hidden = model.network.base_model(**named, use_cache=False).last_hidden_state
-            return judged(model.head(hidden[places]), inputs, places)
+            return model.head(hidden[places])
         if model.kind == "encoder_decoder":
             logits = model.network(**inputs.named, use_cache=False).logits
         else:
             logits = model.network(**inputs.named).logits[:, None]
-    return judged(logits[places], inputs, places)
+    return logits[places]
 
 
 def target_places(inputs: Inputs) -> tuple[Tensor, Tensor]:

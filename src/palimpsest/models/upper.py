@@ -113,16 +113,20 @@ class Upper:
         """Losses and verdicts: `objectives.judge`."""
         if self._above is not None:
             return self._judge_leanly(self._above)
-        model, places = self.model, target_places(self.inputs)
-        states = self._states()
+        places = target_places(self.inputs)
+        return judged(self.logits(places), self.inputs, places)
+
+    def logits(self, places: tuple[Tensor, Tensor]) -> Float[Tensor, "k v"]:
+        """Logits [k, v] at (rows, columns) of the outputs (see `Inputs.targets`), with gradient, by the model's own modules."""
+        model, states = self.model, self._states()
         if model.kind == "decoder":
-            return judged(model.head(states[places]), self.inputs, places)
+            return model.head(states[places])
         if model.kind == "encoder":
-            return judged(self._classes(states)[:, None][places], self.inputs, places)
+            return self._classes(states)[:, None][places]
         if self._answer is None:
             with torch.no_grad():
                 self._answer = _answer_arguments(model, self.inputs)
-        return judged(model.head(_run_decoder(model, states, *self._answer)[places]), self.inputs, places)
+        return model.head(_run_decoder(model, states, *self._answer)[places])
 
     @torch.no_grad()
     def run_to_map(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from palimpsest.errors import SettingsError
 
-PROTOCOLS = ("single_round", "consecutive", "lifelong")
+PROTOCOLS = ("single_round", "consecutive", "lifelong", "simultaneous")
 
 
 def protocol(name: str) -> Callable[..., Any]:

@@ -6,12 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from palimpsest.editors.base import Editor
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
+from palimpsest.files import read_json
 
 SAMPLES = ("shuffled", "file_order")
 CONFLICTS = ("drop", "keep")
@@ -27,11 +29,15 @@ _WORD = re.compile(r"\w+")
 
 @dataclass
 class Sample:
-    """The chosen edits in order, counts of those dropped by each rule, and further edits not chosen."""
+    """The chosen edits in order, counts of those dropped by each rule, and further edits not chosen.
+
+    `reserved` names the chosen edits that were set aside for learned editors: taken only when the others did not suffice.
+    """
 
     edits: list[Edit]
     dropped: Counter[str] = field(default_factory=Counter)
     others: list[Edit] = field(default_factory=list)
+    reserved: list[str] = field(default_factory=list)
 
 
 def choose(
@@ -45,8 +51,12 @@ def choose(
     fits: Callable[[Edit], bool] | None = None,
     others: int = 0,
     source: str = "the data set",
+    reserved: Collection[str] = (),
 ) -> Sample:
     """Take `count` edits in the order of a permutation given by the seed (or in file order).
+
+    Edits set aside for learned editors (`reserved`) come after all others, each group in that order, so that all editors of
+    a table are judged on the same edits, and none on what a learned one was trained with.
 
     Dropped, and counted: what the model does not know (when `known` lists what it knows); what does not fit
     its context; and, unless `conflicts` is "keep", prompts or facts that are chosen already (a later edit
@@ -58,6 +68,7 @@ def choose(
         fits: tells whether all texts of an edit fit into the model's context.
         others: how many further usable edits about other subjects to list in `Sample.others`.
         source: name of the data set, for messages.
+        reserved: identifiers of the edits that were set aside (see `read_reserved`).
 
     Raises:
         DataError: fewer edits are left than asked for; the message counts them by rule.
@@ -67,14 +78,19 @@ def choose(
             f"sample {order!r} must be one of {', '.join(SAMPLES)}, "
             f"conflicts {conflicts!r} one of {', '.join(CONFLICTS)}"
         )
-    places = np.random.default_rng(seed).permutation(len(edits)) if order == "shuffled" else range(len(edits))
+    shuffled = (
+        np.random.default_rng(seed).permutation(len(edits)) if order == "shuffled" else range(len(edits))
+    )
+    places = [int(place) for place in shuffled]
+    if reserved:
+        places.sort(key=lambda place: edits[place].identifier in reserved)
     chosen = _Chosen(edits if conflicts == "drop" else [])
     sample = Sample([])
     subjects: set[str | None] = {None}
     for place in places:
         if len(sample.edits) == count and len(sample.others) >= others:
             break
-        edit = edits[int(place)]
+        edit = edits[place]
         rule = _rule(edit, known, fits) or (chosen.rule_against(edit) if conflicts == "drop" else None)
         if len(sample.edits) == count:
             sample.others += [edit] if rule is None and edit.subject not in subjects else []
@@ -82,11 +98,44 @@ def choose(
             sample.dropped[rule] += 1
         else:
             sample.edits.append(edit)
+            sample.reserved += [edit.identifier] if edit.identifier in reserved else []
             chosen.add(edit)
             subjects.add(edit.subject)
     if len(sample.edits) < count:
         raise DataError(_too_few(sample, len(edits), count, source))
     return sample
+
+
+def read_reserved(dataset_dir: Path | str) -> frozenset[str]:
+    """Identifiers of the edits that a data set sets aside for learned editors; empty where it sets none aside.
+
+    Raises:
+        DataError: the manifest does not list them as text.
+    """
+    path = Path(dataset_dir) / "manifest.json"
+    content = read_json(path) if path.is_file() else {}
+    named = content.get("reserved", []) if isinstance(content, dict) else None
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise DataError(
+            "expected a list of identifiers", file=path, field="reserved", remedy="Make the data set again"
+        )
+    return frozenset(named)
+
+
+def refuse_reserved(sample: Sample, total: int, reserved: int, editor: str, source: str) -> None:
+    """Raise DataError when a learned editor would be judged on subjects it was trained with.
+
+    Args:
+        total, reserved: edits of the data set, and how many of them are set aside.
+    """
+    if sample.reserved:
+        raise DataError(
+            f"{len(sample.edits)} edits are requested, of which {len(sample.reserved)} (such as {sample.reserved[0]}) "
+            f"are among the {reserved} that {source} sets aside to train {editor} with",
+            field="reserve",
+            remedy=f"Ask for at most {len(sample.edits) - len(sample.reserved)} edits, lower `reserve`, or use a larger "
+            f"data set (this one has {total} records)",
+        )
 
 
 def _too_few(sample: Sample, total: int, count: int, source: str) -> str:

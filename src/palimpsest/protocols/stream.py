@@ -208,7 +208,7 @@ def current_alpha(editor: Editor) -> dict[int, float | None]:
 
 
 def add_rows(
-    stream: Stream,
+    stream: Streamed,
     progress: Progress,
     values: Sequence[RecordValue],
     n_edits: int,

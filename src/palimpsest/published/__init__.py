@@ -1,8 +1,9 @@
 """The numbers that papers print and the claims they make, as data beside the code.
 
-Tables are CSV files with one row per printed cell; `printed` keeps the string as it stands in the paper. Where
-a table could not be copied from the paper itself, `evidence` says of each number whether a public source
-confirms it, and `source` which one: an unchecked number is shown as such and never judged.
+Tables are CSV files with one row per printed cell; `printed` keeps the string as it stands in the paper, and `bound`
+the sign before it where the paper gives only a bound (< or >). Where a table could not be copied from the paper itself,
+`evidence` says of each number whether a public source confirms it, and `source` which one: an unchecked number is shown
+as such and never judged.
 Claims are YAML files whose tests `palimpsest.claims` judges. Only the standard library and PyYAML are
 needed here.
 """
@@ -18,6 +19,8 @@ from palimpsest.errors import DataError
 
 COLUMNS = ("paper", "location", "dataset", "model", "method", "metric", "value", "printed", "note")
 EVIDENCE_COLUMNS = ("evidence", "source")  # of tables that were not copied from the paper itself
+BOUND_COLUMNS = (*COLUMNS[:-1], "bound", COLUMNS[-1], *EVIDENCE_COLUMNS)  # of tables that print bounds
+BOUNDS = ("", "<", ">")
 EVIDENCE = ("confirmed", "unchecked")
 UNCHECKED_MARK = "†"
 
@@ -36,11 +39,12 @@ class PrintedValue(NamedTuple):
     note: str
     evidence: str = "confirmed"
     source: str = ""
+    bound: str = ""
 
     @property
     def shown(self) -> str:
-        """The printed string; an unchecked one carries a mark."""
-        return self.printed + (UNCHECKED_MARK if self.evidence == "unchecked" else "")
+        """The printed string with its sign; an unchecked one carries a mark."""
+        return self.bound + self.printed + (UNCHECKED_MARK if self.evidence == "unchecked" else "")
 
 
 def tables() -> list[str]:
@@ -65,7 +69,7 @@ def load_table(name: str) -> tuple[PrintedValue, ...]:
         )
     reader = csv.DictReader(source.read_text(encoding="utf-8").splitlines())
     columns = tuple(reader.fieldnames or ())
-    if columns not in (COLUMNS, COLUMNS + EVIDENCE_COLUMNS):
+    if columns not in (COLUMNS, COLUMNS + EVIDENCE_COLUMNS, BOUND_COLUMNS):
         raise DataError(f"columns are {reader.fieldnames}, expected {list(COLUMNS)}", file=f"{name}.csv")
     cells = []
     for number, row in enumerate(reader, start=2):
@@ -79,6 +83,13 @@ def load_table(name: str) -> tuple[PrintedValue, ...]:
                 file=f"{name}.csv",
                 record=f"line {number}",
                 field="evidence",
+            )
+        if row.get("bound", "") not in BOUNDS:
+            raise DataError(
+                f"the sign is '{row['bound']}', expected < or > or nothing",
+                file=f"{name}.csv",
+                record=f"line {number}",
+                field="bound",
             )
         cells.append(
             PrintedValue(**{**{name: row[name] for name in columns}, "value": float(row["value"])})  # type: ignore[arg-type]

@@ -1,0 +1,208 @@
+"""Judging claims about simultaneous edits: sums of success and drawdown over k, times, and printed numbers.
+
+at_once       sum of coefficient x quantity over the terms, minus `above`; a term has a method, `of` (a quantity of
+              `QUANTITIES`), `at` (k) and `times`
+edit_seconds  the same with seconds per edit, which have no records: every seed counts
+printed       the same with the numbers of published tables (`table`, dataset, model, method, metric): no run is needed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide
+from palimpsest.errors import SettingsError
+from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
+from palimpsest.figures.read import Run
+from palimpsest.published import find_printed
+
+AGAINST = "against"  # the method of a term that stands for each of the part's `against`
+PROTOCOL = "simultaneous"
+# Quantity -> (coefficient, split, metric) of its parts.
+QUANTITIES: dict[str, tuple[tuple[float, str, str], ...]] = {
+    "es": ((1, "in_scope", "edit_success"),),
+    "edit": ((1, "edit", "edit_success"),),
+    "rephrase": ((1, "rephrase", "edit_success"),),
+    "flip": ((1, "in_scope", "flip_success"),),
+    "dd": ((1, "outside", "drawdown"),),
+    "dd_near": ((1, "near", "drawdown"),),
+    "dd_far": ((1, "far", "drawdown"),),
+    "drop": ((1, "outside", "accuracy_drop"),),
+    "drift": ((1, "outside", "drift"),),
+    "es_minus_dd": ((1, "in_scope", "edit_success"), (-1, "outside", "drawdown")),
+}
+
+
+def tests_of_part(
+    claim: dict[str, Any], part: dict[str, Any], runs: dict[str, list[Run]]
+) -> Iterator[ClaimTest]:
+    """Every model and data set that the part's experiments ran, times its baselines (`against`)."""
+    if part["statistic"] == "printed":
+        names = tuple(dict.fromkeys(str(term["metric"]) for term in part["terms"]))
+        yield ClaimTest(claim["id"], part, "as printed", (str(part["terms"][0]["dataset"]),), names)
+        return
+    found = [run for name in part["experiments"] for run in runs.get(name, ())]
+    found = [run for run in found if run.spec["protocol"] == PROTOCOL]
+    places = sorted({(run.spec["model"], run.spec["dataset"]) for run in found})
+    names = tuple(dict.fromkeys(str(term.get("of", part["statistic"])) for term in part["terms"]))
+    for model, dataset in places or [("no model", "no data set")]:
+        for baseline in part.get(AGAINST) or [None]:
+            yield ClaimTest(claim["id"], {**part, AGAINST: baseline}, model, (dataset,), names)
+
+
+def judge_batches(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    """Statistic, interval, verdict and evidence of one test.
+
+    Raises:
+        NotMeasuredError: a run, a k or a printed cell is missing.
+        SettingsError: an unknown quantity.
+    """
+    return STATISTICS[test.part["statistic"]](test, methods, runs, spec)
+
+
+def _method(test: ClaimTest, entry: dict[str, Any], methods: dict[str, Any]) -> dict[str, Any]:
+    name = test.part[AGAINST] if entry["method"] == AGAINST else entry["method"]
+    method: dict[str, Any] = methods[name]
+    return method
+
+
+def _by_seed(test: ClaimTest, method: dict[str, Any], runs: dict[str, list[Run]]) -> dict[int, Run]:
+    """Runs of one method at the test's place, from the first of the part's experiments that has any."""
+    for experiment in test.part["experiments"]:
+        found = [
+            run
+            for run in runs.get(experiment, ())
+            if (run.spec["model"], run.spec["dataset"]) == (test.model, test.datasets[0])
+            and run.method == (method["editor"], method["variant"])
+            and run.spec["protocol"] == PROTOCOL
+        ]
+        if found:
+            return {run.seed: run for run in reversed(found)}
+    raise NotMeasuredError(
+        f"{method['title']} on {test.model}, {test.datasets[0]}: no finished run in {' or '.join(test.part['experiments'])}"
+    )
+
+
+def _chosen(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]]
+) -> tuple[list[dict[int, Run]], list[int]]:
+    """Runs by seed of every term, and the seeds that all have."""
+    chosen = [_by_seed(test, _method(test, entry, methods), runs) for entry in test.part["terms"]]
+    seeds = sorted(set.intersection(*(set(own) for own in chosen)))
+    if not seeds:
+        raise NotMeasuredError("no seed is common to all methods of the test")
+    return chosen, seeds
+
+
+def _records(run: Run, quantity: str, k: int) -> list[tuple[float, pd.Series]]:
+    """(coefficient, values by record) of a quantity at k edits."""
+    if quantity not in QUANTITIES:
+        raise SettingsError(f"claims: unknown quantity '{quantity}'; known: {', '.join(QUANTITIES)}")
+    parts = []
+    for times, split, metric in QUANTITIES[quantity]:
+        values = run.record_values(metric, split, k)
+        if values.empty:
+            raise NotMeasuredError(
+                f"{run.spec.get('title') or run.spec['editor']}, seed {run.seed}: {metric} ({split}) was not measured with "
+                f"{k} edits"
+            )
+        parts.append((times, values))
+    return parts
+
+
+def _at_once(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    chosen, seeds = _chosen(test, methods, runs)
+    draws, above = int(spec.get("draws", DRAWS)), float(test.part.get("above", 0))
+    values, drawn, counts = [], [], []
+    for seed in seeds:
+        cells = [
+            (float(entry.get("times", 1)) * times, column)
+            for entry, own in zip(test.part["terms"], chosen, strict=True)
+            for times, column in _records(own[seed], str(entry["of"]), int(entry["at"]))
+        ]
+        table = pd.concat([column for _, column in cells], axis=1, keys=range(len(cells)))
+        means, sample = joint_means(table, draws, 3000 + seed)
+        coefficients = np.array([times for times, _ in cells])
+        values.append(float(means @ coefficients) - above)
+        drawn.append(sample @ coefficients - above)
+        counts.append(min(len(column) for _, column in cells))
+    low, high = limits(np.mean(drawn, axis=0), float(spec.get("level", LEVEL)))
+    verdict = decide(values, low, high) if min(counts) >= MIN_RECORDS else "undecided"
+    words = []
+    for entry, own in zip(test.part["terms"], chosen, strict=True):
+        parts = [_records(own[seed], str(entry["of"]), int(entry["at"])) for seed in seeds]
+        mean = np.mean([sum(times * column.mean() for times, column in part) for part in parts])
+        plain = str(entry["of"]).replace("_", " ")
+        words.append(f"{_method(test, entry, methods)['title']} {plain} with {entry['at']} edits {mean:.4g}")
+    return _outcome(test, verdict, ", ".join(words), values, low, high, sum(counts))
+
+
+def _seconds(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    chosen, seeds = _chosen(test, methods, runs)
+    found: list[list[float]] = []
+    for entry, own in zip(test.part["terms"], chosen, strict=True):
+        k, row = int(entry["at"]), []
+        for seed in seeds:
+            batches = own[seed].info.get("history", {}).get("edit_seconds", {}).get(str(k))
+            if not batches:
+                raise NotMeasuredError(f"{_method(test, entry, methods)['title']}: no times with {k} edits")
+            row.append(float(np.median(batches)) / k)
+        found.append(row)
+    times = np.array([float(entry.get("times", 1)) for entry in test.part["terms"]])
+    values = (times @ np.array(found) - float(test.part.get("above", 0))).tolist()
+    low, high = min(values), max(values)
+    words = [
+        f"{_method(test, entry, methods)['title']} {np.mean(row):.3g} s per edit with {entry['at']} edits"
+        for entry, row in zip(test.part["terms"], found, strict=True)
+    ]
+    return _outcome(test, decide(values, low, high), ", ".join(words), values, low, high, len(seeds))
+
+
+def _printed(
+    test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]], spec: dict[str, Any]
+) -> Outcome:
+    """Unchecked numbers are refused: no verdict may rest on them."""
+    value, words = -float(test.part.get("above", 0)), []
+    for entry in test.part["terms"]:
+        cell = find_printed(
+            entry["table"],
+            dataset=entry["dataset"],
+            model=entry["model"],
+            method=entry["method"],
+            metric=entry["metric"],
+        )
+        if cell is None or cell.evidence == "unchecked":
+            raise NotMeasuredError(
+                f"{entry['table']} has no checked number for {entry['method']}, {entry['metric']}"
+            )
+        value += float(entry.get("times", 1)) * cell.value
+        words.append(f"{cell.method} {cell.metric} {cell.shown}")
+    verdict = decide([value], value, value)
+    return _outcome(test, verdict, "as printed: " + ", ".join(words), [value], value, value, len(words))
+
+
+def _outcome(
+    test: ClaimTest, verdict: str, words: str, values: Sequence[float], low: float, high: float, n: int
+) -> Outcome:
+    above = float(test.part.get("above", 0))
+    name = f"statistic (above {above:+g})" if above else "statistic"
+    positive = f"{sum(value > 0 for value in values)} of {len(values)} seeds positive"
+    text = f"{words}; {name} {np.mean(values):+.3g} [{low:+.3g}, {high:+.3g}], {positive}"
+    return Outcome(test, verdict, text, float(np.mean(values)), low, high, tuple(values), n)
+
+
+STATISTICS: dict[str, Callable[..., Outcome]] = {
+    "at_once": _at_once,
+    "edit_seconds": _seconds,
+    "printed": _printed,
+}

@@ -1,0 +1,385 @@
+"""What learned editors are trained on: `learning.jsonl` beside `edits.jsonl`, about subjects that no table edits.
+
+One object a line: identifier, prompt, subject, answer (what is true, or what the model says now), alternatives (what it may
+be edited to), rephrasings, implied (pairs of question and answer, either with "{}" for the new answer), outside (prompts
+an edit must leave alone: prompt, answer, near) and split ("train" or "valid"). Everything comes from the record itself and
+from other records that are set aside. The scheme is MEND's (arXiv 2110.11309, Section 3.2 and appendix) and SERAC's
+(arXiv 2206.06520, Section 4): x_e, y_e, an in-scope x', and x_loc, of which the near ones are hard negatives.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palimpsest.data.relations import SLOT, Templates, cluster, fill, template_of
+from palimpsest.data.sources import digest
+from palimpsest.edits import Edit, Probe
+from palimpsest.errors import DataError, SettingsError
+from palimpsest.files import write_text
+
+LEARNING_FILE = "learning.jsonl"
+SHARED = 2  # so many records must use a way of asking before it counts as one: free text is never borrowed, nor a link
+LEAST_VALID = 16  # subjects
+FAR_KINDS = ("far", "unrelated", "other_attribute")
+SENTIMENT_KINDS = ("sentiment_with", "sentiment_against")
+IN_SCOPE_KINDS = ("implied", "true_false", *SENTIMENT_KINDS)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of each is kept for one example.
+
+    Attributes:
+        alternatives: new answers; near, far: out-of-scope prompts of each kind; rephrasings: in-scope ones.
+        valid: share of the subjects whose examples are for validation; `LEAST_VALID` of them where there are enough.
+    """
+
+    alternatives: int = 8
+    near: int = 6
+    far: int = 6
+    rephrasings: int = 20
+    valid: float = 0.1
+
+
+def subject_key(edit: Edit) -> str:
+    """What may not stand on both sides: the subject without case and blanks, or the prompt where there is none."""
+    return " ".join((edit.subject or edit.prompt).casefold().split())
+
+
+def set_aside(edits: Sequence[Edit], count: int, file: object = None) -> list[Edit]:
+    """The records of the last subjects, at least `count` of them; a subject is never cut in two.
+
+    Subjects are in the order of their first record, so that a longer file keeps what a shorter one had at its start.
+
+    Raises:
+        DataError: nothing would be left to edit.
+    """
+    owners: dict[str, list[Edit]] = defaultdict(list)
+    for edit in edits:
+        owners[subject_key(edit)].append(edit)
+    taken: set[str] = set()
+    total = 0
+    for key in reversed(owners):
+        if total >= count:
+            break
+        taken.add(key)
+        total += len(owners[key])
+    if total >= len(edits):
+        raise DataError(
+            f"{count} of {len(edits)} records are to be set aside, which leaves none to edit",
+            file=file,
+            field="reserve",
+            remedy="Lower 'reserve', or use a larger file",
+        )
+    return [edit for edit in edits if subject_key(edit) in taken]
+
+
+def relation_groups(edits: Sequence[Edit]) -> list[str]:
+    """A name for the relation of each edit: its own, or that of its prompt's template; "" where nothing tells.
+
+    Templates that one record asks by are one relation (see data/relations.py), if several records use them; one that a single
+    record uses may ask for anything.
+    """
+    asked = [[template_of(text, edit.subject) for text in (edit.prompt, *edit.rephrasings)] for edit in edits]
+    uses = Counter(way for ways in asked for way in set(ways) if way is not None)
+    links = []
+    for own, *others in asked:
+        if own is not None and uses[own] >= SHARED:
+            links += [(own, own)]
+            links += [(own, way) for way in others if way is not None and uses[way] >= SHARED]
+    names = cluster(links, [own for own, _ in links] + [way for _, way in links], 1)
+    return [
+        edit.relation or (names.get(own, "") if own is not None else "")
+        for edit, (own, *_) in zip(edits, asked, strict=True)
+    ]
+
+
+def another_fact(group: str, groups: Iterable[str]) -> bool:
+    """Whether a record of a relation surely asks for something else than records of these relations about its subject."""
+    return bool(group) and all(other and other != group for other in groups)
+
+
+def build_examples(
+    own: Sequence[Edit],
+    tables: Sequence[Edit],
+    seed: int = 0,
+    amounts: Amounts | None = None,
+    answers: Sequence[str] | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Examples in the form of `learning.jsonl`, and what a manifest says about them.
+
+    Args:
+        own: the records to learn from. `truth` is what the model says now; without one, `target` takes its place and new
+            answers come from other records.
+        tables: the records that are edited elsewhere; no prompt of theirs or of their probes is used.
+        seed: of the choice and order of alternatives and out-of-scope prompts.
+        answers: the classes, where answers are classes.
+
+    Raises:
+        DataError: a subject stands on both sides, or no record has a second answer.
+    """
+    _refuse_shared(own, tables)
+    return _Maker(own, tables, seed, amounts or Amounts(), answers).examples()
+
+
+def _refuse_shared(own: Sequence[Edit], tables: Sequence[Edit]) -> None:
+    shared = {subject_key(edit) for edit in own} & {subject_key(edit) for edit in tables}
+    if shared:
+        raise DataError(
+            f"{len(shared)} subjects (such as {min(shared)!r}) are both to learn from and to be edited",
+            field="learning",
+            remedy="Take the records of these subjects out of one of the two",
+        )
+
+
+class _Maker:
+    """Turns the records of one data set into examples."""
+
+    def __init__(
+        self,
+        own: Sequence[Edit],
+        tables: Sequence[Edit],
+        seed: int,
+        amounts: Amounts,
+        answers: Sequence[str] | None,
+    ):
+        self.own, self.seed, self.amounts, self.classes = own, seed, amounts, answers
+        self.blocked = {text for edit in tables for text in _texts(edit)}
+        self.groups = relation_groups([*own, *tables])[: len(own)]
+        self.members: dict[str, list[int]] = defaultdict(list)
+        self.of_subject: dict[str, list[int]] = defaultdict(list)
+        self.said: dict[str, list[tuple[str, str | None]]] = defaultdict(list)  # answers, and of whom
+        # prompt template -> templates of rephrasings, with the number of records that use them
+        self.ways: dict[str, Counter[str]] = defaultdict(Counter)
+        for place, (edit, group) in enumerate(zip(own, self.groups, strict=True)):
+            self.members[group].append(place)
+            self.of_subject[subject_key(edit)].append(place)
+            if group:
+                self.said[group] += [(text, edit.subject) for text in (edit.truth, edit.target) if text]
+            template = template_of(edit.prompt, edit.subject)
+            if template is not None:
+                found = {template_of(text, edit.subject) for text in edit.rephrasings}
+                self.ways[template].update(sorted(way for way in found if way is not None))
+        self.shapes = {
+            group: Templates(_shapes(own[place] for place in places))
+            for group, places in self.members.items()
+        }
+        self.left_out: Counter[str] = Counter()
+
+    def examples(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        subjects = list(self.of_subject)
+        # Enough for one draw of ten edits, and never more than a quarter.
+        kept = max(round(self.amounts.valid * len(subjects)), min(LEAST_VALID, len(subjects) // 4))
+        valid = set(subjects[len(subjects) - kept :])
+        made = []
+        for place, edit in enumerate(self.own):
+            source = random.Random(f"{self.seed} learning {edit.identifier} {edit.prompt}")
+            alternatives = self._alternatives(place, source)
+            if not alternatives:
+                self.left_out["without another answer"] += 1
+                continue
+            common = {
+                "prompt": edit.prompt,
+                "subject": edit.subject,
+                "rephrasings": self._rephrasings(edit),
+                "outside": self._outside(place, source),
+                "split": "valid" if subject_key(edit) in valid else "train",
+            }
+            made += [{**common, **own} for own in _wished(edit, alternatives)]
+        if not made:
+            raise DataError(
+                f"none of {len(self.own)} records has an answer that it could be edited to",
+                field="alternatives",
+                remedy="Set more records aside, or give records with a new and an old answer",
+            )
+        return made, self._about(made)
+
+    def _alternatives(self, place: int, source: random.Random) -> list[str]:
+        """The record's own new answer first, then other classes or answers of the same relation."""
+        edit = self.own[place]
+        answer = edit.truth or edit.target
+        if self.classes is not None:
+            others = list(self.classes)
+        else:  # an answer that names its subject is taken over with the name of this one
+            others = [
+                text.replace(whose, edit.subject) if whose and edit.subject else text
+                for text, whose in self.said[self.groups[place]]
+            ]
+        others = sorted(set(others) - {answer, edit.target})
+        own = [edit.target] if edit.target != answer else []
+        return [*own, *source.sample(others, len(others))][: self.amounts.alternatives]
+
+    def _rephrasings(self, edit: Edit) -> list[str]:
+        """The record's own, then ways of asking the same prompt that several other records use."""
+        template = template_of(edit.prompt, edit.subject)
+        borrowed = [] if template is None else [w for w, n in self.ways[template].items() if n >= SHARED]
+        texts = [*edit.rephrasings, *(fill(way, edit.subject or "") for way in sorted(borrowed))]
+        free = [text for text in dict.fromkeys(texts) if text != edit.prompt and text not in self.blocked]
+        return free[: self.amounts.rephrasings]
+
+    def _outside(self, place: int, source: random.Random) -> list[dict[str, Any]]:
+        edit, group = self.own[place], self.groups[place]
+        mine = {edit.prompt, *edit.rephrasings}
+        found: dict[str, tuple[str, bool]] = {}
+        for probe in edit.locality:
+            if probe.prompt in self.blocked:
+                self.left_out["probes that tables ask"] += 1
+            elif probe.prompt not in mine:
+                found.setdefault(probe.prompt, (probe.answer, self._is_near(probe, edit, group)))
+        same = [
+            other
+            for other in self.of_subject[subject_key(edit)]
+            if other != place and another_fact(self.groups[other], [group])
+        ]
+        near = same + self._some(self.members[group] if group else [], source, self.amounts.near)
+        far = self._some(range(len(self.own)), source, self.amounts.far, avoid=group)
+        for places, is_near in ((near, True), (far, False)):
+            for other in places:
+                asked = self.own[other]
+                if subject_key(asked) == subject_key(edit) and not (is_near and other in same):
+                    continue  # itself, or perhaps the same fact in other words
+                prompt, answer = asked_aside(asked, source)
+                if prompt not in self.blocked and prompt not in mine:
+                    found.setdefault(prompt, (answer, is_near))
+        kept = []
+        for wanted, most in ((True, self.amounts.near), (False, self.amounts.far)):
+            rows = [(p, answer) for p, (answer, is_near) in found.items() if is_near == wanted]
+            kept += [{"prompt": p, "answer": answer, "near": wanted} for p, answer in rows[:most]]
+        return kept
+
+    def _is_near(self, probe: Probe, edit: Edit, group: str) -> bool:
+        if probe.kind in ("near", *FAR_KINDS):
+            return probe.kind == "near"
+        about = edit.subject is not None and edit.subject in probe.prompt
+        return about or (bool(group) and self.shapes[group].match(probe.prompt) is not None)
+
+    def _some(
+        self, places: Sequence[int], source: random.Random, number: int, avoid: str | None = None
+    ) -> list[int]:
+        """Places drawn at random, twice as many as wanted since some fall away; `avoid`: not of this group."""
+        if avoid is None:
+            return source.sample(list(places), min(len(places), 2 * number))
+        drawn = [source.choice(places) for _ in range(4 * number)]
+        return [place for place in dict.fromkeys(drawn) if self.groups[place] != avoid or not avoid]
+
+    def _about(self, made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        near = Counter(row["near"] for example in made for row in example["outside"])
+        return {
+            "examples": len(made),
+            "train": sum(example["split"] == "train" for example in made),
+            "valid": sum(example["split"] == "valid" for example in made),
+            "without_rephrasings": sum(not example["rephrasings"] for example in made),
+            "rephrasings": sum(len(example["rephrasings"]) for example in made),
+            "implied": sum(len(example["implied"]) for example in made),
+            "near": near[True],
+            "far": near[False],
+            "relations": len(set(self.groups) - {""}),
+            "left_out": dict(self.left_out),
+        }
+
+
+def _wished(edit: Edit, alternatives: list[str]) -> list[dict[str, Any]]:
+    """What an edit is to bring about: one example, or one for each sentiment that an entity has replies of.
+
+    A reply belongs to one sentiment only, so the examples of an entity have one new answer each; `opposed` are the replies
+    that should become less likely (SERAC's unlikelihood term).
+    """
+    answer = edit.truth or edit.target
+    both = {kind: _replies(edit, kind) for kind in SENTIMENT_KINDS}
+    if not all(both.values()):
+        return [
+            {
+                "identifier": edit.identifier,
+                "answer": answer,
+                "alternatives": alternatives,
+                "implied": _implied(edit),
+            }
+        ]
+    agreed, opposed = both.values()
+    return [
+        {
+            "identifier": f"{edit.identifier}{mark}",
+            "answer": old,
+            "alternatives": [new],
+            "implied": own,
+            "opposed": other,
+        }
+        for mark, new, old, own, other in (
+            ("+", edit.target, answer, agreed, opposed),
+            ("-", answer, edit.target, opposed, agreed),
+        )
+    ]
+
+
+def _replies(edit: Edit, kind: str) -> list[list[str]]:
+    return [[probe.prompt, probe.answer] for probe in edit.portability if probe.kind == kind]
+
+
+def _implied(edit: Edit) -> list[list[str]]:
+    """Questions that an edit answers too, with "{}" where they or their answers say the new answer."""
+    rows = []
+    for probe in edit.portability:
+        if probe.kind in IN_SCOPE_KINDS:
+            answer = "{}" if probe.answer == edit.target else probe.answer
+            rows.append([probe.prompt.replace(edit.target, "{}"), answer])
+    return rows
+
+
+def in_scope(edit: Edit) -> list[tuple[str, str]]:
+    """(prompt, answer) of everything that an edit answers, itself first; answers are those after the edit."""
+    probes = [(probe.prompt, probe.answer) for probe in edit.portability if probe.kind in IN_SCOPE_KINDS]
+    return [(text, edit.target) for text in (edit.prompt, *edit.rephrasings)] + probes
+
+
+def asked_aside(edit: Edit, source: random.Random) -> tuple[str, str]:
+    """A way to ask an unedited record, half of the time its own prompt, with what is said now where that is known.
+
+    Prompts out of scope are worded as variously as those in scope (SERAC draws equal shares of both).
+    """
+    asked = in_scope(edit)
+    prompt, answer = asked[0] if source.random() < 0.5 else source.choice(asked)
+    return prompt, (edit.truth or edit.target) if answer == edit.target else answer
+
+
+def _texts(edit: Edit) -> Iterable[str]:
+    yield from (edit.prompt, *edit.rephrasings)
+    yield from (probe.prompt for probe in (*edit.locality, *edit.portability))
+
+
+def _shapes(edits: Iterable[Edit]) -> list[str]:
+    found = (template_of(text, edit.subject) for edit in edits for text in (edit.prompt, *edit.rephrasings))
+    return sorted({shape for shape in found if shape is not None and shape.strip(SLOT + " .?")})
+
+
+def learning_lines(examples: Iterable[Mapping[str, Any]]) -> str:
+    """The text of `learning.jsonl` (ASCII, so that no letter ends a line)."""
+    return "".join(json.dumps(example, ensure_ascii=True, sort_keys=True) + "\n" for example in examples)
+
+
+def write_learning(
+    out: Path,
+    own: Sequence[Edit],
+    tables: Sequence[Edit],
+    answers: Sequence[str] | None = None,
+    amounts: Amounts | None = None,
+) -> dict[str, Any]:
+    """Write `out`/learning.jsonl; return what the manifest says about it, its fingerprint among it."""
+    examples, about = build_examples(own, tables, amounts=amounts, answers=answers)
+    text = learning_lines(examples)
+    write_text(out / LEARNING_FILE, text)
+    return {**about, "fingerprint": digest(text.encode())}
+
+
+def check_reserve(count: Any) -> int:
+    """The number of records to set aside (0: none); SettingsError names what is wrong with it."""
+    if count is None:
+        return 0
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise SettingsError(f"reserve: expected a whole number of at least 0, found {count!r}")
+    return count

@@ -1,0 +1,261 @@
+"""The counterfactual model h([z; x]): reads a stored edit and the input together and answers as if the edit were true.
+
+SERAC (arXiv 2206.06520), section 3: h has the output space of the base model f, so it is of the same kind and has the same
+tokens; it sees one edit only, the retrieved one, and its output is used unchanged. The edit's text, then `separator`, stand
+before the input's own tokens, behind whatever the tokenizer puts at the front of a text ([CLS], a start token). The input's
+tokens are taken as they are in the base's pass, so the logits of each position belong to the same position of the base.
+Where both together are longer than h reads, the beginning of the edit goes, never the input (spec Q15).
+
+The base may read the edit itself (`Reader(base, base)`): SERAC's "retrieve and prompt" baseline, and editors/retrieval.py.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from palimpsest.editors.shared.routed_output import Row
+from palimpsest.errors import ModelError, SettingsError
+from palimpsest.models.families import family_of
+from palimpsest.models.loading import AUTO, LanguageModel, load_model
+from palimpsest.models.objectives import Inputs, Judged, judged, target_places
+from palimpsest.models.packaged import PREFIX, locate
+from palimpsest.models.shapes import random_network, shape_of
+from palimpsest.models.tokens import pad
+
+SCRATCH, BASE = "scratch", "base"
+FAMILY = {"decoder": "gpt2", "encoder_decoder": "t5", "encoder": "bert"}  # of a model made here, by kind
+FIELDS = {"prompt", "target"}  # that a template may name
+
+
+def counterfactual_model(
+    base: LanguageModel, where: str, shape: Mapping[str, Any], seed: int
+) -> LanguageModel:
+    """h for a base model, in float32 on its device.
+
+    Args:
+        where: "base" (the base itself), "scratch" (random, in the given shape, with the base's tokenizer), or a directory in
+            hub format, `package:NAME/FOLDER`, or a hub id. A classifier gets a fresh head for the base's classes.
+        shape: keys of `models.shapes` without family, context and labels.
+
+    Raises:
+        ModelError: the model cannot be read, is of another kind than the base, or has other tokens.
+    """
+    if where == BASE:
+        return base
+    if where == SCRATCH:
+        own: dict[str, Any] = {"family": FAMILY[base.kind], "context": 2 * base.context + 2, **shape}
+        if base.kind == "encoder":
+            own["labels"] = base.labels
+        with torch.random.fork_rng(devices=[]):
+            network = random_network(shape_of(own), base.tokenizer, seed)
+        return LanguageModel(
+            network.to(base.device), base.tokenizer, family_of(own["family"]), "counterfactual"
+        )
+    found = _read(base, where, seed)
+    _refuse_other_tokens(base, found)
+    return found
+
+
+def _read(base: LanguageModel, where: str, seed: int) -> LanguageModel:
+    device = str(base.device)
+    if base.kind != "encoder":
+        found = load_model(locate(where) if where.startswith(PREFIX) else where, device=device)
+        if found.kind != base.kind:
+            raise ModelError(
+                f"the counterfactual model {where} is of kind {found.kind!r}, but {base.name} is of kind {base.kind!r}: its "
+                "output must be the base's. Change the setting `counterfactual`"
+            )
+        return found
+    import transformers
+
+    place = locate(where)
+    named = {"id2label": dict(enumerate(base.labels)), "num_labels": len(base.labels)}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, use_fast=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of the new head
+            network = getattr(transformers, AUTO["encoder"]).from_pretrained(
+                place, ignore_mismatched_sizes=True, use_safetensors=True, **named
+            )
+    except Exception as error:  # transformers raises many kinds; the reader needs one sentence
+        raise ModelError(
+            f"cannot load the counterfactual model {where}: {type(error).__name__}: {str(error).splitlines()[0]}. Give a "
+            "directory with config.json, model.safetensors and tokenizer.json, or a hub id"
+        ) from error
+    row = family_of(network.config.model_type)
+    return LanguageModel(network.float().to(device), tokenizer, row, Path(where).name)
+
+
+def _refuse_other_tokens(base: LanguageModel, found: LanguageModel) -> None:
+    few, many = sorted((found.tokenizer.get_vocab(), base.tokenizer.get_vocab()), key=len)
+    # One may have some more: GPT-J's tokens are GPT-2's and a few that no text has.
+    if any(many.get(token) != number for token, number in few.items()):
+        raise ModelError(
+            f"the counterfactual model {found.name} has other tokens than {base.name}, but its output takes the place of "
+            "the base's. Choose a smaller model of the same family (gpt2 for GPT2-XL, t5-small for T5), or "
+            "counterfactual: scratch, which is made with the base's tokenizer"
+        )
+
+
+def check_template(template: str, name: str = "template") -> None:
+    """Refuse a template that names anything but {prompt} and {target}, or neither."""
+    try:
+        named = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+    except ValueError as error:
+        raise SettingsError(f"setting {name} = {template!r} is not allowed: {error}") from error
+    if not named or named - FIELDS:
+        raise SettingsError(
+            f"setting {name} = {template!r} is not allowed: a text with {{prompt}}, {{target}} or both"
+        )
+
+
+class Reader:
+    """A model that answers rows with an edit put before them: the `Voice` of SERAC and of retrieval.
+
+    Args:
+        base: whose rows and positions are spoken for.
+        model: which reads; the base itself, or one with its tokens.
+        template: text of an edit; {prompt} and {target} are filled in.
+        separator: what stands between the edit's text and the input; without effect for tokenizers that write a blank before
+            every word anyway.
+    """
+
+    def __init__(
+        self,
+        base: LanguageModel,
+        model: LanguageModel,
+        template: str = "{prompt} {target}",
+        separator: str = " ",
+    ):
+        check_template(template)
+        self.base, self.model, self.template, self.separator = base, model, template, separator
+        self.memory: list[tuple[str, str]] = []  # (prompt, target) of the stored edits, by their number
+        special = set(base.tokenizer.all_special_ids)
+        written = base.tokenizer("a")["input_ids"]
+        self.lead = next((place for place, token in enumerate(written) if token not in special), 0)
+        self._prefixes: dict[tuple[str, str], tuple[int, ...]] = {}
+
+    @property
+    def width(self) -> int:
+        """A decoder's states have the reading model's width; the others give logits at once."""
+        return self.model.width if self.base.kind == "decoder" else self._outputs
+
+    @property
+    def _outputs(self) -> int:
+        return len(self.base.labels) if self.base.kind == "encoder" else self.base.vocabulary
+
+    def text(self, prompt: str, target: str) -> str:
+        """What is read of an edit."""
+        return self.template.format(prompt=prompt, target=target)
+
+    def prefix(self, prompt: str, target: str) -> tuple[int, ...]:
+        """Token ids of an edit's text and the separator."""
+        key = (prompt, target)
+        if key not in self._prefixes:
+            text = self.text(prompt, target) + self.separator
+            self._prefixes[key] = tuple(self.base.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._prefixes[key]
+
+    def forget(self) -> None:
+        """Drop kept prefixes."""
+        self._prefixes.clear()
+
+    def states(
+        self, rows: Sequence[Row], entries: Sequence[int]
+    ) -> tuple[Float[Tensor, "g m p"], Bool[Tensor, "g m"]]:
+        """For rows of the base's pass and the stored edits that speak for them: see `routed_output.Voice`."""
+        return self.read(rows, [self.prefix(*self.memory[entry]) for entry in entries])
+
+    def logits(self, states: Float[Tensor, "k p"]) -> Float[Tensor, "k v"]:
+        """Logits as wide as the base's own; tokens that the reading model lacks get minus infinity."""
+        found = self.model.head(states.to(self.model.dtype)) if self.base.kind == "decoder" else states
+        missing = self._outputs - found.shape[-1]
+        return (
+            found[..., : self._outputs]
+            if missing <= 0
+            else torch.nn.functional.pad(found, (0, missing), value=-torch.inf)
+        )
+
+    def read(
+        self, rows: Sequence[Row], prefixes: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, "g m p"], Bool[Tensor, "g m"]]:
+        """One pass over [prefix; row] for each, with gradient.
+
+        Raises:
+            ModelError: a row alone is longer than the reading model's context.
+        """
+        spliced = [
+            self._spliced(row.ids, prefix, len(row.said)) for row, prefix in zip(rows, prefixes, strict=True)
+        ]
+        batch = pad(self.model, [ids for ids, _ in spliced])
+        named = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        network = self.model.network
+        if self.base.kind == "encoder":
+            found = network(**named).logits[:, None]
+            return found, torch.ones(found.shape[:2], dtype=torch.bool, device=found.device)
+        if self.base.kind == "encoder_decoder":
+            said = pad(self.model, [row.said for row in rows])
+            found = network(**named, decoder_input_ids=said.input_ids, use_cache=False).logits
+            return self.logits(found.flatten(0, 1)).view(
+                *found.shape[:2], self._outputs
+            ), said.attention_mask.bool()
+        hidden = network.base_model(**named, use_cache=False).last_hidden_state
+        return _aligned(hidden, [places for _, places in spliced])
+
+    def _spliced(self, ids: Sequence[int], prefix: Sequence[int], said: int) -> tuple[list[int], list[int]]:
+        """Ids of [prefix; row], and where each token of the row stands in them."""
+        room = self.model.context - len(ids)
+        if room < 0 or said > self.model.context:
+            raise ModelError(
+                f"an input in the scope of an edit has {max(len(ids), said)} tokens, but the model that reads it with the "
+                f"edit, {self.model.name}, reads at most {self.model.context}. Choose one with a longer context (setting "
+                "`counterfactual`)"
+            )
+        kept = list(prefix[-room:]) if room else []
+        first = self.lead
+        places = [place if place < first else place + len(kept) for place in range(len(ids))]
+        return [*ids[:first], *kept, *ids[first:]], places
+
+    def judge(self, edits: Sequence[tuple[str, str]], inputs: Inputs) -> Judged:
+        """Losses and verdicts of rows that the base would read, each with its own edit (prompt, target) before it.
+
+        Args:
+            inputs: queries with answers (`objectives.encode` with the base).
+        """
+        places = target_places(inputs)
+        return judged(self.target_logits(edits, inputs), inputs, places)
+
+    def target_logits(self, edits: Sequence[tuple[str, str]], inputs: Inputs) -> Float[Tensor, "k v"]:
+        """Logits from which the targets are predicted [k, v], in the order of `objectives.target_places`."""
+        states, _ = self.read(rows_of(inputs), [self.prefix(*edit) for edit in edits])
+        found = states[target_places(inputs)]
+        return self.logits(found) if self.base.kind == "decoder" else found
+
+
+def rows_of(inputs: Inputs) -> list[Row]:
+    """Encoded rows as a voice sees them."""
+    said = inputs.named.get("decoder_input_ids")
+    found = []
+    for number, (ids, mask) in enumerate(zip(inputs.named["input_ids"], inputs.padding, strict=True)):
+        own = tuple(ids[mask.bool()].tolist())
+        spoken = () if said is None else tuple(said[number].tolist())
+        found.append(Row(own, int(inputs.query[number]) + 1, spoken))
+    return found
+
+
+def _aligned(
+    hidden: Float[Tensor, "g n d"], places: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "g m d"], Bool[Tensor, "g m"]]:
+    """States at chosen places of each row, padded on the right, and which of them are some."""
+    m = max(len(own) for own in places)
+    index = torch.tensor([[*own, *[0] * (m - len(own))] for own in places], device=hidden.device)
+    real = torch.tensor([[column < len(own) for column in range(m)] for own in places], device=hidden.device)
+    rows = torch.arange(len(places), device=hidden.device)[:, None]
+    return hidden[rows, index], real

@@ -1,0 +1,107 @@
+"""The gradient of a linear map as a sum of outer products, and updates of that form laid over a running model.
+
+For W [m, n] with inputs u_t and output gradients delta_t = dL/d(W u_t):   grad_W L = sum_t delta_t u_t^T
+(MEND, section 2.1). t runs over the tokens of all rows. Both factors are read by hooks and detached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from palimpsest.models.objectives import Judged
+from palimpsest.models.upper import Upper
+
+
+@dataclass(frozen=True)
+class Factors:
+    """u_t [t, n] and delta_t [t, m] of one matrix, in float32; tokens where one of the two is zero are left out."""
+
+    u: Float[Tensor, "t n"]
+    delta: Float[Tensor, "t m"]
+
+    def gradient(self) -> Float[Tensor, "m n"]:
+        """sum_t delta_t u_t^T."""
+        return self.delta.T @ self.u
+
+    def finite(self) -> bool:
+        """Whether all numbers are."""
+        return bool(torch.isfinite(self.u).all() and torch.isfinite(self.delta).all())
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change of one matrix, left^T right, with left [t, m] and right [t, n]."""
+
+    left: Float[Tensor, "t m"]
+    right: Float[Tensor, "t n"]
+
+    def dense(self) -> Float[Tensor, "m n"]:
+        """The change as a matrix."""
+        return self.left.T @ self.right
+
+
+def gradient_factors(
+    rows: Upper, modules: Sequence[Any], weights: Float[Tensor, " b"]
+) -> tuple[list[Factors], Judged]:
+    """Factors of the gradient of sum_i weights_i loss_i for each linear map, and what the model made of the rows.
+
+    Args:
+        rows: b rows with targets, standing at or below the lowest of the modules.
+        modules: linear maps that one pass calls once.
+    """
+    noted: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def noting(number: int) -> Any:
+        def note(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            # The weights are frozen, so the lowest of the maps starts the graph.
+            seen = output if output.requires_grad else output.detach().requires_grad_(True)
+            noted[number] = (inputs[0].detach(), seen)
+            return seen
+
+        return note
+
+    with ExitStack() as hooks, torch.enable_grad():
+        for number, module in enumerate(modules):
+            hooks.callback(module.register_forward_hook(noting(number)).remove)
+        judged = rows.judge()
+        outputs = [noted[number][1] for number in range(len(modules))]
+        sent = torch.autograd.grad((judged.losses * weights).sum(), outputs)
+    found = []
+    for number, gradient in enumerate(sent):
+        u, delta = noted[number][0].flatten(0, -2).float(), gradient.flatten(0, -2).float()
+        kept = (u != 0).any(dim=1) & (delta != 0).any(dim=1)
+        found.append(Factors(u[kept], delta[kept]))
+    return found, Judged(judged.losses.detach(), judged.right)
+
+
+def joined(parts: Sequence[Sequence[Factors]]) -> list[Factors]:
+    """Factors of several groups of rows as those of all of them, matrix by matrix."""
+    return [
+        Factors(torch.cat([one.u for one in group]), torch.cat([one.delta for one in group]))
+        for group in zip(*parts, strict=True)
+    ]
+
+
+@contextmanager
+def laid_over(modules: Sequence[Any], changes: Sequence[LowRank]) -> Iterator[None]:
+    """For the length of a block each map answers as if its matrix had been changed; gradients reach the changes."""
+
+    def adding(change: LowRank) -> Any:
+        def add(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            # Few tokens: two thin products instead of a dense matrix and its gradient.
+            more = (inputs[0].to(change.right.dtype) @ change.right.T) @ change.left
+            return output + more.to(output.dtype)
+
+        return add
+
+    with ExitStack() as hooks:
+        for module, change in zip(modules, changes, strict=True):
+            hooks.callback(module.register_forward_hook(adding(change)).remove)
+        yield

@@ -1,0 +1,200 @@
+"""Training of MEND's networks (MEND, Algorithm 1; spec 2.5): edit with (x_e, y_e), judge on x' and on x_loc.
+
+    L_e = NLL(y' | x') of the edited model,   L_loc = KL(p_before || p_after) on x_loc,   L = c_edit L_e + L_loc
+
+The base model is not trained and the factors are detached, so there are no second-order terms. Blocks below the lowest edited
+one are run once for all rows of a step: no edit changes what they give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from palimpsest.editors.shared.gradient_factors import gradient_factors, laid_over
+from palimpsest.editors.shared.mend_edit import (
+    Matrix,
+    changes,
+    edit_inputs,
+    lowest_block,
+    row_weights,
+    with_padding_targets,
+)
+from palimpsest.editors.shared.mend_network import MendNetwork
+from palimpsest.learning.examples import Draw, Outside
+from palimpsest.learning.loop import TOTAL
+from palimpsest.models.loading import LanguageModel
+from palimpsest.models.objectives import Inputs, judged, target_places
+from palimpsest.models.upper import Upper
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one edit did to its draws.
+
+    Attributes:
+        edit_loss, locality: L_e and L_loc.
+        edit_right, query_right: whether the edit's prompt and x' get the new answer [k] (edit_right: [0] in training).
+        outside_before, outside_after: whether x_loc got its answer before and after [k].
+    """
+
+    edit_loss: Float[Tensor, ""]
+    locality: Float[Tensor, ""]
+    edit_right: Bool[Tensor, " edits"]
+    query_right: Bool[Tensor, " k"]
+    outside_before: Bool[Tensor, " k"]
+    outside_after: Bool[Tensor, " k"]
+
+
+class MendLearner:
+    """What the loop trains: the networks and step sizes of one set of matrices.
+
+    Args:
+        settings: of the editor (`mend.Settings`).
+        network: on the model's device, in float32.
+    """
+
+    def __init__(self, model: LanguageModel, settings: Any, matrices: Sequence[Matrix], network: MendNetwork):
+        self.model, self.settings, self.network = model, settings, network
+        self.matrices = list(matrices)
+        self.modules = [matrix.module for matrix in matrices]
+        self.lowest = lowest_block(model, matrices)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The networks with `lr`, the step sizes with `lr_lr`."""
+        networks = [p for name, p in self.network.named_parameters() if name != "alpha"]
+        return [
+            {"params": networks, "lr": self.settings.lr},
+            {"params": [self.network.alpha], "lr": self.settings.lr_lr},
+        ]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, step sizes, running statistics."""
+        return dict(self.network.state_dict())
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take them over."""
+        self.network.load_state_dict(dict(tensors))
+
+    def step(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
+        """Losses of one edit of all draws at once; "total" is not a number when the gradient of the edit is none."""
+        self.network.train()
+        outcome = self._edit_and_look(draws, whole=False)
+        if outcome is None:
+            return {TOTAL: self.network.alpha.sum() * torch.nan}
+        return {
+            TOTAL: self.settings.c_edit * outcome.edit_loss + outcome.locality,
+            "edit": outcome.edit_loss,
+            "locality": outcome.locality,
+        }
+
+    @torch.no_grad()
+    def validate(self, draws: Sequence[Draw]) -> dict[str, float]:
+        """Losses, successes and drawdown over groups of `k_train` draws, and the step sizes."""
+        self.network.eval()
+        k = self.settings.k_train
+        groups = [draws[at : at + k] for at in range(0, len(draws), k)]
+        found = [self._edit_and_look(group, whole=True) for group in groups]
+        outcomes = [outcome for outcome in found if outcome is not None]
+        if len(outcomes) < len(groups):
+            return {TOTAL: float("nan")}
+
+        def share(name: str) -> float:
+            return float(torch.cat([getattr(outcome, name) for outcome in outcomes]).float().mean())
+
+        edit = sum(float(outcome.edit_loss) for outcome in outcomes) / len(outcomes)
+        locality = sum(float(outcome.locality) for outcome in outcomes) / len(outcomes)
+        before = share("outside_before")
+        values = {
+            TOTAL: self.settings.c_edit * edit + locality,
+            "edit": edit,
+            "locality": locality,
+            "edit success": share("edit_right"),
+            "rephrase success": share("query_right"),
+            "right before": before,
+            "drawdown": before - share("outside_after"),
+        }
+        alphas = zip(self.matrices, self.network.alpha.tolist(), strict=True)
+        return values | {f"alpha {matrix.name}": value for matrix, value in alphas}
+
+    def _edit_and_look(self, draws: Sequence[Draw], whole: bool) -> Outcome | None:
+        """Edit on all draws together and judge; None when the gradient is not finite.
+
+        Args:
+            whole: judge the edits' own prompts too.
+        """
+        k = len(draws)
+        rows = Upper(self.model, self._inputs(draws), self.lowest)
+        edits, outside = rows.rows(range(k)), rows.rows(range(2 * k, 3 * k))
+        factors, _ = gradient_factors(edits, self.modules, row_weights(edits.inputs, self.settings.reduction))
+        if not all(one.finite() for one in factors):
+            return None
+        looked = rows if whole else rows.rows(range(k, 3 * k))
+        kept = self._locality_places(outside.inputs)
+        with torch.no_grad():
+            asked = target_places(outside.inputs)
+            first = outside.logits(_both(asked, kept))
+            before = first[len(asked[0]) :]
+            right_before = judged(first[: len(asked[0])], outside.inputs, asked).right
+        with laid_over(self.modules, changes(self.network, factors, self.settings.sign)):
+            asked = target_places(looked.inputs)
+            here = (kept[0] + (len(looked) - k), kept[1])
+            logits = looked.logits(_both(asked, here))
+        verdict = judged(logits[: len(asked[0])], looked.inputs, asked)
+        queries = slice(len(looked) - 2 * k, len(looked) - k)
+        return Outcome(
+            edit_loss=verdict.losses[queries].mean(),
+            locality=divergence(before, logits[len(asked[0]) :]),
+            edit_right=verdict.right[:k] if whole else verdict.right[:0],
+            query_right=verdict.right[queries],
+            outside_before=right_before,
+            outside_after=verdict.right[len(looked) - k :],
+        )
+
+    def _inputs(self, draws: Sequence[Draw]) -> Inputs:
+        """Rows of k edits, then k queries x', then k prompts x_loc."""
+        pairs = [(draw.edit.prompt, draw.edit.target) for draw in draws]
+        pairs += [(draw.query, draw.query_answer) for draw in draws]
+        pairs += [with_answer(draw.outside, self.model.kind) for draw in draws]
+        prompts, targets = zip(*pairs, strict=True)
+        inputs = edit_inputs(self.model, prompts, targets, self.settings.end_token)
+        if self.settings.mask_padding or self.model.kind != "decoder":
+            return inputs
+        return with_padding_targets(inputs, len(draws), int(self.model.tokenizer.pad_token_id))
+
+    def _locality_places(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """(row, column) of the outputs whose divergence is taken (spec 2.5, E7)."""
+        rows, columns = target_places(inputs)
+        if self.model.kind != "decoder" or self.settings.locality_over == "answer":
+            return rows, columns
+        if self.settings.locality_over == "answer_unshifted":
+            return rows, columns + 1
+        last = torch.zeros(len(inputs), dtype=columns.dtype, device=columns.device)
+        last = last.scatter_reduce(0, rows, columns, "amax")
+        before = torch.arange(inputs.padding.shape[1], device=columns.device)[None] <= last[:, None]
+        found = torch.nonzero(before, as_tuple=True)
+        return found[0], found[1]
+
+
+def with_answer(outside: Outside, kind: str) -> tuple[str, str]:
+    """Prompt and answer of x_loc; a decoder's prompt without an answer gives its last word as one: all of it is read."""
+    prompt, _, word = outside.prompt.rpartition(" ")
+    if outside.answer or kind != "decoder" or not prompt:
+        return outside.prompt, outside.answer
+    return prompt, word
+
+
+def divergence(before: Float[Tensor, "k v"], after: Float[Tensor, "k v"]) -> Float[Tensor, ""]:
+    """KL(p_before || p_after), mean over k outputs, in at least float32."""
+    wide = torch.promote_types(after.dtype, torch.float32)
+    log_p, log_q = before.to(wide).log_softmax(dim=1), after.to(wide).log_softmax(dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+
+
+def _both(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])

@@ -1,0 +1,337 @@
+"""The training loop of the editors that learn: one for MEND and SERAC.
+
+Adam, gradients averaged over some steps, clipped; validation on a fixed set; early stopping on its total loss, with the best
+state kept; checkpoints from which the same bytes follow. Batches whose gradients are not finite are dropped and counted.
+(MEND, Algorithm 1 and appendix; SERAC's trainer. In a widely used toolkit early stopping never stops and the last state is
+called the best: spec E8.)
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.files import write_atomic, write_text
+from palimpsest.learning.examples import Draw, Sampler
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT, CURVE = "checkpoint.safetensors", "training.csv"
+COLUMNS = ("step", "split", "loss", "value")
+TOTAL = "total"  # the loss that is minimised, and the validation value that decides which state is the best
+# So many updates may be lost to gradients that are not finite: a few, and one in ten of all.
+TOLERATED, TOLERATED_SHARE = 10, 0.1
+
+
+class DivergedTraining(PalimpsestError):
+    """Training left the finite numbers."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings that every editor that learns has; its own Settings inherit from here. Defaults are MEND's published ones.
+
+    Attributes:
+        k_train: edits a step.
+        steps: at most so many.
+        accumulate: steps whose gradients are averaged before Adam moves.
+        clip: largest norm of the gradient.
+        validate_every, validate_on: steps between validations, and how many edits they see (always the same).
+        patience: stop after so many steps without a lower validation loss; None = never.
+        checkpoint_every: steps between resumable checkpoints.
+        log_every: steps between rows of training.csv.
+        hard_share, rephrase, no_op_share, prompt_share: see `examples.Sampler`.
+    """
+
+    k_train: int = 1
+    steps: int = 500_000
+    accumulate: int = 10
+    clip: float = 100.0
+    validate_every: int = 5_000
+    validate_on: int = 500
+    patience: int | None = 20_000
+    checkpoint_every: int = 5_000
+    log_every: int = 100
+    hard_share: float = 0.0
+    rephrase: bool = True
+    no_op_share: float = 0.0
+    prompt_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = ("k_train", "steps", "accumulate", "validate_every", "validate_on", "checkpoint_every")
+        for name in (*names, "log_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise SettingsError(f"setting {name} = {value!r} is not allowed: a whole number above 0")
+        if not self.clip > 0:
+            raise SettingsError(f"setting clip = {self.clip!r} is not allowed: must be positive")
+        for name in ("hard_share", "no_op_share", "prompt_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"setting {name} = {getattr(self, name)!r} is not allowed: a share")
+
+
+class Learner(Protocol):
+    """What the loop trains: an editor's `learner(model, settings, seed)` returns one.
+
+    Attributes:
+        settings: the editor's own Settings, whole and checked; they inherit from `Training`.
+    """
+
+    @property
+    def settings(self) -> Any:
+        """The editor's Settings, a subclass of `Training`."""
+        ...
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Adam's parameter groups: {"params": [...], "lr": ...}, always in the same order."""
+        ...
+
+    def step(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
+        """Losses of one step by name, scalars; the loop takes the gradient of "total"."""
+        ...
+
+    def validate(self, draws: Sequence[Draw]) -> dict[str, float]:
+        """Values by name on draws that follow each other in groups of `k_train` different edits; "total" decides."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that was learned, running statistics included: enough to load and to go on."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        ...
+
+
+@dataclass
+class Progress:
+    """Where training stands.
+
+    Attributes:
+        step: steps done.
+        rows: rows of training.csv, [step, split, loss, value].
+        best_step, best: when validation was lowest, and its values.
+        best_tensors: the state then.
+        updates, dropped: updates of Adam tried, and those dropped because the gradient was not finite.
+        sums, counted: losses since the last row of training.csv, and of how many steps.
+    """
+
+    step: int = 0
+    rows: list[list[Any]] = field(default_factory=list)
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    updates: int = 0
+    dropped: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    counted: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """Everything but the tensors, for the checkpoint."""
+        return {
+            entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "best_tensors"
+        }
+
+
+def train(
+    learner: Learner,
+    sampler: Sampler,
+    validation: Sequence[Draw],
+    seed: int,
+    folder: Path | str | None = None,
+    key: str = "",
+) -> Progress:
+    """Train until the cap on steps or until validation stopped getting better; the learner then holds the best state.
+
+    Args:
+        sampler: of the training examples.
+        validation: draws of held-out examples, in groups of `k_train`.
+        seed: of what the learner draws in a step (dropout); every step has its own, so it repeats after a restart.
+        folder: where training.csv and the checkpoint are written; None keeps nothing on disk.
+        key: what this training is; a checkpoint with another key is not gone on from.
+
+    Raises:
+        DivergedTraining: too many gradients, or a validation, were not finite. training.csv and the last checkpoint stay.
+    """
+    settings: Training = learner.settings
+    groups = learner.groups()
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimiser = torch.optim.Adam(groups)
+    progress = _resume(learner, optimiser, parameters, folder, key)
+    sampler.drawn = progress.step
+    pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
+    bar = tqdm(total=settings.steps, initial=progress.step, unit="step", desc="training", mininterval=pause)
+    try:
+        with bar:
+            while progress.step < settings.steps and not _stops(progress, settings):
+                before = progress.step
+                _update(learner, sampler, optimiser, parameters, progress, seed)
+                bar.update(progress.step - before)
+                last = progress.step >= settings.steps
+                if last or _crossed(before, progress.step, settings.log_every):
+                    _log(progress)
+                if last or _crossed(before, progress.step, settings.validate_every):
+                    _validate(learner, validation, progress)
+                    bar.set_postfix(best=f"{progress.best[TOTAL]:.3g}", at=progress.best_step)
+                if folder is not None and _crossed(before, progress.step, settings.checkpoint_every):
+                    _save(learner, optimiser, parameters, progress, Path(folder) / CHECKPOINT, key)
+    finally:
+        if folder is not None:
+            write_curve(Path(folder) / CURVE, progress.rows)
+    learner.load(progress.best_tensors)
+    return progress
+
+
+def write_curve(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """Write training.csv: step, split, loss, value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _crossed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, now]: updates end where `accumulate` says."""
+    return now // every > before // every
+
+
+def _stops(progress: Progress, settings: Training) -> bool:
+    patience = settings.patience
+    return patience is not None and bool(progress.best) and progress.step - progress.best_step >= patience
+
+
+def _update(
+    learner: Learner,
+    sampler: Sampler,
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    progress: Progress,
+    seed: int,
+) -> None:
+    """`accumulate` steps and one update by the mean of their gradients."""
+    settings: Training = learner.settings
+    optimiser.zero_grad(set_to_none=True)
+    steps = min(settings.accumulate, settings.steps - progress.step)
+    for _ in range(steps):
+        torch.manual_seed(seed * 1_000_003 + progress.step)
+        losses = learner.step(sampler.draw(settings.k_train))
+        losses[TOTAL].backward()
+        _count(progress, losses)
+        progress.step += 1
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for gradient in gradients:
+        gradient.div_(steps)
+    norm = torch.nn.utils.clip_grad_norm_(list(parameters), settings.clip)
+    progress.updates += 1
+    if torch.isfinite(norm):
+        optimiser.step()
+        return
+    progress.dropped += 1
+    if progress.dropped > TOLERATED + TOLERATED_SHARE * progress.updates:
+        raise DivergedTraining(
+            f"training diverged: {progress.dropped} of {progress.updates} updates up to step {progress.step} had gradients "
+            "that are not finite. Lower the learning rates or the starting step sizes, or load the model in float32"
+        )
+
+
+def _count(progress: Progress, losses: Mapping[str, Tensor]) -> None:
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    if all(math.isfinite(value) for value in values.values()):
+        progress.counted += 1
+        for name, value in values.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + value
+
+
+def _log(progress: Progress) -> None:
+    """Mean losses since the last row."""
+    for name, total in progress.sums.items():
+        progress.rows.append([progress.step, "train", name, total / progress.counted])
+    progress.rows.append([progress.step, "train", "dropped updates", progress.dropped])
+    progress.sums, progress.counted = {}, 0
+
+
+def _validate(learner: Learner, validation: Sequence[Draw], progress: Progress) -> None:
+    values = learner.validate(validation)
+    progress.rows += [[progress.step, "valid", name, value] for name, value in values.items()]
+    if not math.isfinite(values[TOTAL]):
+        raise DivergedTraining(
+            f"training diverged: the validation loss at step {progress.step} is {values[TOTAL]}. Lower the learning rates "
+            "or the starting step sizes, or load the model in float32"
+        )
+    if not progress.best or values[TOTAL] < progress.best[TOTAL]:
+        progress.best_step, progress.best = progress.step, dict(values)
+        progress.best_tensors = {name: tensor.detach().clone() for name, tensor in learner.tensors().items()}
+
+
+def _save(
+    learner: Learner,
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    progress: Progress,
+    path: Path,
+    key: str,
+) -> None:
+    """One file, so that it is whole or not there: tensors, and the plain data in its header."""
+    tensors = {f"now.{name}": tensor for name, tensor in learner.tensors().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in progress.best_tensors.items()}
+    for number, parameter in enumerate(parameters):
+        for name, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"adam.{number}.{name}"] = value
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    header = {"key": key, "progress": json.dumps(progress.plain())}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def _resume(
+    learner: Learner,
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    folder: Path | str | None,
+    key: str,
+) -> Progress:
+    """What the checkpoint holds, or a fresh start; one that is damaged or of another training is left aside."""
+    path = Path(folder) / CHECKPOINT if folder is not None else None
+    if path is None or not path.is_file():
+        return Progress()
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        log.warning("the checkpoint %s is damaged (%s); training starts anew", path, error)
+        return Progress()
+    if header.get("key") != key:
+        log.warning("the checkpoint %s is of another training; training starts anew", path)
+        return Progress()
+    progress = Progress(**json.loads(header["progress"]))
+    learner.load(_under("now.", tensors))
+    progress.best_tensors = _under("best.", tensors)
+    for number, parameter in enumerate(parameters):
+        state = _under(f"adam.{number}.", tensors)
+        if state:  # "step" stays on the CPU, as Adam keeps it
+            optimiser.state[parameter] = {
+                name: value if name == "step" else value.to(parameter.device) for name, value in state.items()
+            }
+    log.info("training goes on after step %d", progress.step)
+    return progress
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,175 @@
+"""What editors are trained on: the file, its refusals, and what a training step is given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import some_examples, tiny_model
+
+from palimpsest.errors import DataError, SettingsError
+from palimpsest.learning.examples import (
+    LearningExample,
+    Outside,
+    Sampler,
+    digest_of_examples,
+    read_examples,
+    write_examples,
+)
+from palimpsest.learning.train import fitting
+
+EXAMPLES = some_examples()
+IMPLIED = (("Who lives in {}?", "Ada Tolvek"), ("True or false: Ada lives in {}", "True"))
+
+
+def test_a_file_gives_back_what_was_written(tmp_path):
+    examples = [replace(EXAMPLES[0], implied=IMPLIED, subject=None), *EXAMPLES[1:]]
+    write_examples(tmp_path / "learning.jsonl", examples)
+    read = read_examples(tmp_path / "learning.jsonl")
+    assert read == examples
+    assert digest_of_examples(read) == digest_of_examples(examples) != digest_of_examples(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("prompt", "  ", "empty"),
+        ("prompt", 3, "expected a text"),
+        ("answer", None, "expected a text"),
+        ("alternatives", [], "answer to edit to"),
+        ("alternatives", ["Velden"], "the answer itself"),
+        ("alternatives", "Velden", "expected a list"),
+        ("rephrasings", ["Where does Ada Tolvek live?"], "its own rephrasings"),
+        ("rephrasings", [""], "empty"),
+        ("subject", "Jon", "does not occur"),
+        ("implied", [["one text"]], "question, answer"),
+        ("outside", [{"prompt": "a"}], "prompt, answer, near"),
+        ("outside", [{"prompt": "a", "answer": "b", "near": "yes"}], "prompt, answer, near"),
+        ("split", "dev", "train, valid, test"),
+        ("identifier", "fact-1", "used twice"),
+    ],
+)
+def test_a_bad_record_is_refused_with_line_and_field(field, value, words, tmp_path):
+    contents = [example.to_dict() for example in EXAMPLES]
+    at = 2 if field == "identifier" else 0
+    contents[at][field] = value
+    path = tmp_path / "learning.jsonl"
+    path.write_text("".join(json.dumps(content) + "\n" for content in contents))
+    with pytest.raises(
+        DataError, match=rf"learning.jsonl, record line {at + 1}, field '{field}': .*{words}.*again"
+    ):
+        read_examples(path)
+
+
+def test_files_that_cannot_be_learned_from(tmp_path):
+    path = tmp_path / "learning.jsonl"
+    with pytest.raises(DataError, match="does not exist"):
+        read_examples(path)
+    path.write_text("{\n")
+    with pytest.raises(DataError, match="line 1: not valid JSON"):
+        read_examples(path)
+    path.write_text("[]\n")
+    with pytest.raises(DataError, match="expected an object"):
+        read_examples(path)
+    write_examples(path, [replace(example, rephrasings=()) for example in EXAMPLES])
+    with pytest.raises(DataError, match="no record has a rephrasing.*rephrase: false"):
+        read_examples(path)
+
+
+def crossed(number: int) -> LearningExample:
+    """A fact whose out-of-scope prompts are those of its two neighbours, of 8 in a ring."""
+    return LearningExample(
+        identifier=str(number),
+        prompt=f"question {number}",
+        subject=None,
+        answer="yes",
+        alternatives=("no", "perhaps"),
+        rephrasings=(f"rephrased {number}", f"again {number}"),
+        outside=(
+            Outside(f"question {(number + 1) % 8}", "yes", near=True),
+            Outside(f"again {(number + 7) % 8}", "yes"),
+        ),
+    )
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(1, 7), share=st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_draw_is_of_different_facts_and_nothing_outside_is_one_of_them(seed, k, share):
+    """Q12: out-of-scope prompts may be other facts of the file, but not those edited in the same step."""
+    examples = [crossed(number) for number in range(8)]
+    draws = Sampler(examples, seed, hard_share=share).draw(k)
+    edited = {draw.edit.identifier for draw in draws}
+    assert len(edited) == len(draws) == k
+    texts = {text for one in examples if one.identifier in edited for text in one.in_scope()}
+    for draw in draws:
+        example = examples[int(draw.edit.identifier)]
+        assert draw.query in example.rephrasings and draw.query_answer == draw.edit.target
+        assert draw.edit.target in example.alternatives and draw.edit.truth == "yes"
+        assert draw.outside.prompt not in texts
+
+
+def test_the_nth_draw_depends_on_the_seed_and_on_n_alone():
+    sampler = Sampler(EXAMPLES, 3)
+    draws = [sampler.draw(2) for _ in range(5)]
+    again = Sampler(EXAMPLES, 3)
+    again.drawn = 3
+    assert [again.draw(2), again.draw(2)] == draws[3:]
+    assert len({str(draw) for draw in draws}) == 5
+    assert Sampler(EXAMPLES, 4).draw(2) != draws[0]
+
+
+def test_near_and_far_prompts_come_in_the_wanted_share():
+    def near(share):
+        sampler = Sampler(EXAMPLES, 0, hard_share=share)
+        groups = [[draw.outside.near for draw in sampler.draw(3)] for _ in range(200)]
+        assert all(len(set(group)) == 1 for group in groups)  # whole draws, as released
+        return sum(group[0] for group in groups)
+
+    assert near(0.0) == 0 and near(1.0) == 200 and 70 < near(0.5) < 130
+
+
+def test_what_is_in_scope_follows_the_settings():
+    own = Sampler(EXAMPLES, 0, rephrase=False).draw(4)
+    assert all(draw.query == draw.edit.prompt for draw in own)
+    kept = Sampler(EXAMPLES, 0, no_op_share=1.0).draw(4)
+    assert all(draw.edit.target == draw.edit.truth == draw.query_answer for draw in kept)
+    sampler = Sampler([replace(EXAMPLES[0], implied=IMPLIED), EXAMPLES[1]], 0)
+    draws = [draw for _ in range(100) for draw in sampler.draw(2) if draw.edit.identifier == "fact-0"]
+    implied = [draw for draw in draws if draw.query.startswith(("Who", "True"))]
+    assert 20 < len(implied) < 50 and {draw.query_answer for draw in implied} == {"Ada Tolvek", "True"}
+    assert all(draw.edit.target in draw.query and "{}" not in draw.query for draw in implied)
+    assert 20 < sum(draw.query == draw.edit.prompt for draw in draws) < 50
+
+
+def test_what_cannot_be_drawn_is_said():
+    with pytest.raises(SettingsError, match="7 different edits.*from 6 examples.*k_train"):
+        Sampler(EXAMPLES, 0).draw(7)
+    with pytest.raises(DataError, match="none has a rephrasing"):
+        Sampler([replace(EXAMPLES[0], rephrasings=())], 0)
+    alone = replace(EXAMPLES[0], outside=(Outside(EXAMPLES[0].prompt, "Velden"),))
+    with pytest.raises(DataError, match="fact-0.*'outside'.*smaller `k_train`"):
+        Sampler([alone], 0).draw(1)
+    other = Sampler([replace(EXAMPLES[0], outside=()), EXAMPLES[1]], 0)
+    draws = [draw for _ in range(20) for draw in other.draw(1) if draw.edit.identifier == "fact-0"]
+    assert draws and {draw.outside.answer for draw in draws} == {EXAMPLES[1].answer}
+
+
+def test_only_what_the_model_reads_is_learned_from():
+    long = "so " * 60
+    gpt2, bert = tiny_model("gpt2"), tiny_model("bert")
+    examples = [
+        replace(
+            EXAMPLES[0],
+            rephrasings=(f"{long}?", "short"),
+            outside=(Outside(long, "x"), EXAMPLES[0].outside[0]),
+        ),
+        replace(EXAMPLES[1], prompt=f"{long}{EXAMPLES[1].prompt}"),
+    ]
+    (kept,) = fitting(gpt2, examples)
+    assert kept.rephrasings == ("short",) and kept.outside == EXAMPLES[0].outside[:1]
+    assert fitting(gpt2, EXAMPLES) == EXAMPLES
+    cut = fitting(bert, [replace(one, answer="class 0", alternatives=("class 1",)) for one in examples])
+    assert len(cut) == 2 and len(bert.tokenizer(cut[1].prompt)["input_ids"]) <= bert.context
+    assert cut[1].prompt == examples[1].prompt[: len(cut[1].prompt)] and cut[1].subject is None

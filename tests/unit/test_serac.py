@@ -1,0 +1,349 @@
+"""SERAC in every pass of the house: gated rows are the counterfactual model's, all others are the base's, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from memory_editors import PROMPTS, answers_for, edits_for, logits, open_exactly, serac, trained
+from tiny import ALL_FAMILIES, FAMILIES, tiny_model
+
+from palimpsest.editors import make_editor
+from palimpsest.editors.base import load_state, save_state
+from palimpsest.editors.serac import Settings
+from palimpsest.edits import Edit
+from palimpsest.errors import ModelError, PalimpsestError, SettingsError
+from palimpsest.learning.artefact import TrainedError
+from palimpsest.metrics.evaluation import Evaluation
+from palimpsest.models.batching import Batching
+from palimpsest.models.objectives import encode, judge, row_losses, say, target_places
+
+EVERY = pytest.mark.parametrize("family", ALL_FAMILIES)
+
+
+def rows_of(model, prompts, answers):
+    """Row of each answer token in `logits`."""
+    return target_places(encode(model, prompts, answers))[0]
+
+
+@EVERY
+def test_an_empty_memory_is_the_base(family):
+    """Spec section 10: identical logits, before any edit and after the last one was taken back."""
+    model = tiny_model(family)
+    answers = answers_for(model, PROMPTS)
+    before, said = logits(model, PROMPTS, answers), say(model, PROMPTS, 4)
+    editor = serac(model=model)
+    editor.router.attach()
+    assert torch.equal(logits(model, PROMPTS, answers), before) and say(model, PROMPTS, 4) == said
+    edit = edits_for(model)[0]
+    editor.edit([edit])
+    assert not torch.equal(logits(model, PROMPTS, answers), before)
+    editor.undo(edit)
+    assert torch.equal(logits(model, PROMPTS, answers), before) and say(model, PROMPTS, 4) == said
+
+
+@EVERY
+def test_rows_in_scope_are_the_other_model_s_and_the_rest_is_untouched(family):
+    """In one padded batch; the other model's numbers are computed here by itself, one unpadded row at a time."""
+    model = tiny_model(family)
+    answers = answers_for(model, PROMPTS)
+    before, rows = logits(model, PROMPTS, answers), rows_of(model, PROMPTS, answers)
+    editor = serac(model=model)
+    editor.edit(edits_for(model))
+    after = logits(model, PROMPTS, answers)
+    inside = torch.isin(rows, torch.tensor([0, 1]))
+    assert torch.equal(after[~inside], before[~inside])
+    for row in (0, 1):
+        edit = edits_for(model)[row]
+        expected = alone(editor.reader.model, edit, PROMPTS[row], answers[row])
+        own = after[rows == row]
+        assert torch.allclose(own[:, : expected.shape[1]], expected, atol=1e-4)
+        assert torch.isinf(own[:, expected.shape[1] :]).all()  # tokens that only the base's head has
+    editor.remove()
+    assert torch.equal(logits(model, PROMPTS, answers), before)
+    assert model.take_fingerprint() == model.fingerprint
+
+
+@torch.no_grad()
+def alone(model, edit, prompt, answer):
+    """Logits of the answer's tokens by the counterfactual model, from text."""
+    tokens = model.tokenizer
+    written = tokens(f"{edit.prompt} {edit.target} ", add_special_tokens=False)["input_ids"]
+    if model.kind == "decoder":
+        asked = tokens(prompt)["input_ids"]
+        both = tokens(f"{prompt} {answer}")["input_ids"]
+        found = model.network(torch.tensor([[*written, *both]])).logits[0]
+        return found[len(written) + len(asked) - 1 :]
+    ids = tokens(prompt)["input_ids"]
+    if model.kind == "encoder":
+        return model.network(torch.tensor([[ids[0], *written, *ids[1:]]])).logits
+    said = [0, *tokens(answer)["input_ids"][:-1]]
+    return model.network(torch.tensor([[*written, *ids]]), decoder_input_ids=torch.tensor([said])).logits[0]
+
+
+@EVERY
+def test_answers_do_not_depend_on_how_they_are_asked_for(family):
+    """Batches, one by one, with and without kept keys and values, and the library's own generation."""
+    model = tiny_model(family)
+    editor = serac(model=model)
+    editor.edit(edits_for(model))
+    together = say(model, PROMPTS, 5)
+    assert [say(model, [prompt], 5)[0] for prompt in PROMPTS] == together
+    if model.kind == "decoder":
+        assert say(model, PROMPTS, 5, cached=False) == together
+    texts = [said.text for said in together]
+    assert [text.strip() for text in editor.generate(PROMPTS, 5)] == texts
+    assert [editor.generate(prompt, 5)[0].strip() for prompt in PROMPTS] == texts
+    editor.remove()
+    assert [said.text for said in say(model, PROMPTS, 5)] != texts
+
+
+@EVERY
+def test_what_is_said_is_what_is_judged_right(family):
+    """Teacher forcing and free speech come from the same numbers."""
+    model = tiny_model(family)
+    editor = serac(model=model)
+    editor.edit(edits_for(model))
+    answers = [said.text for said in say(model, PROMPTS[:2], 3)]
+    if any(not answer for answer in answers):
+        pytest.skip("the random model says nothing that can be written")
+    inputs = encode(model, PROMPTS[:2], answers)
+    with torch.no_grad():
+        for row in range(2):
+            assert torch.allclose(
+                judge(model, inputs.rows([row])).losses, judge(model, inputs).losses[row], atol=1e-4
+            )
+
+
+@EVERY
+def test_a_soft_gate_mixes_probabilities(family):
+    """log((1 - s) p_f + s p_h + 1.19e-7) for every input, with s = g of the best edit."""
+    model = tiny_model(family)
+    answers = answers_for(model, PROMPTS)
+    own, rows = logits(model, PROMPTS, answers), rows_of(model, PROMPTS, answers)
+    hard, soft = serac(model=model), serac(model=model, settings={"gate": "soft"})
+    hard.edit(edits_for(model))
+    other = logits(model, PROMPTS, answers)
+    hard.remove()
+    soft.edit(edits_for(model))
+    mixed = logits(model, PROMPTS, answers).exp()
+    s = torch.tensor(-0.1).exp()
+    expected = (1 - s) * own.softmax(1) + s * other.softmax(1)
+    inside = rows < 2
+    assert torch.allclose(mixed[inside], expected[inside], atol=1e-5)
+    assert torch.allclose(mixed.sum(1), torch.ones(len(mixed)), atol=1e-3)
+    assert not torch.equal(mixed[~inside], own.softmax(1)[~inside])
+
+
+def test_the_threshold_is_strict():
+    """g must be larger than .5: at .5 the base answers."""
+    model = tiny_model()
+    editor = serac(model=model)
+    editor.edit(edits_for(model))
+    for log_g, fired in ((torch.tensor(0.5).log().item(), False), (-0.69, True), (float("nan"), False)):
+        open_exactly(editor, log_g)
+        assert [row["fired"] for row in editor.inspect(PROMPTS)] == [fired, fired, False, False]
+
+
+@EVERY
+def test_the_grouping_of_edits_changes_nothing(family):
+    """A batch of k is k single appends, and memory grows by one text an edit (C18)."""
+    model = tiny_model(family)
+    edits = edits_for(model)
+    one, many = (serac(model=tiny_model(family), exact=False) for _ in range(2))
+    one.edit(edits)
+    for number, edit in enumerate(edits, start=1):
+        many.edit([edit])
+        assert len(many.memory) == number
+    assert one.state().plain == many.state().plain and not one.state().tensors
+    for mine, other in zip(one.inspect(PROMPTS), many.inspect(PROMPTS), strict=True):
+        assert mine["edit"] == other["edit"] and mine["score"] == pytest.approx(other["score"], rel=1e-4)
+
+
+@pytest.mark.parametrize("classifier", ["embedding", "cross"])
+def test_undo_is_as_if_it_had_never_been(classifier):
+    edits = edits_for(tiny_model())
+    editor, fresh = (serac(settings={"classifier": classifier}, exact=False) for _ in range(2))
+    editor.edit(edits)
+    editor.inspect(PROMPTS)
+    assert editor.undo("edit-1").target == edits[1].target
+    fresh.edit([edits[0], *edits[2:]])
+    assert editor.state().plain == fresh.state().plain
+    for mine, other in zip(editor.inspect(PROMPTS), fresh.inspect(PROMPTS), strict=True):
+        assert mine["edit"] == other["edit"] and mine["score"] == pytest.approx(other["score"], rel=1e-4)
+    with pytest.raises(PalimpsestError, match="holds no edit 'edit-1'.*3 are stored"):
+        editor.undo(edits[1])
+
+
+def test_the_newer_of_two_equal_matches_speaks():
+    """Two edits of one prompt both stay; replace_same_prompt keeps the new one only."""
+    model = tiny_model()
+    first, second = Edit(PROMPTS[2], "Velden"), Edit(PROMPTS[2], "Marrin")
+    editor = serac(model=model)
+    editor.edit([first])
+    editor.edit([second])
+    assert len(editor.memory) == 2 and editor.inspect(PROMPTS[2])[0]["taught"] == "Marrin"
+    assert editor.undo(PROMPTS[2]).target == "Marrin"
+    assert editor.inspect(PROMPTS[2])[0]["taught"] == "Velden"
+    only = serac(settings={"replace_same_prompt": True})
+    only.edit([first, Edit(PROMPTS[0], "so")])
+    only.edit([second, first])
+    assert [(one.prompt, one.target) for one in only.memory] == [(PROMPTS[0], "so"), (PROMPTS[2], "Velden")]
+    assert only.reader.memory == only.scope.edits == [(PROMPTS[0], "so"), (PROMPTS[2], "Velden")]
+
+
+def test_a_memory_of_the_last_batch_only():
+    """Spec E9: sequential edits are those of one batch."""
+    editor = serac(settings={"memory": "last_batch"})
+    edits = edits_for(editor.model)
+    editor.edit(edits[:2])
+    editor.edit(edits[2:])
+    assert [one.name for one in editor.memory] == ["edit-2", "edit-3"]
+    assert not editor.inspect(PROMPTS[0])[0]["fired"]
+
+
+def test_texts_as_released():
+    """Spec E3: the last word of prompt and answer is cut for g, and queries are asked with the answer in them."""
+    editor = serac(settings={"texts": "released"}, exact=False)
+    editor.edit([Edit("Mira lives in", "Port Velden Bay")])
+    assert editor.scope.edits == [("Mira lives in Port Velden", "Port Velden Bay")]
+    assert editor.reader.memory == [("Mira lives in", "Port Velden Bay")]
+    asked = []
+    editor.scope.log_scope = lambda queries: asked.append(queries) or torch.full((len(queries), 1), -9.0)
+    row_losses(editor.model, encode(editor.model, ["Mira lives in"], ["Marrin"]))
+    assert asked[0][0].startswith("Mira lives in Marrin")
+
+
+@EVERY
+def test_states_are_text_and_come_back(family, tmp_path):
+    model = tiny_model(family)
+    editor = serac(model=model, exact=False)
+    editor.edit(edits_for(model))
+    said = say(model, PROMPTS, 3)
+    save_state(editor, tmp_path)
+    state = editor.state()
+    assert not state.tensors and set(state.plain) == {"memory", "belongs_to"}
+    editor.remove()
+    assert editor.memory == [] and model.take_fingerprint() == model.fingerprint
+    other = make_editor("serac", model, trained=editor.statistics)
+    load_state(other, tmp_path)
+    assert other.state().plain == state.plain and say(model, PROMPTS, 3) == said
+
+
+def test_memories_of_others_are_refused():
+    """Another training, another editor, a damaged file: said, and nothing changes."""
+    model = tiny_model()
+    editor = serac(model=model)
+    editor.edit(edits_for(model)[:1])
+    elsewhere = make_editor("serac", tiny_model(), trained=trained(model, seed=1))
+    elsewhere.edit(edits_for(model)[1:2])
+    with pytest.raises(PalimpsestError, match="was saved for training"):
+        elsewhere.load_state(editor.state())
+    retrieval = make_editor("retrieval", tiny_model())
+    with pytest.raises(PalimpsestError, match="was saved for editor 'serac'"):
+        retrieval.load_state(editor.state())
+    damaged = editor.state()
+    damaged.plain["memory"] = [{"name": "edit-0"}]
+    with pytest.raises(PalimpsestError, match="damaged"):
+        editor.load_state(damaged)
+    assert [one.name for one in editor.memory] == ["edit-0"]
+    assert [one.name for one in elsewhere.memory] == ["edit-1"]
+
+
+def test_editing_needs_a_training_of_this_model_and_these_settings():
+    model = tiny_model()
+    with pytest.raises(SettingsError, match="palimpsest train-editor"):
+        make_editor("serac", model)
+    found = trained(model)
+    with pytest.raises(TrainedError, match="was trained on model tiny-gpt2"):
+        make_editor("serac", tiny_model(seed=3), trained=found)
+    with pytest.raises(TrainedError, match="trained with scope_width = 16, but 64"):
+        make_editor("serac", model, {"scope_width": 64}, trained=found)
+    make_editor(
+        "serac", model, {"gate": "soft", "threshold": 0.9}, trained=found
+    )  # these only say how to edit
+    del found.tensors["scope.encoder.embeddings.LayerNorm.bias"]
+    with pytest.raises(TrainedError, match=r"scope.encoder.embeddings.LayerNorm.bias of shape None"):
+        make_editor("serac", model, trained=found)
+    for wrong in (
+        {"gate": "half"},
+        {"threshold": 1.0},
+        {"scope_heads": 3},
+        {"template": "{answer}"},
+        {"freeze": 0},
+    ):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            Settings(**wrong)
+
+
+def test_only_its_own_weights_are_learned():
+    """The state dict holds no base weights; "retrieve and prompt" has no second model (spec Q16)."""
+    model = tiny_model()
+    editor = serac(model=model)
+    own = {tensor.data_ptr() for tensor in model.network.state_dict().values()}
+    learned = editor.statistics.tensors
+    assert not own & {tensor.data_ptr() for tensor in learned.values()}
+    assert {name.partition(".")[0] for name in learned} == {"scope", "counterfactual", "steps"}
+    prompting = serac(model=model, settings={"counterfactual": "base"})
+    assert not [name for name in prompting.statistics.tensors if name.startswith("counterfactual")]
+    prompting.edit(edits_for(model))
+    assert prompting.reader.model is model and prompting.state_bytes() < editor.state_bytes()
+
+
+@EVERY
+def test_retrieve_and_prompt_is_the_base_on_the_longer_text(family):
+    """With `counterfactual: base` the answer is what the base says to the edit and the prompt."""
+    model = tiny_model(family)
+    edit, answers = edits_for(model)[0], answers_for(model, PROMPTS)
+    expected = alone(model, edit, PROMPTS[0], answers[0])
+    editor = serac(model=model, settings={"counterfactual": "base"})
+    editor.edit([edit])
+    assert torch.allclose(logits(model, PROMPTS[:1], answers[:1]), expected, atol=1e-4)
+
+
+def test_watching_and_protocol_parts_need_no_special_case():
+    """Evaluation counts on which questions the gate was open; a lifelong pool asks the whole model."""
+    model = tiny_model()
+    edits = edits_for(model)
+    evaluation = Evaluation(model, edits, batching=Batching(tokens=40))
+    editor = serac(model=model)
+    assert editor.lowest_block() is None and not editor.reads_whole_rows
+    editor.edit(edits)
+    values = {(v.order, v.split, v.metric): v.value for v in evaluation.after(range(4), editor.watching)}
+    assert [values[order, "edit", "swap_rate"] for order in range(4)] == [1.0] * 4
+    assert values[0, "rephrase", "swap_rate"] == 0.0
+    assert all(
+        value == 1.0
+        for (_, split, metric), value in values.items()
+        if metric == "locality" and "edit" in split
+    )
+    with editor.watching() as acted:
+        assert acted is not None and acted() is None
+        logits(model, PROMPTS, answers_for(model, PROMPTS))
+        found = acted()
+        assert found is not None and found.tolist() == [True, True, False, False] and acted() is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_in_another_precision_keeps_its_rows(family):
+    """The other network stays in float32; closed rows of a bfloat16 base are its own, bit for bit."""
+    model = tiny_model(family, torch.bfloat16)
+    answers = answers_for(model, PROMPTS)
+    before, rows = logits(model, PROMPTS, answers), rows_of(model, PROMPTS, answers)
+    editor = serac(model=model)
+    editor.edit(edits_for(model))
+    after = logits(model, PROMPTS, answers)
+    assert after.dtype == torch.float32 and torch.equal(after[rows >= 2], before[rows >= 2].float())
+
+
+def test_passes_that_cannot_be_followed_are_refused():
+    """Embeddings instead of tokens, and a step whose rows nobody knows."""
+    model = tiny_model()
+    editor = serac(model=model)
+    editor.edit(edits_for(model))
+    with pytest.raises(ModelError, match="Give input_ids"):
+        model.network(inputs_embeds=torch.zeros(1, 3, model.width))
+    ids = torch.tensor([model.tokenizer(PROMPTS[0])["input_ids"]])
+    kept = model.network.base_model(input_ids=ids, use_cache=True).past_key_values
+    kept.batch_repeat_interleave(2)
+    with pytest.raises(ModelError, match="has 2 rows, but the prompts' pass had 1"):
+        model.network.base_model(input_ids=ids[:, :1].repeat(2, 1), past_key_values=kept)
