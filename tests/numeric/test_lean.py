@@ -1,4 +1,4 @@
-"""T5 written out above one linear map equals the network's own modules; the small Adam equals the library's."""
+"""What is written out above one linear map equals the network's own modules; the small Adam equals the library's."""
 
 from __future__ import annotations
 
@@ -18,14 +18,25 @@ ANSWERS = ["Velden", "Port Velden Bay", "Marrin"]
 SITES = ("mlp_in", "mlp_out")
 
 
-@pytest.fixture(scope="module", params=["gated", "plain", "unscaled"])
+CLASSES = ["class 2", "class 0", "class 3"]
+ASIDE = {"t5": "layer.0.SelfAttention.o", "gpt2": "attn.c_proj", "bert": "attention.output.dense"}
+
+
+def answers(model):
+    """Right answers, of the kind that the model gives."""
+    return CLASSES if model.kind == "encoder" else ANSWERS
+
+
+@pytest.fixture(scope="module", params=["t5 gated", "t5 plain", "t5 unscaled", "gpt2", "bert"])
 def model(request):
-    """T5 with both kinds of MLP, and with a decoder whose output is not scaled; norms that are not all ones."""
-    made = tiny_model("t5", torch.float64, gated=request.param != "plain")
-    made.network.config.scale_decoder_outputs = request.param != "unscaled"
+    """T5 with both kinds of MLP, and with a decoder whose output is not scaled; norms and shifts that are not all the same."""
+    family, _, form = request.param.partition(" ")
+    made = tiny_model(family, torch.float64, **({"gated": form != "plain"} if family == "t5" else {}))
+    if family == "t5":
+        made.network.config.scale_decoder_outputs = form != "unscaled"
     generator = torch.Generator().manual_seed(1)
     for name, parameter in made.network.named_parameters():
-        if "layer_norm" in name:
+        if parameter.dim() == 1 and name != "shared.weight":
             parameter.data += 0.3 * torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
     return made
 
@@ -46,7 +57,7 @@ def gradient(model, layer, site, losses):
 @pytest.mark.parametrize("layer", range(4))
 def test_equals_the_network(model, layer, site):
     """Losses, verdicts, gradients and answers of a padded batch, of some of its rows, and of one alone."""
-    every = encode(model, PROMPTS, ANSWERS)
+    every = encode(model, PROMPTS, answers(model))
     whole = Upper(model, every, layer, site)
     assert whole._above is not None, "the lean way was not taken"
     for rows in ([0, 1, 2], [2, 0], [1]):
@@ -65,7 +76,7 @@ def test_equals_the_network(model, layer, site):
 @pytest.mark.parametrize("site", SITES)
 def test_the_map_is_called_as_a_module(model, site):
     """Hooks on it run and see what asks, and a change of its weight is seen at once."""
-    inputs = encode(model, PROMPTS, ANSWERS)
+    inputs = encode(model, PROMPTS, answers(model))
     upper, module = Upper(model, inputs, 2, site), model.linear(2, site)
     untouched = upper.row_losses()
     seen = []
@@ -92,9 +103,9 @@ def test_the_map_is_called_as_a_module(model, site):
 
 def test_where_it_stands_aside(model):
     """Switched off, at a map it does not know, and in half precision; what is refused stays refused."""
-    inputs = encode(model, PROMPTS, ANSWERS)
+    inputs = encode(model, PROMPTS, answers(model))
     assert Upper(model, inputs, 2)._above is None
-    assert Upper(model, inputs, 2, "layer.0.SelfAttention.o")._above is None
+    assert Upper(model, inputs, 2, ASIDE[model.family.name])._above is None
     model.lean = False
     try:
         assert Upper(model, inputs, 2, "mlp_out")._above is None
@@ -107,16 +118,17 @@ def test_where_it_stands_aside(model):
 
 
 @pytest.mark.parametrize("name", ["grace", "defer", "memory", "ft"])
-def test_edits_are_the_same(name):
+@pytest.mark.parametrize("family", ["t5", "gpt2", "bert"])
+def test_edits_are_the_same(family, name):
     """The losses of an edit's steps: lean and plain, from the same start."""
     more = {"loss": "own", "stop": "argmax", "epsilon": None, "learning_rate": 1e-2} if name == "ft" else {}
     losses = []
     for lean in (True, False):
-        model = tiny_model("t5", torch.float64)
+        model = tiny_model(family, torch.float64)
         model.lean = lean
         editor = make_editor(name, model, {"layer": 2, "site": "mlp_out", "steps": 6, **more}, seed=3)
         try:
-            record = editor.edit([Edit(prompt=PROMPTS[1], target=ANSWERS[1])], record=True).record
+            record = editor.edit([Edit(prompt=PROMPTS[1], target=answers(model)[1])], record=True).record
         finally:
             editor.remove()
         losses.append(torch.tensor(record["losses"] if name == "ft" else record["edits"][0]["losses"]))

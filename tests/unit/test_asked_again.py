@@ -39,7 +39,7 @@ def test_same_scores_after_every_edit(name, family, kept_bytes):
     """Edits, one of them again with another answer, one taken back: whatever changes is asked again."""
     model = tiny_model(family)
     task = "qa" if family == "t5" else "classification"
-    more = {"radius": 2.0, "steps": 60} if name == "grace" else {}
+    more = {"radius": 2.0, "steps": 150} if name == "grace" else {}
     editor = make_editor(name, model, {"layer": 1, "steps": 12, "replacement": "all", **more})
     pairs, plain, fast = pools(model, editor, task, kept_bytes)
     seen = [plain.ask()]

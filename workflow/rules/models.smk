@@ -23,6 +23,8 @@ rule pretrain:
         model=one_of(
             name for name in kinds("models", "pretrained") if name not in PAIR_MODELS
         ),
+    # Everything waits for these: the model that most runs wait for goes first.
+    priority: lambda wildcards: 1000 + runs_of(wildcards.model)
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -93,6 +95,7 @@ rule gate:
         "logs/models/{model}-gate-{dataset}.log",
     benchmark:
         "results/benchmarks/models/{model}-gate-{dataset}.jsonl"
+    priority: 1000  # runs wait for it
     conda:
         "../../envs/torch.yaml"
     threads: 1

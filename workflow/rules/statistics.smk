@@ -12,6 +12,7 @@ rule covariance:
         "logs/statistics/{model}.log",
     benchmark:
         "results/benchmarks/statistics/{model}.jsonl"
+    priority: 1000  # runs wait for it
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -52,6 +53,7 @@ rule fisher:
         f"results/benchmarks/statistics/{{model}}-fisher-{PLAN.scale['scale']}-{{dataset}}.jsonl"
     wildcard_constraints:
         dataset=one_of(STREAMS),
+    priority: 1000  # runs wait for it
     conda:
         "../../envs/torch.yaml"
     threads: 1

@@ -136,6 +136,12 @@ class Editor(ABC):
         applied = [edit_name(edit) for edit in batch if edit_name(edit) not in lost]
         return EditReport(applied, failed, time.perf_counter() - start, notes)
 
+    def prepare(self, coming: Sequence[Edit]) -> None:  # noqa: B027  most methods have nothing to prepare
+        """Compute together what edits that will probably be made next need; it changes no answer, and edits only to rounding.
+
+        What was prepared before is forgotten; a state carries what is prepared.
+        """
+
     def reset(self) -> None:
         """Roll back to the untouched model and a fresh state, keeping what was drawn at random."""
         self.remove()

@@ -28,10 +28,12 @@ from torch import Tensor
 
 from palimpsest.editors.base import EditorState, edit_name, require
 from palimpsest.editors.shared.adapter_editor import AdapterEditor, AdapterSettings
-from palimpsest.editors.shared.codebook import Codebook, Forgotten
+from palimpsest.editors.shared.codebook import Codebook, Forgotten, Update
 from palimpsest.editors.shared.gated_adapter import Asked, Decision, ask
+from palimpsest.editors.shared.nearest import neighbour_distance
+from palimpsest.editors.shared.values_ahead import ValuesAhead, alike, own_start, train_together
 from palimpsest.edits import Edit
-from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.errors import EditError, PalimpsestError, SettingsError
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import NONE, Inputs, asking, encode, encode_prompts_only, without_end
@@ -121,6 +123,7 @@ class Grace(AdapterEditor):
         self.codebook.clear()
         self.initial_values: dict[str, Tensor] = {}
         self._last_label: tuple[int, ...] = ()
+        self._ahead, self._start_seed = ValuesAhead(), self.seed
 
     # the radius --------------------------------------------------------------------------------------------------------
 
@@ -188,50 +191,87 @@ class Grace(AdapterEditor):
                 f"{self.name} has radius_ratio {self.settings.radius_ratio}, but no distances were measured. "
                 "Call calibrate(prompts) before the first edit"
             )
-        inputs, drawn = encode(self.model, [edit.prompt], [edit.target]), self.generator.get_state()
+        inputs = encode(self.model, [edit.prompt], [edit.target])
         asked, label = self._ask(inputs), self._label(inputs)
-        update = self.codebook.update(
-            asked.states[0],
-            label,
-            self.radius,
-            lambda: self._initial(edit, asked),
-            edit_name(edit),
-            edit.target,
-        )
+        update, entry = self._make_room(edit, asked.states[0], asked.outputs[0], label)
+        losses = list[float]()
         try:
-            entry, losses = update.entry, list[float]()
-            if self.official:  # trains whatever answers, which after an edit at an old place is nothing (Q5)
-                match = self.codebook.look_up(asked.states)
-                entry = int(match.entry[0]) if bool(match.fired[0]) else -1
             if entry >= 0:
                 value = self.codebook.values[entry].clone()
-                losses = self._train(value, inputs)
+                ahead = self._ahead.take(edit, value)
+                if ahead is None:
+                    losses = self._train(value, inputs)
+                else:
+                    value, losses = ahead.value, ahead.losses.tolist()
                 self.codebook.values[entry] = value.detach()
         except BaseException:  # an interrupt too must not leave half an edit behind
             self.codebook.revert(update)
-            self.generator.set_state(drawn)
             raise
         self._last_label = label
         if record is not None:
-            note = {
-                "edit": edit_name(edit),
-                "action": update.action,
-                "key": entry,
-                "distance": update.distance,
-            }
-            radius = float(self.codebook.radii[entry]) if entry >= 0 else None
-            record.setdefault("edits", []).append({**note, "radius": radius, "losses": losses})
+            note: dict[str, Any] = {"edit": edit_name(edit), "action": update.action, "key": entry}
+            note |= {"distance": update.distance, "losses": losses}
+            note["radius"] = float(self.codebook.radii[entry]) if entry >= 0 else None
+            record.setdefault("edits", []).append(note)
+
+    def _make_room(
+        self, edit: Edit, state: Tensor, output: Tensor, label: tuple[int, ...]
+    ) -> tuple[Update, int]:
+        """What an edit does to the codebook, and the entry to train for it (-1: none), given what its prompt asks."""
+        assert self.radius is not None
+        name = edit_name(edit)
+        update = self.codebook.update(
+            state, label, self.radius, lambda: self._initial(name, output), name, edit.target
+        )
+        if not self.official:
+            return update, update.entry
+        match = self.codebook.look_up(
+            state[None]
+        )  # what answers is trained; at an old place nothing does (Q5)
+        return update, int(match.entry[0]) if bool(match.fired[0]) else -1
+
+    def prepare(self, coming: Sequence[Edit]) -> None:
+        """Train the values of edits that will probably come next together (`shared/values_ahead.py`)."""
+        self._ahead.clear()
+        usable, _ = self._check(coming)
+        if self.radius is None or self.settings.stop_loss is not None or len(usable) < 2:
+            return
+        inputs = encode(self.model, [edit.prompt for edit in usable], [edit.target for edit in usable])
+        asked, rows, starts = self._ask(inputs), list[int](), list[Tensor]()
+        for row, edit in enumerate(usable):
+            label = self._label(inputs.rows([row]))
+            try:
+                update, entry = self._make_room(edit, asked.states[row], asked.outputs[row], label)
+            except EditError:  # it will be said when the edit is made
+                continue
+            if entry >= 0:
+                rows.append(row)
+                starts.append(self.codebook.values[entry].clone())
+            self.codebook.revert(update)
+        lengths = inputs.padding.sum(dim=1).tolist()
+        for group in alike([lengths[row] for row in rows]):
+            chosen = [rows[place] for place in group]
+            begin, upper = torch.stack([starts[place] for place in group]), self._upper(inputs.rows(chosen))
+            trained = train_together(
+                self.adapter, upper, begin, self.settings.steps, self.settings.learning_rate
+            )
+            for row, one in zip(chosen, trained, strict=True):
+                if one is not None:
+                    self._ahead.put(usable[row], one)
 
     def _train(self, value: Tensor, inputs: Inputs) -> list[float]:
         """Adam on one value [d_out], in place; the losses."""
-        if self.official and self.model.kind == "decoder":
-            inputs = without_end(inputs)
-        upper = Upper(self.model, inputs, self.settings.layer, self.settings.site)
+        upper = self._upper(inputs)
         self.adapter.fixed = value.requires_grad_(True)
         try:
             return self.minimise([value], lambda: upper.row_losses().mean())
         finally:
             self.adapter.fixed = None
+
+    def _upper(self, inputs: Inputs) -> Upper:
+        if self.official and self.model.kind == "decoder":
+            inputs = without_end(inputs)
+        return Upper(self.model, inputs, self.settings.layer, self.settings.site)
 
     def _label(self, inputs: Inputs) -> tuple[int, ...]:
         """What says whether two edits want the same: the target's tokens; as released, with the masked prompt's too."""
@@ -240,13 +280,13 @@ class Grace(AdapterEditor):
             return (*[NONE] * (int(inputs.query[0]) + 1), *target[:-1], NONE)
         return target
 
-    def _initial(self, edit: Edit, asked: Asked) -> Tensor:
-        passed = self.initial_values.get(edit_name(edit))
+    def _initial(self, name: str, output: Tensor) -> Tensor:
+        passed = self.initial_values.get(name)
         if passed is not None:
             return passed.to(device=self.model.device, dtype=self.wide)
         if self.settings.initial == "warm":
-            return asked.outputs[0].to(self.wide)
-        drawn = torch.rand(self.adapter.value_width, generator=self.generator)
+            return output.to(self.wide)
+        drawn = own_start(self._start_seed, name, self.adapter.value_width)
         return drawn.to(device=self.model.device, dtype=self.wide)
 
     def start_from(self, values: Mapping[str, Tensor]) -> None:
@@ -327,14 +367,16 @@ class Grace(AdapterEditor):
     def _give(self) -> EditorState:
         passed = {f"initial.{name}": value for name, value in self.initial_values.items()}
         measured = {"radius": self.radius, "neighbour_distance": self.neighbour_distance}
-        plain = {**self.codebook.plain(), **measured, "last_label": list(self._last_label)}
-        return EditorState(self.codebook.tensors() | passed, plain)
+        more = {"last_label": list(self._last_label), "ahead": self._ahead.plain(), "seed": self._start_seed}
+        tensors = self.codebook.tensors() | passed | self._ahead.tensors()
+        return EditorState(tensors, {**self.codebook.plain(), **measured, **more})
 
     def _take(self, state: EditorState) -> None:
         self.codebook.load(state.tensors, state.plain)
         self.radius = state.plain["radius"]
         self.neighbour_distance = state.plain["neighbour_distance"]
-        self._last_label = tuple(state.plain["last_label"])
+        self._last_label, self._start_seed = tuple(state.plain["last_label"]), state.plain["seed"]
+        self._ahead.load(state.tensors, state.plain["ahead"], self.codebook.values)
         self.initial_values = {
             name.removeprefix("initial."): value
             for name, value in state.tensors.items()
@@ -353,12 +395,6 @@ class Grace(AdapterEditor):
     def state_bytes(self) -> int:
         """Keys, values and radii: grows with the number of keys."""
         return self.codebook.bytes()
-
-
-def neighbour_distance(states: Float[Tensor, "n d_in"]) -> float:
-    """Median, over at least two states, of the distance to the nearest other one."""
-    apart = torch.cdist(states.double(), states.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    return float(apart.fill_diagonal_(torch.inf).min(dim=1).values.quantile(0.5))
 
 
 EDITOR = Grace

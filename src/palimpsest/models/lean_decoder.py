@@ -11,7 +11,8 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from palimpsest.models.families import part
 from palimpsest.models.greedy import Decoding
-from palimpsest.models.lean_layers import Attention, CrossAttention, FeedForward, Shape, root_scale, scaled
+from palimpsest.models.lean import Shape
+from palimpsest.models.lean_layers import Attention, CrossAttention, FeedForward, root_scale, scaled
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import additive, causal_mask
 

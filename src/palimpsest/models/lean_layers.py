@@ -7,7 +7,6 @@ input. Scales of norms are multiplied into the matrices that read what is normed
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, relu
 from transformers.activations import GELUTanh
 
-Back = Callable[[Tensor], Tensor]
+from palimpsest.models.lean import Back, Shape, softmax_back
 
 
 def scaled(states: Float[Tensor, "k d"], extra: float) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k 1"]]:
@@ -45,25 +44,6 @@ def root_scale(norm: Any) -> tuple[Float[Tensor, " d"], float]:
     return norm.weight * width**0.5, width * float(norm.variance_epsilon)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a batch: rows, tokens of a row, heads."""
-
-    rows: int
-    tokens: int
-    heads: int
-
-    def split(self, states: Float[Tensor, "k w"]) -> Float[Tensor, "bh n c"]:
-        """Heads apart."""
-        cut = states.view(self.rows, self.tokens, self.heads, -1).transpose(1, 2)
-        return cut.reshape(self.rows * self.heads, self.tokens, -1)
-
-    def join(self, states: Float[Tensor, "bh n c"]) -> Float[Tensor, "k w"]:
-        """Heads beside each other."""
-        apart = states.view(self.rows, self.heads, self.tokens, -1).transpose(1, 2)
-        return apart.reshape(self.rows * self.tokens, -1)
-
-
 class Attention:
     """Self-attention with its norm and residual connection."""
 
@@ -84,7 +64,7 @@ class Attention:
 
         def back(gradient: Tensor) -> Tensor:
             mixed = shape.split(gradient @ self.write)
-            scores = _softmax_back(torch.bmm(mixed, v.transpose(1, 2)), weights)
+            scores = softmax_back(torch.bmm(mixed, v.transpose(1, 2)), weights)
             parts = (
                 torch.bmm(scores, k),
                 torch.bmm(scores.transpose(1, 2), q),
@@ -117,7 +97,7 @@ class CrossAttention:
         def back(gradient: Tensor, below: bool) -> tuple[Tensor, Tensor, Tensor]:
             """Gradients of states (only if anything `below` them depends on the edit), keys and values."""
             mixed = shape.split(gradient @ self.write)
-            scores = _softmax_back(torch.bmm(mixed, values.transpose(1, 2)), weights)
+            scores = softmax_back(torch.bmm(mixed, values.transpose(1, 2)), weights)
             to_keys = torch.bmm(scores.transpose(1, 2), q)
             to_values = torch.bmm(weights.transpose(1, 2), mixed)
             if below:
@@ -166,7 +146,3 @@ class FeedForward:
             return scaled_back(read @ self.read, normed, inverse, gradient)
 
         return output, back
-
-
-def _softmax_back(gradient: Tensor, weights: Tensor) -> Tensor:
-    return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)

@@ -52,9 +52,7 @@ class LanguageModel:
         self.rows: Tensor | None = (
             None  # rows [b] of the prompts that a step with kept keys and values goes on with
         )
-        self.lean = (
-            True  # False: models/lean_t5.py stands aside, everything is run by the network's own modules
-        )
+        self.lean = True  # False: models/lean.py stands aside, everything is run by the network's own modules
 
     @property
     def device(self) -> torch.device:

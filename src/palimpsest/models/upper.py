@@ -18,11 +18,13 @@ from transformers import DynamicCache
 
 from palimpsest.models.families import part
 from palimpsest.models.greedy import AnswerDecoder, CachedRows, Said, choose, continue_greedily, spoken
+from palimpsest.models.lean import LeanRows
+from palimpsest.models.lean_bert import LeanBert
 from palimpsest.models.lean_decoder import LeanAnswers
-from palimpsest.models.lean_t5 import LeanT5, site_of
+from palimpsest.models.lean_gpt2 import LeanGpt2
+from palimpsest.models.lean_t5 import LeanT5
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import (
-    NONE,
     Inputs,
     Judged,
     asking,
@@ -41,6 +43,7 @@ from palimpsest.models.partial import (
 from palimpsest.models.tokens import TokenBatch
 
 Arguments = dict[str, Tensor]
+LEAN: dict[str, type[LeanRows]] = {"t5": LeanT5, "gpt2": LeanGpt2, "bert": LeanBert}  # by family
 
 
 class Upper:
@@ -56,7 +59,7 @@ class Upper:
         Args:
             site: linear map of the block (`LanguageModel.linear`) if nothing but this map changes, and nothing above it has
                 a hook or needs a gradient, while these rows are in use: the rest is then run in a leaner way where there
-                is one (models/lean_t5.py).
+                is one (models/lean.py).
 
         Raises:
             ModelError: no such layer, no such site.
@@ -70,16 +73,15 @@ class Upper:
         self._answer: tuple[Tensor, Arguments] | None = (
             None  # what the decoder is given, once it was asked for
         )
-        self._above: LeanT5 | None = None
+        self._above: LeanRows | None = None
         recorder = Recorder() if model.kind == "decoder" and not inputs.targets.shape[1] else None
         with torch.no_grad(), asking(model, inputs):
             batch = TokenBatch(inputs.named["input_ids"], inputs.padding)
             embedded = embed(model, batch)
             self._arguments = _arguments(model, embedded, inputs.padding)
             self.hidden = _run(model, embedded, 0, layer - 1, self._arguments, recorder)
-            side = None if site is None else site_of(model, layer, self._map)
-            if side is not None:
-                self._above = LeanT5(model, layer, side, self.hidden, inputs.padding)
+            if site is not None:
+                self._above = _leanly(model, layer, self._map, self.hidden, inputs.padding)
         if recorder is not None:
             self._below = recorder.kept
 
@@ -137,14 +139,14 @@ class Upper:
         with asking(self.model, self.inputs):
             _run(self.model, self.hidden, self.layer, self.layer, self._arguments)
 
-    def _judge_leanly(self, above: LeanT5) -> Judged:
+    def _judge_leanly(self, above: LeanRows) -> Judged:
         if not above.has_answers:
             target_places(self.inputs)  # refuses rows without targets
             with torch.no_grad():
-                above.answers(self.inputs.named["decoder_input_ids"], self.inputs.targets, NONE)
+                above.answers(self.inputs)
         return Judged(*above.judge(self._map_output(above)))
 
-    def _map_output(self, above: LeanT5) -> Float[Tensor, "b n d_out"]:
+    def _map_output(self, above: LeanRows) -> Float[Tensor, "b n d_out"]:
         """The linear map called as a module, so that its hooks run."""
         with asking(self.model, self.inputs):
             return self._map(above.asked)
@@ -154,14 +156,17 @@ class Upper:
         """What the model answers to each row's prompt, greedily: `objectives.say`."""
         model = self.model
         if model.kind == "encoder":
+            if isinstance(self._above, LeanBert):
+                logits, _ = self._above.classes(self._map_output(self._above))
+                return choose(model, logits)
             return choose(model, self._classes(self._states()))
         if model.kind == "encoder_decoder":
             decoder: AnswerDecoder | LeanAnswers
-            if self._above is None:
-                decoder = AnswerDecoder(model, self._states(), self.inputs.padding)
-            else:
+            if isinstance(self._above, LeanT5):
                 states, _ = self._above.encode(self._map_output(self._above))
                 decoder = LeanAnswers(self._above.decoder, states, self.inputs.padding)
+            else:
+                decoder = AnswerDecoder(model, self._states(), self.inputs.padding)
             return spoken(model, continue_greedily(model, decoder.first(), decoder, max_new_tokens))
         if self._below is None:
             prompts = Upper(model, prompts_of(model, self.inputs), self.layer)
@@ -196,6 +201,17 @@ class Upper:
     def _classes(self, states: Float[Tensor, "b n d"]) -> Float[Tensor, "b classes"]:
         pooled = part(self.model.network, str(self.model.family.pooler))(states)
         return self.model.head(pooled)
+
+
+def _leanly(
+    model: LanguageModel, layer: int, module: Any, hidden: Float[Tensor, "b n d"], padding: Int[Tensor, "b n"]
+) -> LeanRows | None:
+    """The leaner way on from a map, where there is one."""
+    kind = LEAN.get(model.family.name)
+    if kind is None or not model.lean or model.dtype not in (torch.float32, torch.float64):
+        return None
+    side = kind.side(model, layer, module)
+    return None if side is None else kind(model, layer, side, hidden, padding)
 
 
 def _arguments(

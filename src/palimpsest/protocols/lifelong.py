@@ -3,7 +3,8 @@
 For each item x_t of the stream, in order: ask the model; where it errs, edit it with the right answer (one edit a
 batch) and score that edit at once (ES). Every `snapshot_every` items and at the end, the last item edited or not
 (spec Q10): TRR on upstream, ERR on all edits so far, hold-out, ARR on accurate sentences. An item is never asked ahead of its
-turn, because every edit before it may change the answer.
+turn, because every edit before it may change the answer; what `_prepare` asks only says which edits will probably be
+made, so that an editor can compute what they need together.
 
 Rows: `step` counts items seen, `n_edits` edits made. An edit that could not be made counts, and is judged, as one.
 """
@@ -16,13 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from palimpsest.editors.base import edit_name
+from palimpsest.editors.base import Editor, edit_name
 from palimpsest.metrics.retention import MAIN_SCORE, Pool, Scores, averages
 from palimpsest.metrics.scores import mean
 from palimpsest.protocols.checkpoints import Checkpoints
 from palimpsest.protocols.lifelong_inputs import AskedProbe, LifelongStream
 from palimpsest.protocols.lifelong_notes import codebook_note, keys_of
 from palimpsest.protocols.stream import Progress, add_metric, edit_batch, keep, progress_bar, resumed
+
+# Items whose edits are prepared together, from fixed places, so that a resumed run has the same rows.
+AHEAD = 16
 
 
 @dataclass
@@ -33,7 +37,8 @@ class LifelongProgress(Progress):
         made: positions in the stream of all edits, in the order they were made.
         wrong, asked: items answered wrongly when their turn came, and items asked at all.
         successes: main score of each edit since the last look, right after it was made.
-        edit_seconds: of each edit.
+        edit_seconds: of each edit, with its share of what was prepared for several.
+        owed: seconds of preparing that no edit has taken its share of yet, and edits that were prepared and not made.
         looks: at each look, step and the seconds it took by split.
         codebook: at each look, what `codebook_note` tells, where the editor has one.
         forward: at each look, seconds of a pass of the model as it was then and before any edit.
@@ -44,6 +49,7 @@ class LifelongProgress(Progress):
     asked: int = 0
     successes: list[float] = field(default_factory=list)
     edit_seconds: list[float] = field(default_factory=list)
+    owed: tuple[float, int] = (0.0, 0)
     looks: list[dict[str, Any]] = field(default_factory=list)
     codebook: list[dict[str, Any]] = field(default_factory=list)
     forward: list[dict[str, Any]] = field(default_factory=list)
@@ -62,12 +68,39 @@ def run(stream: LifelongStream, checkpoints: Checkpoints | None = None) -> Lifel
         _look(stream, progress)
     with progress_bar(stream, progress.done, unit="item") as bar:
         for place in range(progress.done, len(stream.edits)):
+            if place % AHEAD == 0:
+                _prepare(stream, progress, range(place, min(place + AHEAD, len(stream.edits))))
             _meet(stream, progress, place)
             if stream.due(place + 1):
                 _look(stream, progress)
             keep(stream, progress, checkpoints)
             bar.update(1)
     return progress
+
+
+def _prepare(stream: LifelongStream, progress: LifelongProgress, places: range) -> None:
+    """Let the editor prepare the edits that these items need as things stand now."""
+    if type(stream.editor).prepare is Editor.prepare or not stream.asking.model.lean:
+        return
+    start = time.perf_counter()
+    coming = list(places)
+    if not stream.edit_always:
+        scores = stream.items.ask(coming)
+        coming = [place for place, one in zip(coming, scores, strict=True) if not one.right]
+    asked = time.perf_counter()
+    stream.editor.prepare([stream.edits[place] for place in coming])
+    progress.seconds["ask"] += asked - start
+    seconds = time.perf_counter() - asked
+    progress.seconds["edit"] += seconds
+    progress.owed = (progress.owed[0] + seconds, len(coming))
+
+
+def _share(progress: LifelongProgress) -> float:
+    """What one edit pays of the preparing."""
+    seconds, edits = progress.owed
+    share = seconds / max(1, edits)
+    progress.owed = (seconds - share, max(0, edits - 1))
+    return share
 
 
 def _meet(stream: LifelongStream, progress: LifelongProgress, place: int) -> None:
@@ -77,7 +110,7 @@ def _meet(stream: LifelongStream, progress: LifelongProgress, place: int) -> Non
         before = progress.seconds["edit"]
         edit_batch(stream, progress, step, [stream.edits[place]])
         progress.made.append(place)
-        progress.edit_seconds.append(progress.seconds["edit"] - before)
+        progress.edit_seconds.append(progress.seconds["edit"] - before + _share(progress))
         start = time.perf_counter()
         (scores,) = stream.items.ask([place])
         progress.seconds["ask"] += time.perf_counter() - start

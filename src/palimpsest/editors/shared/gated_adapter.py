@@ -91,7 +91,7 @@ class GatedAdapter:
         self.value_width, self.key_width = matrix_view(self.module).shape
         self.rule, self.replacement, self.shift = rule, replacement, shift
         self.fixed: Tensor | None = (
-            None  # value [d_out] that every row gets, whatever it asks: for training it
+            None  # value [d_out] that every row gets, or [b, d_out] one for each, whatever it asks: for training
         )
         self.latest: Decision | None = None  # of the latest pass that asked
         self._attachment: Attachment | None = None
@@ -137,7 +137,8 @@ class GatedAdapter:
             return self._go_on(output) if self.replacement == "all" else None
         at = self._asking_positions(output)
         if self.fixed is not None:
-            return torch.where(self._chosen(at, n)[..., None], self.fixed.to(output.dtype), output)
+            fixed = self.fixed if self.fixed.dim() == 1 else self.fixed[:, None]
+            return torch.where(self._chosen(at, n)[..., None], fixed.to(output.dtype), output)
         rows = torch.arange(len(output), device=output.device)
         self.latest = self.rule(Asked(inputs[0][rows, at], output[rows, at]))
         if self.latest is None:

@@ -68,3 +68,9 @@ def _unit_roundoff(keys: Tensor) -> float:
     if keys.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return 2.0**-8
     return torch.finfo(keys.dtype).eps / 2
+
+
+def neighbour_distance(states: Float[Tensor, "n d_in"]) -> float:
+    """Median, over at least two states, of the distance to the nearest other one."""
+    apart = torch.cdist(states.double(), states.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return float(apart.fill_diagonal_(torch.inf).min(dim=1).values.quantile(0.5))
