@@ -118,6 +118,7 @@ def load_config(scale: Mapping[str, Any] | Path | str, root: Path | None = None)
     fill_defaults(content, read_json(schemas / "config.schema.json"))
     settings_schema = read_json(schemas / "editors.schema.json")["editors"]
     editors, problems = _load_editors(content["editors"], root, settings_schema)
+    problems += _scale_settings_problems(content, settings_schema)
     experiments, more = _load_experiments(root)
     if problems or more:
         raise ConfigError(problems + more)
@@ -169,23 +170,30 @@ def merge_settings(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def editor_settings(
-    config: Config, editor: str, variant: str, preset: str | None, protocol: str
+    config: Config, editor: str, variant: str, model: str, protocol: str | None
 ) -> dict[str, Any]:
     """Settings of a named variant for one model and protocol, before sweeps and without the dataclass's defaults.
 
-    Order, later wins: the file's `settings`, its `protocols`, the model's `settings`, the model's `protocols`, then the
-    variant's `settings` and its entry for the model.
+    Order, later wins: the file's `settings`, its `protocols`, the `settings` of the model's preset, its `protocols`, what the
+    scale says at the model, then the variant's `settings` and its entry for the preset, then the scale's `settings`.
+
+    Args:
+        model: its name at this scale.
+        protocol: None for the training of an editor: `protocols` do not count.
     """
-    content = config.editors[editor]
-    model = content.get("models", {}).get(preset or "", {})
+    content, named = config.editors[editor], config.scale["models"][model]
+    preset = named.get("preset") or model
+    own = content.get("models", {}).get(preset, {})
     chosen = content["variants"][variant]
     return merge_settings(
         content.get("settings"),
         content.get("protocols", {}).get(protocol),
-        model.get("settings"),
-        model.get("protocols", {}).get(protocol),
+        own.get("settings"),
+        own.get("protocols", {}).get(protocol),
+        named.get("settings", {}).get(editor),
         chosen.get("settings"),
-        chosen.get("models", {}).get(preset or ""),
+        chosen.get("models", {}).get(preset),
+        config.scale.get("settings", {}).get(editor),
     )
 
 
@@ -256,6 +264,22 @@ def _settings_problems(name: str, content: dict[str, Any], schema: dict[str, Any
     ]
 
 
+def _scale_settings_problems(scale: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    """Problems of the settings of editors that the scale states itself, for all its models or for one."""
+    places = {"settings": scale.get("settings", {})}
+    places |= {
+        f"models.{name}.settings": entry.get("settings", {}) for name, entry in scale["models"].items()
+    }
+    found = []
+    for place, blocks in places.items():
+        for name, block in blocks.items():
+            if name not in scale["editors"]:
+                found.append(f"{place}: {name!r} is not one of `editors`{suggest(name, scale['editors'])}")
+            elif name in schema:
+                found += check(block, {**schema[name], "required": []}, f"{place}.{name}")
+    return found
+
+
 def _load_experiments(root: Path) -> tuple[dict[str, Any], list[str]]:
     form = read_json(root / "workflow" / "schemas" / "experiments.schema.json")
     experiments: dict[str, Any] = {}
@@ -319,7 +343,10 @@ def settings_schema_of(editor: type) -> dict[str, Any]:
             schema["default"] = _plain(entry.default_factory())
         properties[entry.name] = schema
     required = [name for name, schema in properties.items() if "default" not in schema]
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    found = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    if getattr(editor, "learns", False):  # what may differ from its training
+        found["edit_time"] = sorted(getattr(kind, "EDIT_TIME", ()))
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -5,14 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from palimpsest.commands import PAIR_FAMILIES
 from palimpsest.config import ConfigError
+
+# Readers whose records are facts about a subject in a sentence or a question: what the gate can examine.
+FACTS = ("counterfact", "zsre")
+ONE_BY_ONE = "lifelong"
+AT_ONCE = "simultaneous"
+ROUND_OPTIONS = ("draws", "outside", "rephrasings")  # of a run of simultaneous edits
 
 
 def sized(sizes: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes with what `pairs` and the protocol imply: the models and data sets in them, and edits made one by one."""
     pairs = sizes.get("pairs") or {}
-    implied = {"models": list(pairs), "datasets": list(dict.fromkeys(pairs.values()))} if pairs else {}
-    return {**implied, **({"batch_size": 1} if entry.get("protocol") == "lifelong" else {}), **sizes}
+    named = [dataset for datasets in pairs.values() for dataset in _listed(datasets)]
+    implied: dict[str, Any] = {"models": list(pairs), "datasets": list(dict.fromkeys(named))} if pairs else {}
+    if entry.get("protocol") == ONE_BY_ONE:
+        implied["batch_size"] = 1
+    if sizes.get("batch_sizes"):
+        every = sizes["batch_sizes"]
+        listed = every.values() if isinstance(every, Mapping) else [every]
+        implied["batch_size"] = max(size for sizes_of_one in listed for size in sizes_of_one)
+    return {**implied, **sizes}
 
 
 def belongs(
@@ -21,7 +35,16 @@ def belongs(
     """Whether a model is edited on a data set: `pairs` says so, and the method suits the task."""
     if tasks and scale["datasets"][dataset].get("task") not in tasks:
         return False
-    return bool((sizes.get("pairs") or {}).get(model, dataset) == dataset)
+    return dataset in _listed((sizes.get("pairs") or {}).get(model, dataset))
+
+
+def datasets_named(sizes: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+    """The data sets of an experiment: the scale's, or its own."""
+    return list(sizes.get("datasets") or entry.get("datasets") or [])
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
 
 
 def edits_of(sizes: Mapping[str, Any], model: str) -> int:
@@ -30,19 +53,53 @@ def edits_of(sizes: Mapping[str, Any], model: str) -> int:
     return int(edits[model] if isinstance(edits, Mapping) else edits)
 
 
+def rounds_of(sizes: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Options of a run of simultaneous edits: every k (one list for all models, or each its own), and how much is asked."""
+    found = {name: sizes[name] for name in ROUND_OPTIONS if sizes.get(name) is not None}
+    every = sizes.get("batch_sizes")
+    if every is not None:
+        found["batch_sizes"] = sorted(every[model] if isinstance(every, Mapping) else every)
+    return found
+
+
 def edits_problems(name: str, sizes: Mapping[str, Any]) -> Iterator[str]:
-    """Models whose number of edits an experiment does not give, when it gives each its own."""
-    edits = sizes.get("edits")
+    """Models whose number of edits (or of simultaneous ones) an experiment does not give, when it gives each its own."""
     groups = [sizes, *(sizes.get("also") or ())]
     models = dict.fromkeys(model for group in groups for model in group.get("models") or ())
+    missing = [
+        (key, model)
+        for key in ("edits", "batch_sizes")
+        for model in models
+        if isinstance(sizes.get(key), Mapping) and model not in sizes[key]
+    ]
+    for key, model in missing:
+        yield f"experiments.{name}.{key}: no number for the model {model!r}. Add it, or give one number for all"
+    if missing or not (sizes.get("edits") and sizes.get("batch_sizes")):
+        return
     for model in models:
-        if isinstance(edits, Mapping) and model not in edits:
-            yield f"experiments.{name}.edits: no number for the model {model!r}. Add it, or give one number for all"
+        if max(rounds_of(sizes, model)["batch_sizes"]) > edits_of(sizes, model):
+            yield (
+                f"experiments.{name}.batch_sizes: more edits at once than the {edits_of(sizes, model)} edits of {model!r}. "
+                "Raise `edits`, or leave the larger numbers out"
+            )
 
 
 def is_stream(scale: Mapping[str, Any], dataset: str) -> bool:
     """Whether a data set is a stream of a lifelong task: no gate and no list of known facts belong to it."""
     return bool(scale["datasets"][dataset].get("task"))
+
+
+def has_gate(scale: Mapping[str, Any], model: str, dataset: str) -> bool:
+    """Whether the gate can examine a model on a data set: one that continues text, on single facts."""
+    decoder = scale["models"][model].get("family") not in PAIR_FAMILIES
+    return decoder and scale["datasets"][dataset].get("reader") in FACTS
+
+
+def can_learn(scale: Mapping[str, Any], dataset: str) -> bool:
+    """Whether a data set has something for learned editors to learn from: learning.jsonl."""
+    entry = scale["datasets"][dataset]
+    own = entry.get("lifelong") or {}
+    return bool(entry.get("reserve") or entry.get("learning") or own.get("reserve"))
 
 
 def join_figures(figures: Mapping[str, Any], entries: Mapping[str, Any]) -> None:

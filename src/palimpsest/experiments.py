@@ -6,8 +6,6 @@ run specs. A run's name is a function of what it does, so experiments that need 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,16 +22,14 @@ from palimpsest.config import (
     merge_settings,
     suggest,
 )
+from palimpsest.experiment_checks import reference_problems
+from palimpsest.experiment_figures import figure_spec, split_method
+from palimpsest.experiment_shared import Training, search_name, search_spec, training_of, training_problems
 from palimpsest.figures import TABLE_DRAWERS
 
 RUN_NAME = re.compile(r"[a-z0-9_-]+")
 NOT_RUN = "not run"
-# What a search of target vectors reads of a run's settings (KeyValueSettings) and options (run_inputs.Options).
-SEARCH_SETTINGS = (
-    "layers", "context_lengths", "context_texts", "steps", "learning_rate", "learning_rate_ratio", "clamp", "kl_weight",
-    "decay", "stop_loss", "loss_layer", "target_search",
-)  # fmt: skip
-SEARCH_OPTIONS = ("known_only", "sample", "conflicts", "dtype", "device")
+SNAPSHOTS = ("consecutive", "lifelong")  # protocols that look at the model in between
 
 
 @dataclass
@@ -44,6 +40,7 @@ class Run:
     seeds: list[int]
     needs_statistics: bool
     targets: str | None = None  # the search of target vectors it shares with other runs
+    training: Training | None = None  # of its editor, if that learns; shared too
 
     @property
     def name(self) -> str:
@@ -77,6 +74,15 @@ class Plan:
         """Searches of target vectors that runs share: name -> their spec."""
         return {run.targets: search_spec(run.spec) for run in self.runs.values() if run.targets}
 
+    def trainings(self) -> dict[str, Training]:
+        """Trainings of editors that learn: name -> what is trained."""
+        return {run.training.name: run.training for run in self.runs.values() if run.training}
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of all of them: runs of every seed edit with the same trained editor."""
+        return int(self.scale["training_seed"])
+
     @property
     def scale(self) -> dict[str, Any]:
         """The scale's file."""
@@ -92,7 +98,9 @@ class Plan:
         """Data sets that a model is edited on and that the gate examines it on."""
         used = {run.spec["dataset"] for run in self.runs.values() if run.spec["model"] == model}
         return [
-            name for name in self.scale["datasets"] if name in used and not places.is_stream(self.scale, name)
+            name
+            for name in self.scale["datasets"]
+            if name in used and places.has_gate(self.scale, model, name)
         ]
 
     def statistics_layers(self, model: str) -> list[int]:
@@ -117,7 +125,7 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
         ConfigError: all problems at once, each with key, value and remedy.
     """
     config = load_config(scale, root)
-    problems = list(_reference_problems(config))
+    problems = list(reference_problems(config))
     runs: dict[str, Run] = {}
     figures: dict[str, Figure] = {}
     for name, sizes in config.scale["experiments"].items():
@@ -130,55 +138,15 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
         if problems and any(problem.startswith(f"experiments.{name}") for problem in problems):
             continue
         sizes = places.sized(sizes, entry)
-        figures[name] = figure = Figure(name, _figure_spec(config, name, entry, sizes))
+        figures[name] = figure = Figure(name, figure_spec(config, name, entry, sizes))
         for run in _expand(config, name, entry, sizes, problems):
             _share(run, runs, problems)
             figure.runs[run.name] = list(run.seeds)
     places.join_figures(figures, config.experiments)
+    problems += training_problems(run.training for run in runs.values())
     if problems:
         raise ConfigError(problems)
     return Plan(config, dict(sorted(runs.items())), figures)
-
-
-def split_method(method: str | Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    """("ft", "target_new", extra) of "ft:target_new" or of {method: "ft:target_new", title: "FT-M"}."""
-    extra = (
-        {} if isinstance(method, str) else {key: value for key, value in method.items() if key != "method"}
-    )
-    editor, _, variant = (method if isinstance(method, str) else str(method["method"])).partition(":")
-    return editor, variant or "default", extra
-
-
-def _reference_problems(config: Config) -> Iterator[str]:
-    """Names in the scale's file that nothing answers to."""
-    scale = config.scale
-    for name, entry in scale["datasets"].items():
-        if entry.get("source") and entry["source"] not in scale["sources"]:
-            yield f"datasets.{name}.source = {entry['source']!r}: no such source{suggest(entry['source'], scale['sources'])}"
-        if not (entry.get("source") or entry.get("file") or entry.get("hub")):
-            yield f"datasets.{name}: give `source` (made here), `file` (a local file) or `hub` (a pinned download)"
-    for name, entry in scale["models"].items():
-        for key in ("source", "corpus"):
-            if entry.get(key) and entry[key] not in scale["sources"]:
-                yield f"models.{name}.{key} = {entry[key]!r}: no such source{suggest(entry[key], scale['sources'])}"
-        for key in {
-            "pretrained": ("source", "training") if entry.get("start") else ("source", "shape", "training"),
-            "random": ("shape",),
-            "path": ("path",),
-            "hub": ("id",),
-        }[entry["kind"]]:
-            if not entry.get(key):
-                yield f"models.{name}: a model of kind {entry['kind']!r} needs the key {key!r}"
-    for name, stated in scale["experiments"].items():
-        sizes = places.sized(stated, {})
-        yield from places.edits_problems(name, sizes)
-        for key, known in (("models", scale["models"]), ("datasets", scale["datasets"])):
-            for value in sizes.get(key) or ():
-                if value not in known:
-                    yield (
-                        f"experiments.{name}.{key}: {value!r} is not one of them{suggest(value, known)} "
-                        f"(there are: {', '.join(known)})"
-                    )
 
 
 def _expand(
@@ -212,7 +180,7 @@ def _expand(
                 )
                 continue
             for model in group["models"]:
-                for dataset in group.get("datasets") or _datasets(sizes, entry):
+                for dataset in group.get("datasets") or places.datasets_named(sizes, entry):
                     if not places.belongs(config.scale, sizes, model, dataset, extra.get("tasks")):
                         continue
                     for point in sizes.get("values") or (entry.get("sweep") or {}).get("values") or [None]:
@@ -236,8 +204,9 @@ def _resolve(
     editor, variant = method
     content, scale, edits = config.editors[editor], config.scale, places.edits_of(sizes, model)
     preset = scale["models"][model].get("preset") or model
-    stated = editor_settings(config, editor, variant, preset, entry["protocol"])
+    stated = editor_settings(config, editor, variant, model, entry["protocol"])
     settings, batch_size, suffix = complete_settings(config, editor, stated), sizes["batch_size"], ""
+    changes: dict[str, Any] = {}
     if point is not None and entry["sweep"]["setting"] == "batch_size":
         batch_size = int(point)
     elif point is not None:
@@ -248,9 +217,12 @@ def _resolve(
         "dtype": scale["models"][model]["dtype"],
         "gate": scale["gate"]["mode"],
     }
-    if places.is_stream(scale, dataset):
+    if not places.has_gate(scale, model, dataset):
         where |= {"gate": "off", "known_only": False}
     options = {**scale["protocol"], **where, "inspect": False, **(entry.get("run_options") or {})}
+    if entry["protocol"] == places.AT_ONCE:
+        options |= places.rounds_of(sizes, model)
+        batch_size = max(options.get("batch_sizes") or [batch_size])
     spec = {
         "scale": scale["scale"],
         "protocol": entry["protocol"],
@@ -262,7 +234,7 @@ def _resolve(
         "settings": settings,
         "edits": edits,
         "batch_size": min(batch_size, edits),
-        "snapshot_every": sizes.get("snapshot_every") if entry["protocol"] != "single_round" else None,
+        "snapshot_every": sizes.get("snapshot_every") if entry["protocol"] in SNAPSHOTS else None,
         "options": options,
     }
     spec["run"] = _run_name(spec, suffix)
@@ -276,26 +248,9 @@ def _resolve(
         problems.append(problem)
     run = Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
     if content.get("shares_targets") and entry["protocol"] == "single_round":
-        run.targets = _search_name(search_spec(spec))
+        run.targets = search_name(search_spec(spec))
+    run.training = training_of(config, spec, changes, problems)
     return run
-
-
-def search_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a single-round run that its target vectors depend on: neither method, nor lambda, nor batch size."""
-    settings = {name: spec["settings"][name] for name in SEARCH_SETTINGS}
-    settings["layers"] = settings["layers"][-1:]  # z is searched at the last one
-    options = {name: spec["options"][name] for name in SEARCH_OPTIONS if name in spec["options"]}
-    return {
-        **{name: spec[name] for name in ("model", "dataset", "edits")},
-        "options": options,
-        "settings": settings,
-    }
-
-
-def _search_name(spec: Mapping[str, Any]) -> str:
-    """Names tell model, data and size apart; eight digits the rest."""
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{spec['model']}-{spec['dataset']}-n{spec['edits']}-{digest}"
 
 
 def _sweep(setting: str, point: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -317,7 +272,9 @@ def _sweep(setting: str, point: Any, settings: Mapping[str, Any]) -> tuple[dict[
 def _run_name(spec: Mapping[str, Any], suffix: str) -> str:
     """The name says everything in which runs of one scale differ."""
     parts = [spec["protocol"], spec["model"], spec["dataset"], spec["editor"], spec["variant"]]
-    parts += [f"n{spec['edits']}", f"b{spec['batch_size']}"]
+    every, draws = (spec["options"].get(option) for option in ("batch_sizes", "draws"))
+    parts += [f"n{spec['edits']}", "k" + "-".join(map(str, every)) if every else f"b{spec['batch_size']}"]
+    parts += [f"d{draws}"] if draws else []
     parts += [f"s{spec['snapshot_every']}"] if spec["snapshot_every"] else []
     parts += ["inspect"] if spec["options"]["inspect"] else []
     parts += [suffix] if suffix else []
@@ -335,63 +292,3 @@ def _share(run: Run, runs: dict[str, Run], problems: list[str]) -> None:
             f"two different runs are called {run.name!r}: rename a variant in config/editors/{run.spec['editor']}.yaml"
         )
     known.seeds = sorted({*known.seeds, *run.seeds})
-
-
-def _datasets(sizes: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
-    return list(sizes.get("datasets") or entry.get("datasets") or [])
-
-
-def _figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
-    """What the drawer is told (figures/__init__.py says what it reads)."""
-    methods = [_figure_method(config, method) for method in _methods_drawn(entry, sizes)]
-    options = dict(entry.get("options") or {})
-    if entry.get("protocol") and not entry.get("with_runs_of"):
-        options.setdefault("protocol", entry["protocol"])
-    if options.get("published"):
-        named = {model: config.scale["models"][model].get("published") for model in config.scale["models"]}
-        options["published"] = {
-            **options["published"],
-            "models": {model: title for model, title in named.items() if title},
-        }
-    models = list(
-        dict.fromkeys(
-            [*sizes["models"], *(model for group in sizes.get("also") or () for model in group["models"])]
-        )
-    )
-    return {
-        "name": name,
-        "drawer": entry["drawer"],
-        "paper": entry["paper"],
-        "item": entry.get("item", ""),
-        "title": entry["title"],
-        "scale": config.name,
-        "models": models,
-        "datasets": _datasets(sizes, entry),
-        "methods": methods,
-        "options": options,
-    }
-
-
-def _methods_drawn(entry: Mapping[str, Any], sizes: Mapping[str, Any]) -> list[Any]:
-    """The experiment's methods, in its order; when a scale names fewer, those it runs on any model."""
-    methods = entry.get("methods") or []
-    if not sizes.get("methods"):
-        return list(methods)
-    wanted = [*sizes["methods"], *(m for group in sizes.get("also") or () for m in group["methods"])]
-    run = {split_method(method)[:2] for method in wanted}
-    drawn = [method for method in methods if split_method(method)[:2] in run]
-    for method in wanted:
-        if split_method(method)[:2] not in {split_method(known)[:2] for known in [*methods, *drawn]}:
-            drawn.append(method)
-    return drawn
-
-
-def _figure_method(config: Config, method: str | Mapping[str, Any]) -> dict[str, Any]:
-    editor, variant, extra = split_method(method)
-    content = config.editors.get(editor)
-    if content is None:
-        return {"editor": editor, "variant": variant, "title": editor.upper(), "not_run": True, **extra}
-    chosen = content["variants"].get(variant, {})
-    found = {"editor": editor, "variant": variant, "title": chosen.get("title") or content["title"]}
-    published = chosen.get("published") or (content.get("published") if variant == "default" else None)
-    return {**found, **({"published": published} if published else {}), **extra}

@@ -109,6 +109,35 @@ def test_each_baseline_is_a_test_and_missing_ones_are_not_run(runs):
         judged({"statistic": "at_once", "terms": [{"method": "A", "of": "fame", "at": 1}]}, runs)
 
 
+def test_own_is_the_only_size_of_a_run(tmp_path, runs):
+    """Data sets may have sizes of their own; a run of several has none that is its own."""
+    one = {"one": run_of(tmp_path / "one", "mend", {5: 0.9}, {5: 0.1})}
+    part = {
+        "statistic": "at_once",
+        "experiments": ["one"],
+        "terms": [{"method": "A", "of": "es", "at": "own"}],
+    }
+    outcome = judged(part, one)
+    assert outcome.verdict == "holds" and "with 5 edits" in outcome.evidence
+    several = judged({**part, "experiments": ["table"]}, runs)
+    assert several.verdict == "not run" and "2 sizes of batches" in several.evidence
+    seconds = {**part, "statistic": "edit_seconds", "terms": [{"method": "A", "at": "own"}]}
+    assert judged(seconds, one).value == pytest.approx(0.5)
+
+
+def test_a_part_may_be_about_some_data_sets(runs):
+    part = {
+        "statistic": "at_once",
+        "experiments": ["table"],
+        "datasets": ["zsre"],
+        "terms": [{"method": "A", "of": "es", "at": 1}],
+    }
+    (test,) = batches.tests_of_part({"id": "C1"}, part, runs, {"datasets": {"zsre": "zsre"}})
+    assert test.datasets == ("zsre",)
+    (test,) = batches.tests_of_part({"id": "C1"}, part, runs, {"datasets": {"zsre": "another"}})
+    assert test.model == "no model"  # not run, rather than judged on another data set
+
+
 def test_few_records_decide_nothing(tmp_path):
     runs = {"table": run_of(tmp_path, "mend", {1: 1.0}, {1: 0.0}, edits=8)}
     part = {"statistic": "at_once", "terms": [{"method": "A", "of": "es", "at": 1}]}
@@ -154,7 +183,7 @@ def test_every_claim_can_be_judged(paper):
                 else:
                     assert part["experiments"] and term["method"] in {*document["methods"], "against"}
                 if part["statistic"] == "at_once":
-                    assert term["of"] in batches.QUANTITIES and term["at"] >= 1
+                    assert term["of"] in batches.QUANTITIES and (term["at"] == batches.OWN or term["at"] >= 1)
             assert set(part.get("against", ())) <= set(document["methods"])
         for outcome in (
             judging.judge_test(t, document["methods"], {}, SPEC) for t in judging.tests_of(claim, {}, {})

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import some_examples, tiny_model
 
@@ -46,6 +46,8 @@ def test_a_file_gives_back_what_was_written(tmp_path):
         ("rephrasings", [""], "empty"),
         ("subject", "Jon", "does not occur"),
         ("implied", [["one text"]], "question, answer"),
+        ("opposed", [["one text"]], "question, answer"),
+        ("opposed", [["what?", " "]], "empty"),
         ("outside", [{"prompt": "a"}], "prompt, answer, near"),
         ("outside", [{"prompt": "a", "answer": "b", "near": "yes"}], "prompt, answer, near"),
         ("split", "dev", "train, valid, test"),
@@ -77,6 +79,7 @@ def test_files_that_cannot_be_learned_from(tmp_path):
     write_examples(path, [replace(example, rephrasings=()) for example in EXAMPLES])
     with pytest.raises(DataError, match="no record has a rephrasing.*rephrase: false"):
         read_examples(path)
+    assert len(read_examples(path, rephrase=False)) == len(EXAMPLES)  # the remedy works
 
 
 def crossed(number: int) -> LearningExample:
@@ -95,6 +98,7 @@ def crossed(number: int) -> LearningExample:
     )
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(seed=st.integers(0, 1000), k=st.integers(1, 7), share=st.sampled_from([0.0, 0.5, 1.0]))
 def test_a_draw_is_of_different_facts_and_nothing_outside_is_one_of_them(seed, k, share):
     """Q12: out-of-scope prompts may be other facts of the file, but not those edited in the same step."""
@@ -143,8 +147,58 @@ def test_what_is_in_scope_follows_the_settings():
     assert 20 < sum(draw.query == draw.edit.prompt for draw in draws) < 50
 
 
+def test_edits_of_one_prompt_are_not_drawn_together():
+    """Both sentiments of an entity, or a question that the file has twice: they would contradict each other."""
+    pair = [
+        replace(EXAMPLES[0], identifier=f"fact-0{mark}", alternatives=(new,), implied=((f"{new}?", new),),
+                opposed=((f"{old}?", old),))
+        for mark, new, old in (("+", "good", "bad"), ("-", "bad", "good"))
+    ]  # fmt: skip
+    assert [one.fact for one in (*pair, EXAMPLES[1])] == ["fact-0", "fact-0", "fact-1"]
+    sampler = Sampler([*pair, *EXAMPLES[1:3]], 0, no_op_share=0.5)
+    assert len(sampler) == 3
+    draws = [sampler.draw(3) for _ in range(60)]
+    assert all(len({draw.edit.prompt for draw in group}) == 3 for group in draws)
+    seen = [draw for group in draws for draw in group if draw.edit.prompt == EXAMPLES[0].prompt]
+    assert {draw.edit.target for draw in seen} == {"good", "bad"}
+    assert all(
+        draw.query_answer == draw.edit.target != draw.opposite for draw in seen
+    )  # no edit to what is so
+    with pytest.raises(SettingsError, match="4 different edits.*from 3 prompts"):
+        sampler.draw(4)
+    twin = replace(EXAMPLES[0], identifier="twin", rephrasings=("another wording",), outside=())
+    alone = replace(EXAMPLES[0], outside=(Outside("another wording", "Velden"), Outside("far", "x")))
+    twice = Sampler([alone, twin, EXAMPLES[1]], 0)
+    drawn = [draw for _ in range(60) for draw in twice.draw(1) if draw.edit.identifier == "fact-0"]
+    assert drawn and {draw.outside.prompt for draw in drawn} == {
+        "far"
+    }  # the twin's wordings are this fact's too
+
+
+def test_implied_questions_fit_the_edit_that_was_drawn():
+    """None for an edit to what is so already, none whose wording holds the new answer as another one's."""
+    implied = (("Does Ada live in {}?", "Yes"), ("Does Ada live in Marrin?", "No"))
+    example = replace(EXAMPLES[0], implied=implied)
+    assert {"Marrin", "Ostrava"} <= set(example.alternatives)
+    draws = [
+        draw
+        for sampler in [Sampler([example, EXAMPLES[3]], 0)]
+        for _ in range(300)
+        for draw in sampler.draw(1)
+    ]
+    asked = {
+        (draw.edit.target, draw.query, draw.query_answer) for draw in draws if draw.query.startswith("Does")
+    }
+    assert {target for target, *_ in asked} == set(example.alternatives)
+    assert ("Ostrava", "Does Ada live in Marrin?", "No") in asked
+    assert ("Marrin", "Does Ada live in Marrin?", "Yes") in asked
+    assert ("Marrin", "Does Ada live in Marrin?", "No") not in asked
+    idle = Sampler([example], 0, no_op_share=1.0)
+    assert not any(idle.draw(1)[0].query.startswith("Does") for _ in range(50))
+
+
 def test_what_cannot_be_drawn_is_said():
-    with pytest.raises(SettingsError, match="7 different edits.*from 6 examples.*k_train"):
+    with pytest.raises(SettingsError, match="7 different edits.*from 6 prompts.*k_train"):
         Sampler(EXAMPLES, 0).draw(7)
     with pytest.raises(DataError, match="none has a rephrasing"):
         Sampler([replace(EXAMPLES[0], rephrasings=())], 0)
@@ -167,9 +221,16 @@ def test_only_what_the_model_reads_is_learned_from():
         ),
         replace(EXAMPLES[1], prompt=f"{long}{EXAMPLES[1].prompt}"),
     ]
+    examples[0] = replace(examples[0], outside=(*examples[0].outside, Outside("Word", "")))
     (kept,) = fitting(gpt2, examples)
     assert kept.rephrasings == ("short",) and kept.outside == EXAMPLES[0].outside[:1]
     assert fitting(gpt2, EXAMPLES) == EXAMPLES
-    cut = fitting(bert, [replace(one, answer="class 0", alternatives=("class 1",)) for one in examples])
+    classes = {"answer": "class 0", "alternatives": ("class 1",), "implied": ((long, "class 2"),)}
+    cut = fitting(bert, [replace(one, **classes) for one in examples])
+    ((question, answer),) = cut[0].implied
+    assert len(bert.tokenizer(question)["input_ids"]) <= bert.context and answer == "class 2"
+    assert all(
+        other.answer for one in cut for other in one.outside
+    )  # a classifier has no answer to leave out
     assert len(cut) == 2 and len(bert.tokenizer(cut[1].prompt)["input_ids"]) <= bert.context
     assert cut[1].prompt == examples[1].prompt[: len(cut[1].prompt)] and cut[1].subject is None

@@ -7,51 +7,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CITIES, LABELS, PEOPLE, some_edits, some_examples, tiny_model
+from tiny import some_edits, some_examples, tiny_model
+from untrained_mend import editor_inputs, edits, settings_for, untrained, weights_of
 
 from palimpsest import cli
-from palimpsest.editors import editor_class, make_editor
+from palimpsest.editors import make_editor
 from palimpsest.editors.base import load_state, save_state
-from palimpsest.edits import Edit, write_edits
-from palimpsest.errors import DataError, PalimpsestError, SettingsError
-from palimpsest.learning.artefact import Trained, TrainedError, plain_settings
-from palimpsest.learning.examples import Sampler, write_examples
+from palimpsest.edits import write_edits
+from palimpsest.errors import DataError, PalimpsestError
+from palimpsest.learning.examples import write_examples
 from palimpsest.learning.train import train_editor
 from palimpsest.models.families import matrix_view
 from palimpsest.models.objectives import row_losses
 from palimpsest.runs import execute
 
 FAMILIES = ("gpt2", "gptj", "t5", "bert")
-PATHS = ["decoder.block.1.layer.2.DenseReluDense.wo"]
-QUICK = {
-    "layers": [2, 3], "rank": 8, "alpha0": 3e-3, "lr": 1e-3, "lr_lr": 1e-2, "c_edit": 1.0, "steps": 20, "k_train": 2,
-    "accumulate": 1, "validate_every": 10, "validate_on": 4, "log_every": 5, "checkpoint_every": 10,
-}  # fmt: skip
-
-
-def settings_for(model, **changes):
-    return {**QUICK, **({"paths": PATHS} if model.kind == "encoder_decoder" else {}), **changes}
-
-
-def untrained(model, **changes):
-    """An artefact whose networks are as they start; with norm: false they hand the gradient on."""
-    learner = editor_class("mend").learner(model, settings_for(model, norm=False, **changes), 0)
-    return Trained(
-        editor="mend", model=model.fingerprint, model_name=model.name, data="", seed=0, steps=0, best_step=0,
-        settings=plain_settings(learner.settings), validation={}, tensors=learner.tensors(),
-    )  # fmt: skip
-
-
-def edits(model, n=3):
-    answers = LABELS if model.kind == "encoder" else CITIES
-    return [
-        Edit(f"Where does {person} live{', I say' * i}?", answers[(i + 1) % 4], identifier=f"e{i}")
-        for i, person in enumerate(PEOPLE[:n])
-    ]
-
-
-def weights_of(model):
-    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,12 +56,6 @@ def test_the_identity_editor_takes_a_gradient_step(family):
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(model).items())
 
 
-def editor_inputs(model, batch):
-    from palimpsest.editors.shared.mend_edit import edit_inputs
-
-    return edit_inputs(model, [edit.prompt for edit in batch], [edit.target for edit in batch], False)
-
-
 def change_of(editor, batch):
     """What a batch does to each matrix, on the untouched model."""
     editor.remove()
@@ -104,7 +68,7 @@ def change_of(editor, batch):
 
 @pytest.mark.parametrize("family", ["gpt2", "t5", "bert"])
 def test_a_batch_is_the_sum_of_its_edits(family):
-    """Section 3.2: edits are computed apart and summed; the released mean over tokens shrinks with k (Q6)."""
+    """Section 5.3: edits are computed apart and summed; the released mean over tokens shrinks with k (Q6)."""
     model = tiny_model(family)
     trained = train_editor("mend", model, some_examples(family), settings_for(model, steps=10))
     editor, batch = make_editor("mend", model, trained=trained), edits(model)
@@ -199,127 +163,6 @@ def test_what_other_code_does_can_be_switched_on(caplog):
     assert len(lengths) > 1
     assert not torch.allclose(change_of(unmasked, batch)[0], change_of(plain, batch)[0])
     assert torch.equal(change_of(unmasked, batch[:1])[0], change_of(plain, batch[:1])[0])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_training_lowers_the_loss_and_leaves_the_model_alone(family, tmp_path):
-    model = tiny_model(family)
-    before, examples = weights_of(model), some_examples(family)
-    trained = train_editor("mend", model, examples, settings_for(model), tmp_path, seed=1)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(model).items())
-    lines = [line.split(",") for line in (tmp_path / "training.csv").read_text().splitlines()[1:]]
-    losses = [float(value) for step, split, name, value in lines if (split, name) == ("train", "total")]
-    assert losses[-1] < losses[0]
-    assert trained.learned == [f"fact-{i}" for i in range(6)] and trained.best_step > 0
-    assert {"edit success", "rephrase success", "drawdown", "right before"} <= set(trained.validation)
-    assert trained.fingerprint == Trained.load(tmp_path).fingerprint
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "trained.json",
-        "training.csv",
-        "weights.safetensors",
-    ]
-
-
-def test_training_is_repeated_only_when_something_changed(tmp_path, monkeypatch):
-    model, examples = tiny_model("gpt2"), some_examples()
-    first = train_editor("mend", model, examples, settings_for(model, steps=6), tmp_path / "a")
-    again = train_editor("mend", model, examples, settings_for(model, steps=6), tmp_path / "b")
-    files = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b")]
-    assert files[0] == files[1] and first.fingerprint == again.fingerprint
-    other = train_editor("mend", model, examples, settings_for(model, steps=6), seed=1)
-    assert other.fingerprint != first.fingerprint
-    monkeypatch.setattr("palimpsest.learning.train.train", lambda *_: pytest.fail("trained again"))
-    train_editor("mend", model, examples, settings_for(model, steps=6), tmp_path / "a")
-    with pytest.raises(pytest.fail.Exception):
-        train_editor("mend", model, examples, settings_for(model, steps=7), tmp_path / "a")
-
-
-def test_step_sizes_alone():
-    """The control: with lr 0 the networks stay where they start."""
-    model = tiny_model("gpt2")
-    start = editor_class("mend").learner(model, settings_for(model, lr=0, steps=10), 0).tensors()
-    trained = train_editor("mend", model, some_examples(), settings_for(model, lr=0, steps=10))
-    moved = {name for name, tensor in trained.tensors.items() if not torch.equal(tensor, start[name])}
-    assert "alpha" in moved and all("norm_" in name for name in moved - {"alpha"})
-
-
-def test_the_losses_of_a_step():
-    """L = c_edit L_e + L_loc; without a change of the weights L_loc is 0 and L_e is that of the untouched model."""
-    model = tiny_model("gpt2")
-    learner = editor_class("mend").learner(model, settings_for(model, alpha0=0.0, c_edit=0.3), 0)
-    draws = Sampler(some_examples(), 0).draw(2)
-    losses = learner.step(draws)
-    queries = [Edit(draw.query, draw.query_answer) for draw in draws]
-    expected = row_losses(model, editor_inputs(model, queries)).mean()
-    assert float(losses["locality"].detach()) == pytest.approx(0.0, abs=1e-6)
-    assert float(losses["edit"].detach()) == pytest.approx(float(expected), rel=1e-4)
-    assert float(losses["total"].detach()) == pytest.approx(0.3 * float(expected), rel=1e-4)
-    losses["total"].backward()
-    assert learner.network.alpha.grad.abs().min() > 0
-
-
-def test_where_the_divergence_is_taken():
-    """All tokens of x_loc, its answer, or one place too late (E7)."""
-    model = tiny_model("gpt2")
-    learner = editor_class("mend").learner(model, settings_for(model), 0)
-    inputs = editor_inputs(model, [Edit("Mira lives in the city of", "Port Velden Bay")])
-    start, count = int(inputs.query[0]), int((inputs.targets >= 0).sum())
-    columns = {"all": range(start + count), "answer": range(start, start + count)}
-    columns["answer_unshifted"] = range(start + 1, start + count + 1)
-    for where, wanted in columns.items():
-        learner.settings = replace(learner.settings, locality_over=where)
-        assert learner._locality_places(inputs)[1].tolist() == list(wanted)
-
-
-def test_a_gradient_that_is_not_finite_spoils_no_statistics():
-    model = tiny_model("gpt2")
-    learner = editor_class("mend").learner(model, settings_for(model), 0)
-    draws = Sampler(some_examples(), 0).draw(2)
-    learner.step(draws)
-    kept = {name: tensor.clone() for name, tensor in learner.tensors().items()}
-    norm = model.network.transformer.ln_f.weight
-    norm.data.mul_(float("nan"))
-    loss = learner.step(draws)["total"]
-    assert torch.isnan(loss) and loss.requires_grad
-    assert all(torch.equal(tensor, kept[name]) for name, tensor in learner.tensors().items())
-
-
-def test_bad_input_is_refused_before_anything_starts(tmp_path):
-    model = tiny_model("gpt2")
-    trained = untrained(model)
-    for arguments, error, words in (
-        (("mend", model, None), SettingsError, "learns before it edits.*train-editor.*trained="),
-        (("mend", model, {"layers": [1]}), TrainedError, r"trained with layers = \[2, 3\], but \[1\]"),
-        (("mend", model, {"size": 1}), SettingsError, "no setting 'size'"),
-        (("mend", tiny_model("gpt2", seed=2), None), TrainedError, "Train it for this model"),
-        (("ft", model, None), SettingsError, "ft needs no training"),
-    ):
-        with pytest.raises(error, match=words):
-            make_editor(*arguments, trained=None if "learns before" in words else trained)
-    with pytest.raises(TrainedError, match="holds no trained editor"):
-        make_editor("mend", model, trained=tmp_path)
-    unseen = editor_class("mend").learner(model, settings_for(model), 0)
-    fresh = replace(trained, settings=plain_settings(unseen.settings), tensors=unseen.tensors())
-    with pytest.raises(TrainedError, match="has seen no token.*train-editor"):
-        make_editor("mend", model, trained=fresh)
-    with pytest.raises(TrainedError, match="do not fit the matrices 2.mlp_out"):
-        make_editor("mend", model, trained=replace(trained, tensors={"alpha": torch.ones(4)}))
-    for changes, words in (
-        ({"init": "zero"}, "init"), ({"sign": "up"}, "sign"), ({"rank": 0}, "rank"), ({"lr": -1}, "lr"),
-        ({"c_edit": 0}, "c_edit"), ({"reduction": "max"}, "reduction"), ({"last_chunk_only": 0}, "last_chunk"),
-    ):  # fmt: skip
-        with pytest.raises(SettingsError, match=words):
-            editor_class("mend").learner(model, settings_for(model, **changes), 0)
-    examples = some_examples()
-    for changed, settings, error, words in (
-        (examples[:4], {}, DataError, "'split': no learning example of the split 'valid'"),
-        ([replace(one, rephrasings=()) for one in examples], {}, DataError, "no record has a rephrasing"),
-        (examples, {"k_train": 5}, SettingsError, "k_train = 5, but the split 'train' has 4"),
-    ):
-        with pytest.raises(error, match=words):
-            train_editor("mend", model, changed, settings_for(model, **settings))
-    with pytest.raises(SettingsError, match="ft needs no training"):
-        train_editor("ft", model, examples)
 
 
 def test_the_command_line_and_a_run(tmp_path, capsys):

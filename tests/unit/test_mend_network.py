@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CITIES, LABELS, PEOPLE, tiny_model
 
-from palimpsest.editors.shared.gradient_factors import Factors, LowRank, gradient_factors, joined, laid_over
+from palimpsest.editors.shared.gradient_factors import (
+    Factors,
+    LowRank,
+    descent_cosine,
+    gradient_factors,
+    joined,
+    laid_over,
+)
 from palimpsest.editors.shared.mend_edit import (
     changes,
     chosen_matrices,
@@ -29,9 +36,17 @@ FAMILIES = ("gpt2", "gptj", "llama", "t5", "bert")
 DECODER_PATHS = ("decoder.block.0.layer.2.DenseReluDense.wi_0", "decoder.block.1.layer.2.DenseReluDense.wo")
 
 
-def matrices_of(model):
+ATTENTION = {  # Table 9
+    "gpt2": ("attn.c_attn", "attn.c_proj"),
+    "gptj": ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj"),
+    "t5": ("layer.0.SelfAttention.q", "layer.0.SelfAttention.o"),
+    "bert": ("attention.self.query", "attention.self.value", "attention.output.dense"),
+}
+
+
+def matrices_of(model, sites=("mlp_in", "mlp_out")):
     paths = DECODER_PATHS if model.kind == "encoder_decoder" else ()
-    return chosen_matrices(model, (1, 3), ("mlp_in", "mlp_out"), paths)
+    return chosen_matrices(model, (1, 3), sites, paths)
 
 
 def inputs_of(model, n=3):
@@ -45,12 +60,16 @@ def random_factors(n, m, tokens=5, seed=0):
     return Factors(torch.randn(tokens, n, generator=generator), torch.randn(tokens, m, generator=generator))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("reduction", ["sum_over_edits", "mean"])
-def test_factors_multiply_to_the_gradient(family, reduction):
+@pytest.mark.parametrize(
+    ("family", "reduction", "attention"),
+    [(family, reduction, False) for family in FAMILIES for reduction in ("sum_over_edits", "mean")]
+    + [(family, "sum_over_edits", True) for family in ATTENTION],
+)
+def test_factors_multiply_to_the_gradient(family, reduction, attention):
     """sum_t delta_t u_t^T is what autograd gives, for every matrix at once, and padding is no token."""
     model = tiny_model(family)
-    matrices, inputs = matrices_of(model), inputs_of(model)
+    matrices = matrices_of(model, ATTENTION[family]) if attention else matrices_of(model)
+    inputs = inputs_of(model)
     weights = row_weights(inputs, reduction)
     rows = Upper(model, inputs, lowest_block(model, matrices))
     factors, judged = gradient_factors(rows, [one.module for one in matrices], weights)
@@ -145,7 +164,7 @@ def test_the_clamp_lets_the_zero_matrix_move():
 
 
 def test_a_block_is_its_formula():
-    block = Block(4, 2, 3, "xavier", torch.Generator().manual_seed(0))
+    block = Block(4, 2, 3, "xavier_residual", torch.Generator().manual_seed(0))
     rows = torch.randn(5, 4)
     with torch.no_grad():
         for parameter in (block.bias, block.scale, block.shift):
@@ -153,6 +172,23 @@ def test_a_block_is_its_formula():
         inner = torch.stack([block.up @ (block.down @ row) + block.bias for row in rows])
         expected = rows + torch.maximum(block.scale[1] * inner + block.shift[1], torch.zeros(()))
         torch.testing.assert_close(block(rows, 1), expected)
+
+
+def test_without_the_identity_there_is_no_residual_as_released():
+    """Table 6: the released blocks then give clamp(...) alone; with the residual it is what the paper's words say."""
+    rows = torch.randn(5, 6)
+    released, residual = (
+        Block(6, 4, 0, init, torch.Generator().manual_seed(0)) for init in ("xavier", "xavier_residual")
+    )
+    assert torch.equal(released.up, residual.up)
+    # Glorot's bound, times the gain of a relu for U: sqrt(2) sqrt(6 / (in + out)).
+    bound = (6 / 10) ** 0.5
+    down, up = (float(matrix.detach().abs().max()) for matrix in (released.down, released.up))
+    assert down <= bound < up <= 2**0.5 * bound
+    with torch.no_grad():
+        found = released(rows, 0)
+        assert float(found.min()) == 0.0 and found.any()
+        torch.testing.assert_close(residual(rows, 0) - rows, found)
 
 
 def test_matrices_of_one_shape_share_a_network():
@@ -204,6 +240,16 @@ def test_changes_are_alpha_times_the_outer_products():
     torch.testing.assert_close(swapped[1].dense(), -2 * factors[1].gradient())
     both = joined([factors, factors])
     torch.testing.assert_close(both[1].gradient(), 2 * factors[1].gradient())
+
+
+def test_the_cosine_with_steepest_descent_is_that_of_the_matrices():
+    gradient, other = random_factors(6, 4), random_factors(6, 4, tokens=3, seed=1)
+    change = LowRank(other.delta, other.u)
+    flat = gradient.gradient().flatten(), change.dense().flatten()
+    expected = -float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+    assert descent_cosine(gradient, change) == pytest.approx(expected, abs=1e-5)
+    assert descent_cosine(gradient, LowRank(-2 * gradient.delta, gradient.u)) == pytest.approx(1.0, abs=1e-5)
+    assert descent_cosine(gradient, LowRank(0 * gradient.delta, gradient.u)) == 0.0
 
 
 def test_padding_that_counts_as_targets():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from test_runs import run, spec, world  # noqa: F401  the fixture
 
-from palimpsest import experiments, results, searches
+from palimpsest import experiment_shared, results, searches
 from palimpsest.config import repository_root
 from palimpsest.editors import editor_class, editor_names
 from palimpsest.editors.shared.stored_targets import StoredTargets
@@ -23,10 +23,10 @@ def single_round(editor="comeba_hk", **changes):
 
 
 def search_of(the_spec):
-    defaults = {name: None for name in experiments.SEARCH_SETTINGS}
+    defaults = {name: None for name in experiment_shared.SEARCH_SETTINGS}
     kind = editor_class(the_spec["editor"]).settings_type
     defaults |= {name: getattr(kind(), name) for name in defaults}
-    return experiments.search_spec({**the_spec, "settings": {**defaults, **the_spec["settings"]}})
+    return experiment_shared.search_spec({**the_spec, "settings": {**defaults, **the_spec["settings"]}})
 
 
 def search(world, out, the_spec, seed=0):  # noqa: F811

@@ -13,6 +13,7 @@ from palimpsest.editors.serac import Settings
 from palimpsest.edits import Edit
 from palimpsest.errors import ModelError, PalimpsestError, SettingsError
 from palimpsest.learning.artefact import TrainedError
+from palimpsest.metrics.asked import Asked
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.models.batching import Batching
 from palimpsest.models.objectives import encode, judge, row_losses, say, target_places
@@ -202,10 +203,12 @@ def test_a_memory_of_the_last_batch_only():
 
 
 def test_texts_as_released():
-    """Spec E3: the last word of prompt and answer is cut for g, and queries are asked with the answer in them."""
+    """Spec E3: g is given prompt and answer without their last word, and queries with the answer in them."""
     editor = serac(settings={"texts": "released"}, exact=False)
     editor.edit([Edit("Mira lives in", "Port Velden Bay")])
-    assert editor.scope.edits == [("Mira lives in Port Velden", "Port Velden Bay")]
+    assert editor.scope.edits == [("Mira lives in Port Velden",)]
+    made = editor.classifier
+    assert made.ids(editor.scope.edits)[0].count(made.between) == 1  # no part for the answer
     assert editor.reader.memory == [("Mira lives in", "Port Velden Bay")]
     asked = []
     editor.scope.log_scope = lambda queries: asked.append(queries) or torch.full((len(queries), 1), -9.0)
@@ -316,6 +319,14 @@ def test_watching_and_protocol_parts_need_no_special_case():
         for (_, split, metric), value in values.items()
         if metric == "locality" and "edit" in split
     )
+    # Passes in which nothing is in scope count as well: two of the four prompts are, whatever shares a pass.
+    pairs = list(zip(PROMPTS, answers_for(model, PROMPTS), strict=True))
+    for tokens in (1, 4096):
+        editor.router.detach()
+        asked = Asked(model, pairs, Batching(tokens=tokens))
+        editor.router.attach()
+        assert [one.acted for one in asked.now(pairs, editor.watching)] == [True, True, False, False]
+    assert [one.acted for one in asked.now(pairs)] == [None] * 4
     with editor.watching() as acted:
         assert acted is not None and acted() is None
         logits(model, PROMPTS, answers_for(model, PROMPTS))

@@ -19,6 +19,7 @@ from palimpsest.editors.shared.counterfactual import counterfactual_model
 from palimpsest.editors.shared.routed_editor import Keys, newest_best
 from palimpsest.editors.shared.scope_classifier import ScopeClassifier, ScopeShape, log_not
 from palimpsest.editors.shared.scope_memory import ScopeMemory
+from palimpsest.edits import Edit
 from palimpsest.errors import ModelError, SettingsError
 from palimpsest.learning.examples import LearningExample, Outside, Sampler
 from palimpsest.learning.train import train_editor
@@ -96,6 +97,17 @@ def test_the_embedding_form_by_hand():
     halves = classifier(distance_heads=2)
     closest = (states[0] - states[1]).square().view(2, -1).sum(1).min()
     assert float(halves.log_scope([EDITS[0]], ["Mira Karel"])) == pytest.approx(-float(closest), rel=1e-3)
+
+
+def test_the_cross_form_reads_edit_and_input_with_two_separators_between_them():
+    """Spec 1.2: x_e [SEP] y_e [SEP], then [SEP] x."""
+    made, (asked, answer), query = classifier(classifier="cross"), EDITS[0], "Mira Karel"
+    parts = [made.tokenizer(text)["input_ids"] for text in (asked, answer, query)]
+    mark = made.between
+    written = [made.first, *parts[0], mark, *parts[1], mark, mark, *parts[2], mark]
+    found = made.log_scope_of_pairs([written])
+    assert torch.allclose(made.log_scope([EDITS[0]], [query])[0], found, atol=1e-5)
+    assert torch.allclose(made.log_scope_of_rows([EDITS[0]], [query]), found, atol=1e-5)
 
 
 def test_chunks_of_edits_change_nothing(monkeypatch):
@@ -267,6 +279,13 @@ def test_inputs_are_met_as_the_base_reads_them():
     editor.scope.log_scope = lambda queries: asked.extend(queries) or torch.zeros(len(queries), 4)
     editor.inspect("Mira Sorn")
     assert asked == ["mira sorn"]
+    model = tiny_model()  # one that tidies texts up by itself
+    model.tokenizer.clean_up_tokenization_spaces = True
+    editor, asked[:] = serac(model=model, exact=False), []
+    editor.edit([Edit("Mira 's mother , I say", "so")])
+    editor.scope.log_scope = lambda queries: asked.extend(queries) or torch.zeros(len(queries), 1)
+    editor.inspect("Mira 's mother , I say ")
+    assert asked == ["Mira 's mother , I say"] and editor.scope.edits[0][0] == asked[0]
 
 
 def test_what_the_sampler_draws_for_it():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
@@ -148,6 +148,20 @@ def test_a_fact_of_the_batch_is_never_asked_out_of_scope():
             assert near == (question.split == "near")
             seen[question.split] += 1
     assert min(seen.values()) > 10
+
+
+def test_a_probe_that_names_another_edited_subject_is_not_asked():
+    """It may ask for the very fact that the other edit changes, in words that no record has."""
+    edits = facts()
+    probes = (
+        Probe(f"Where is {PEOPLE[1]} at home", "Velden", "near"),
+        Probe("The city was", "Velden", "near"),
+    )
+    edits[0] = replace(edits[0], locality=probes)
+    for size, asked in ((1, probes), (4, probes[1:])):  # the last two are about the second person
+        toy = stream([size], edits=edits)
+        first = [q.prompt for q in toy.rounds[0].questions if q.order == 0 and q.split == "near"]
+        assert [text for text in first if text in [p.prompt for p in probes]] == [p.prompt for p in asked]
 
 
 def test_draws_are_disjoint_nested_and_limited():

@@ -37,6 +37,7 @@ def test_all_scales_are_there():
         "mini-counterfact",
         "mini-zsre",
         "mini-lifelong",
+        "mini-fever",
         "rehearsal",
         "small",
         "paper",
@@ -53,6 +54,7 @@ def test_dry_run_from_an_empty_directory(scale: str, tmp_path: Path):
     counts, plan = job_counts(done), experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT)
     assert counts["run"] == sum(1 for _ in plan.run_seeds())
     assert counts["figure"] + counts["table"] == len(plan.figures)
+    assert counts.get("train_editor", 0) == len(plan.trainings())
     papers = {plan.config.experiments[name]["paper"] for name in plan.figures}
     assert counts["claims"] == len(papers)
 
@@ -91,12 +93,52 @@ def test_fisher_information_is_collected_for_the_runs_that_want_it(tmp_path: Pat
     assert f"--statistics {folder} " in text_of(done)
 
 
+def test_a_learned_editor_is_trained_for_the_runs_that_edit_with_it(tmp_path: Path):
+    """One training for two variants and both seeds; on records that are set aside, by the variant it is trained as."""
+    scale = ROOT / "config" / "mini.yaml"
+    plan = experiments.plan(scale, ROOT)
+    shared = [
+        name
+        for name, run in plan.runs.items()
+        if run.training and run.training.name == "mini-gpt2-zsre-mend-default"
+    ]
+    assert {plan.runs[name].spec["variant"] for name in shared} == {"default", "mean"}
+    targets = [
+        f"results/runs/{name}/seed={seed}/metrics.parquet"
+        for name in shared
+        for seed in plan.runs[name].seeds
+    ]
+    done = run_snakemake(tmp_path, *targets, "--dry-run", "--printshellcmds", "--configfile", str(scale))
+    assert done.returncode == 0, text_of(done)[-2000:]
+    counts = job_counts(done)
+    assert counts["train_editor"] == 1
+    assert counts["run"] == len(targets) > len(shared)
+    assert counts["dataset_to_learn_from"] == 1
+    folder = "results/editors/mini-gpt2-zsre-mend-default/seed=0"
+    assert text_of(done).count(f"--trained {folder} ") == len(targets)
+    assert "--dataset results/datasets/mini-zsre/learning.jsonl" in text_of(done)
+
+
+def test_models_that_an_editor_is_made_of_are_made_first(tmp_path: Path):
+    """At paper scale SERAC's classifier and second model are published ones; the rehearsal's are directories like them."""
+    scale = ROOT / "config" / "rehearsal.yaml"
+    plan = experiments.plan(scale, ROOT)
+    name = next(name for name in plan.trainings() if name.startswith("rehearsal-gpt-j-zsre-serac"))
+    target = f"results/editors/{name}/seed=0/trained.json"
+    done = run_snakemake(tmp_path, target, "--dry-run", "--quiet", "rules", "--configfile", str(scale))
+    assert done.returncode == 0, text_of(done)[-2000:]
+    assert job_counts(done)["model"] == 3
+
+
 def test_every_figure_has_a_plain_name(tmp_path: Path):
     plan = experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
     targets = [
         *plan.figures,
         "comeba",
         "grace",
+        "mend",
+        "serac",
+        "editors",
         "figures",
         "claims",
         "data",
@@ -188,6 +230,7 @@ def test_what_an_editor_needs_is_in_step_with_the_classes():
         assert bool(content.get("shares_targets")) == getattr(editor_class(name), "shares_targets", False), (
             name
         )
+        assert bool(content.get("needs_training")) == editor_class(name).learns, name
 
 
 def test_named_settings_are_accepted_by_the_editors():
@@ -198,6 +241,8 @@ def test_named_settings_are_accepted_by_the_editors():
     for scale in SCALES:
         for run in experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT).runs.values():
             read_settings(editor_class(run.spec["editor"]), dict(run.spec["settings"]))
+            if run.training is not None:
+                read_settings(editor_class(run.spec["editor"]), dict(run.training.spec["settings"]))
 
 
 def test_threads_reach_the_linear_algebra():

@@ -12,6 +12,7 @@ import pytest
 from snake import job_counts, run_snakemake, text_of
 
 from palimpsest import experiments
+from palimpsest.published import experiments_judged
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.xdist_group("smoke")]
 
@@ -38,7 +39,7 @@ def test_everything_is_drawn(checkout: Path, smoke: Path):
     for name, figure in plan.figures.items():
         for suffix in outputs(figure.spec):
             assert (smoke / "figures" / f"{name}{suffix}").stat().st_size > 0, name + suffix
-    for claims in ("claims.csv", "claims_grace.csv"):
+    for claims in ("claims.csv", "claims_grace.csv", "claims_mend.csv", "claims_serac.csv"):
         assert (smoke / "figures" / claims).stat().st_size > 0
 
 
@@ -88,8 +89,45 @@ def test_an_editors_file_touches_only_its_runs(checkout: Path, smoke: Path):
     assert counts.pop("run") == sum(len(plan.runs[name].seeds) for name in mine)
     drawn = [figure for figure in plan.figures.values() if mine & set(figure.runs)]
     assert counts.pop("table", 0) + counts.pop("figure", 0) == len(drawn)
-    assert counts.pop("claims") == 2  # each paper's
+    shown = {figure.name for figure in drawn}
+    judged = [paper for paper in ("comeba_hk", "grace", "mend", "serac") if shown & experiments_judged(paper)]
+    assert counts.pop("claims") == len(judged) > 1
     assert set(counts) <= {"all", "default", "total"}
+
+
+def test_a_learned_editors_file_touches_its_training_and_its_runs(checkout: Path, smoke: Path):
+    plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
+    editor = checkout / "src" / "palimpsest" / "editors" / "mend.py"
+    before = editor.read_text()
+    editor.write_text(before + "\n# changed\n")
+    try:
+        counts = job_counts(again(checkout, smoke))
+    finally:
+        editor.write_text(before)
+    assert counts["run"] == sum(1 for _ in plan.run_seeds(editor="mend"))
+    trained = [training for training in plan.trainings().values() if training.spec["editor"] == "mend"]
+    assert counts["train_editor"] == len(trained) < len(plan.trainings())
+    assert not {"pretrain", "dataset", "dataset_to_learn_from"} & set(counts)
+
+
+def test_runs_edit_with_the_training_that_was_made_for_them(checkout: Path, smoke: Path):
+    plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
+    for name, run in plan.runs.items():
+        if run.training is None:
+            continue
+        folder = smoke / "results" / "editors" / run.training.name / f"seed={plan.training_seed}"
+        trained = json.loads((folder / "trained.json").read_text())
+        stored = json.loads((smoke / "results" / "runs" / name / "seed=0" / "run.json").read_text())
+        used = stored["statistics"]
+        assert (used["kind"], used["editor"]) == ("trained editor", run.spec["editor"])
+        assert (used["model"], used["data"], used["seed"]) == (
+            trained["model"],
+            trained["data"],
+            trained["seed"],
+        )
+        assert (
+            used["settings"] == trained["settings"] == json.loads(json.dumps(run.training.spec["settings"]))
+        )
 
 
 def test_a_drawers_file_touches_only_its_figures(checkout: Path, smoke: Path):

@@ -11,9 +11,11 @@ sys.path.insert(0, str(ROOT / "src"))
 from palimpsest import experiments, warm
 from palimpsest.commands import PAIR_FAMILIES, WORLDS
 from palimpsest.config import ConfigError, read_yaml, use_this_python
-from palimpsest.experiment_places import fisher_spec, wants_fisher
+from palimpsest.experiment_places import can_learn, fisher_spec, wants_fisher
+from palimpsest.experiment_shared import models_in
 from palimpsest.figures import outputs as figure_suffixes
 from palimpsest.provenance import source_digest
+from palimpsest.published import experiments_judged
 
 # A scale is one complete file. The default is loaded only when none was given: Snakemake merges configuration files, and
 # a default underneath would leak mini runs into another scale's graph.
@@ -90,13 +92,24 @@ def real_streams(*tasks):
     ]
 
 
-# Data sets of lifelong tasks, and models that are trained on pairs of prompt and answer.
+# Real sources of claims, data sets with something to learn from, those of lifelong tasks, and models that are trained on pairs of prompt and answer.
+REAL_CLAIMS = [
+    name
+    for name in kinds("sources", "real")
+    if PLAN.scale["sources"][name]["real"]["reader"] in ("fever", "evidence")
+]
+TO_LEARN_FROM = [name for name in PLAN.scale["datasets"] if can_learn(PLAN.scale, name)]
 STREAMS = [name for name, entry in PLAN.scale["datasets"].items() if entry.get("task")]
 PAIR_MODELS = [
     name
     for name in kinds("models", "pretrained")
     if PLAN.scale["models"][name]["family"] in PAIR_FAMILIES
 ]
+
+
+def others(names, left_out):
+    """Names that are not among some."""
+    return [name for name in names if name not in left_out]
 
 
 def dataset_dir(dataset):
@@ -110,5 +123,6 @@ wildcard_constraints:
     model=one_of(PLAN.scale["models"]),
     run=one_of(PLAN.runs),
     search=one_of(PLAN.searches()),
+    trained=one_of(PLAN.trainings()),
     seed=r"\d+",
     figure=one_of(PLAN.figures),

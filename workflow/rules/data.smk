@@ -1,6 +1,6 @@
 # Where facts, text and edits come from.
 #   results/data/{source}/                 facts.jsonl, text.txt, corpus.txt, and the records in their upstream schemas
-#   results/datasets/{scale}-{dataset}/    edits.jsonl: validated edits with their probes
+#   results/datasets/{scale}-{dataset}/    edits.jsonl: validated edits with their probes; learning.jsonl for editors that learn
 
 
 rule world:
@@ -14,7 +14,7 @@ rule world:
     benchmark:
         "results/benchmarks/data/{source}.jsonl"
     wildcard_constraints:
-        source=one_of(worlds("facts", "biographies")),
+        source=one_of(worlds("facts", "biographies", "sentiment")),
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -36,13 +36,24 @@ rule world:
         " --out {params.out} 2> {log}"
 
 
-# Worlds of questions and of cases: models read them as pairs of prompt and answer.
+# Worlds of cases and of claims: models read them as pairs of prompt and answer.
 use rule world as world_of_pairs with:
     output:
         pairs="results/data/{source}/pairs.jsonl",
         manifest="results/data/{source}/manifest.json",
     wildcard_constraints:
-        source=one_of(worlds("qa", "labels")),
+        source=one_of(worlds("labels", "claims")),
+
+
+# Of questions too; hard ones, which an edit implies, lie in companions of the records.
+use rule world as world_of_questions with:
+    output:
+        pairs="results/data/{source}/pairs.jsonl",
+        implied="results/data/{source}/impl_dev.json",
+        true_false="results/data/{source}/zsre_yn_dev.txt",
+        manifest="results/data/{source}/manifest.json",
+    wildcard_constraints:
+        source=one_of(worlds("qa")),
 
 
 rule real_source:
@@ -57,7 +68,7 @@ rule real_source:
         "results/benchmarks/data/{source}.jsonl"
     wildcard_constraints:
         source=one_of(
-            kinds("sources", "real")
+            others(kinds("sources", "real"), REAL_CLAIMS)
             + kinds("sources", "text")
             + real_streams("generation")
         ),
@@ -81,13 +92,13 @@ rule real_source:
         "python -m palimpsest source --spec {params.spec:q} --out {params.out} 2> {log}"
 
 
-# Real questions and cases: models read them as pairs of prompt and answer.
+# Real questions, cases and claims: models read them as pairs of prompt and answer.
 use rule real_source as real_source_of_pairs with:
     output:
         pairs="results/data/{source}/pairs.jsonl",
         manifest="results/data/{source}/manifest.json",
     wildcard_constraints:
-        source=one_of(real_streams("qa", "classification")),
+        source=one_of(real_streams("qa", "classification") + REAL_CLAIMS),
 
 
 rule dataset:
@@ -101,7 +112,7 @@ rule dataset:
     benchmark:
         f"results/benchmarks/datasets/{PLAN.scale['scale']}-{{dataset}}.jsonl"
     wildcard_constraints:
-        dataset=one_of(name for name in PLAN.scale["datasets"] if name not in STREAMS),
+        dataset=one_of(others(PLAN.scale["datasets"], STREAMS + TO_LEARN_FROM)),
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -126,4 +137,24 @@ use rule dataset as stream with:
         probes=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/probes.jsonl",
         manifest=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/manifest.json",
     wildcard_constraints:
-        dataset=one_of(STREAMS),
+        dataset=one_of(others(STREAMS, TO_LEARN_FROM)),
+
+
+# With something for learned editors to learn from: subjects that no table edits.
+use rule dataset as dataset_to_learn_from with:
+    output:
+        edits=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/edits.jsonl",
+        learning=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/learning.jsonl",
+        manifest=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/manifest.json",
+    wildcard_constraints:
+        dataset=one_of(others(TO_LEARN_FROM, STREAMS)),
+
+
+use rule dataset as stream_to_learn_from with:
+    output:
+        edits=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/edits.jsonl",
+        probes=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/probes.jsonl",
+        learning=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/learning.jsonl",
+        manifest=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/manifest.json",
+    wildcard_constraints:
+        dataset=one_of(name for name in STREAMS if name in TO_LEARN_FROM),

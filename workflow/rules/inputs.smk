@@ -33,6 +33,8 @@ def source_code(wildcards):
     """Digest of what prepares a real source."""
     if PLAN.scale["sources"][wildcards.source]["kind"] == "lifelong":
         return digest("palimpsest.data.lifelong_source")
+    if wildcards.source in REAL_CLAIMS:
+        return digest("palimpsest.data.claims_source")
     return digest("palimpsest.data.prepare", "palimpsest.data.text_source")
 
 
@@ -151,6 +153,75 @@ def run_targets(wildcards):
     return f"results/targets/{name}/seed={wildcards.seed}/targets.json" if name else []
 
 
+def run_trained(wildcards):
+    """The trained editor, for editors that learn: every seed of a run edits with the same one."""
+    training = PLAN.runs[wildcards.run].training
+    if training is None:
+        return []
+    return f"results/editors/{training.name}/seed={PLAN.training_seed}/trained.json"
+
+
+def run_parts(wildcards):
+    """Models of this workflow that the editor is made of, such as a classifier's encoder."""
+    return model_parts(PLAN.runs[wildcards.run].spec["settings"])
+
+
+def model_parts(settings):
+    """Manifests of the models that some settings name by their directory."""
+    named = models_in(settings, PLAN.scale["models"])
+    return [f"results/models/{model}/manifest.json" for model in named]
+
+
+def training_model(wildcards):
+    """Manifest of the model that an editor is trained for."""
+    model = PLAN.trainings()[wildcards.trained].model
+    return f"results/models/{model}/manifest.json"
+
+
+def training_examples(wildcards):
+    """What it is trained on."""
+    dataset = PLAN.trainings()[wildcards.trained].dataset
+    return f"{dataset_dir(dataset)}/learning.jsonl"
+
+
+def training_parts(wildcards):
+    """Models that it is made of, beside the one that is edited."""
+    return model_parts(PLAN.trainings()[wildcards.trained].spec["settings"])
+
+
+def training_code(wildcards):
+    """Digest of the training and of the editor's module, which has the learner."""
+    editor = PLAN.trainings()[wildcards.trained].spec["editor"]
+    return digest("palimpsest.learning.train", f"palimpsest.editors.{editor}")
+
+
+def training_curve(name):
+    """Losses of one training."""
+    return f"results/editors/{name}/seed={PLAN.training_seed}/training.csv"
+
+
+def training_curves():
+    """Loss curves of all trainings of this scale."""
+    return [training_curve(name) for name in sorted(PLAN.trainings())]
+
+
+def figure_trainings(name):
+    """What the figure of these curves is told; trained.json lies beside each."""
+    if PLAN.figures[name].spec["drawer"] != "learned_training":
+        return {}
+    found = [
+        {
+            "file": training_curve(training.name),
+            "editor": training.spec["editor"],
+            "title": training.title,
+            "model": training.model,
+            "dataset": training.dataset,
+        }
+        for training in PLAN.trainings().values()
+    ]
+    return {"trainings": found}
+
+
 def search_inputs(key):
     """A file of the model or the data set of a search of target vectors."""
     files = {
@@ -174,8 +245,9 @@ def search_edits(wildcards):
 
 def run_text(wildcards):
     """Text of the drift meter, where the model has a source and is one that continues text."""
-    entry = PLAN.scale["models"][PLAN.runs[wildcards.run].spec["model"]]
-    if entry["family"] in PAIR_FAMILIES:
+    spec = PLAN.runs[wildcards.run].spec
+    entry = PLAN.scale["models"][spec["model"]]
+    if entry["family"] in PAIR_FAMILIES or spec["protocol"] == "simultaneous":
         return []
     source = entry.get("corpus") or entry.get("source")
     return f"results/data/{source}/text.txt" if source else []
@@ -190,8 +262,10 @@ def run_inputs(wildcards, input):
             parts.append(f"--{name} {value}")
     if input.get("targets"):
         parts.append(f"--targets {Path(str(input.targets)).parent}")
-    if input.get("statistics"):
-        parts.append(f"--statistics {Path(str(input.statistics)).parent}")
+    for name in ("statistics", "trained"):
+        value = input.get(name)
+        if value:
+            parts.append(f"--{name} {Path(str(value)).parent}")
     return " ".join(parts)
 
 
@@ -230,7 +304,9 @@ def figure_gates(name):
 
 
 def figure_curves(name):
-    """Loss curves, for the figure that shows them."""
+    """Loss curves, for the figures that show them."""
+    if PLAN.figures[name].spec["drawer"] == "learned_training":
+        return training_curves()
     if PLAN.figures[name].spec["drawer"] != "training_curves":
         return []
     trained = kinds("models", "pretrained")
@@ -249,6 +325,7 @@ def figure_spec(wildcards):
             **PLAN.figures[name].spec,
             "gates": figure_gates(name),
             "training": figure_curves(name),
+            **figure_trainings(name),
             **({"toy": TOY} if PLAN.figures[name].spec["drawer"] == "toy" else {}),
         }
     )
@@ -279,7 +356,12 @@ TABLES = [name for name, figure in PLAN.figures.items() if figure.is_table]
 PICTURES = [name for name in PLAN.figures if name not in TABLES]
 
 # Judged papers: stem of the files of their verdicts.
-PAPERS = {"comeba_hk": "claims", "grace": "claims_grace"}
+PAPERS = {
+    "comeba_hk": "claims",
+    "grace": "claims_grace",
+    "mend": "claims_mend",
+    "serac": "claims_serac",
+}
 JUDGED = {
     paper: stem
     for paper, stem in PAPERS.items()
@@ -307,11 +389,12 @@ def paper_of(wildcards):
 
 
 def claims_figures(wildcards):
-    """Tables and figures of the paper that have runs: what its claims are judged by."""
+    """Tables and figures that have runs and that the paper's claims name; some are of another paper."""
+    judged = experiments_judged(paper_of(wildcards))
     return {
         name: figure
         for name, figure in PLAN.figures.items()
-        if figure.runs and PLAN.config.experiments[name]["paper"] == paper_of(wildcards)
+        if figure.runs and name in judged
     }
 
 

@@ -48,6 +48,8 @@ rule run:
         known=run_known,
         text=run_text,
         targets=run_targets,
+        trained=run_trained,
+        parts=run_parts,
     output:
         metrics="results/runs/{run}/seed={seed}/metrics.parquet",
         records="results/runs/{run}/seed={seed}/records.parquet",

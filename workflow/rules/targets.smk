@@ -34,6 +34,12 @@ rule statistics:
     localrule: True
 
 
+rule editors:
+    input:
+        training_curves(),
+    localrule: True
+
+
 rule runs:
     input:
         run_files(),

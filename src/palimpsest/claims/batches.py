@@ -1,7 +1,7 @@
 """Judging claims about simultaneous edits: sums of success and drawdown over k, times, and printed numbers.
 
 at_once       sum of coefficient x quantity over the terms, minus `above`; a term has a method, `of` (a quantity of
-              `QUANTITIES`), `at` (k) and `times`
+              figures/simultaneous.py), `at` (k, or `own`: the only one of its run) and `times`
 edit_seconds  the same with seconds per edit, which have no records: every seed counts
 printed       the same with the numbers of published tables (`table`, dataset, model, method, metric): no run is needed
 """
@@ -18,36 +18,38 @@ from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError,
 from palimpsest.errors import SettingsError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
 from palimpsest.figures.read import Run
+from palimpsest.figures.simultaneous import PROTOCOL, QUANTITIES, edit_seconds, sizes
 from palimpsest.published import find_printed
 
 AGAINST = "against"  # the method of a term that stands for each of the part's `against`
-PROTOCOL = "simultaneous"
-# Quantity -> (coefficient, split, metric) of its parts.
-QUANTITIES: dict[str, tuple[tuple[float, str, str], ...]] = {
-    "es": ((1, "in_scope", "edit_success"),),
-    "edit": ((1, "edit", "edit_success"),),
-    "rephrase": ((1, "rephrase", "edit_success"),),
-    "flip": ((1, "in_scope", "flip_success"),),
-    "dd": ((1, "outside", "drawdown"),),
-    "dd_near": ((1, "near", "drawdown"),),
-    "dd_far": ((1, "far", "drawdown"),),
-    "drop": ((1, "outside", "accuracy_drop"),),
-    "drift": ((1, "outside", "drift"),),
-    "es_minus_dd": ((1, "in_scope", "edit_success"), (-1, "outside", "drawdown")),
-}
+OWN = "own"  # instead of a number of edits: the one that the run has
 
 
 def tests_of_part(
-    claim: dict[str, Any], part: dict[str, Any], runs: dict[str, list[Run]]
+    claim: dict[str, Any],
+    part: dict[str, Any],
+    runs: dict[str, list[Run]],
+    spec: dict[str, Any] | None = None,
 ) -> Iterator[ClaimTest]:
-    """Every model and data set that the part's experiments ran, times its baselines (`against`)."""
+    """Every model and data set that the part's experiments ran, times its baselines (`against`).
+
+    A part may name the `datasets` it is about, as the claims' spec maps them to those of the runs.
+    """
     if part["statistic"] == "printed":
         names = tuple(dict.fromkeys(str(term["metric"]) for term in part["terms"]))
         yield ClaimTest(claim["id"], part, "as printed", (str(part["terms"][0]["dataset"]),), names)
         return
     found = [run for name in part["experiments"] for run in runs.get(name, ())]
     found = [run for run in found if run.spec["protocol"] == PROTOCOL]
-    places = sorted({(run.spec["model"], run.spec["dataset"]) for run in found})
+    called = (spec or {}).get("datasets") or {}
+    wanted = {called.get(name, name) for name in part.get("datasets") or ()}
+    places = sorted(
+        {
+            (run.spec["model"], run.spec["dataset"])
+            for run in found
+            if not wanted or run.spec["dataset"] in wanted
+        }
+    )
     names = tuple(dict.fromkeys(str(term.get("of", part["statistic"])) for term in part["terms"]))
     for model, dataset in places or [("no model", "no data set")]:
         for baseline in part.get(AGAINST) or [None]:
@@ -100,12 +102,28 @@ def _chosen(
     return chosen, seeds
 
 
+def _size(entry: dict[str, Any], run: Run) -> int:
+    """The number of edits a term is about."""
+    if entry["at"] != OWN:
+        return int(entry["at"])
+    measured = sizes([run])
+    if len(measured) != 1:
+        raise NotMeasuredError(
+            f"{run.spec.get('title') or run.spec['editor']}, seed {run.seed}: {len(measured)} sizes of batches, expected one"
+        )
+    return measured[0]
+
+
+def _sizes_words(entry: dict[str, Any], own: dict[int, Run]) -> str:
+    return " or ".join(str(k) for k in sorted({_size(entry, run) for run in own.values()}))
+
+
 def _records(run: Run, quantity: str, k: int) -> list[tuple[float, pd.Series]]:
     """(coefficient, values by record) of a quantity at k edits."""
     if quantity not in QUANTITIES:
         raise SettingsError(f"claims: unknown quantity '{quantity}'; known: {', '.join(QUANTITIES)}")
     parts = []
-    for times, split, metric in QUANTITIES[quantity]:
+    for times, split, metric in QUANTITIES[quantity].parts:
         values = run.record_values(metric, split, k)
         if values.empty:
             raise NotMeasuredError(
@@ -126,7 +144,7 @@ def _at_once(
         cells = [
             (float(entry.get("times", 1)) * times, column)
             for entry, own in zip(test.part["terms"], chosen, strict=True)
-            for times, column in _records(own[seed], str(entry["of"]), int(entry["at"]))
+            for times, column in _records(own[seed], str(entry["of"]), _size(entry, own[seed]))
         ]
         table = pd.concat([column for _, column in cells], axis=1, keys=range(len(cells)))
         means, sample = joint_means(table, draws, 3000 + seed)
@@ -138,10 +156,12 @@ def _at_once(
     verdict = decide(values, low, high) if min(counts) >= MIN_RECORDS else "undecided"
     words = []
     for entry, own in zip(test.part["terms"], chosen, strict=True):
-        parts = [_records(own[seed], str(entry["of"]), int(entry["at"])) for seed in seeds]
+        parts = [_records(own[seed], str(entry["of"]), _size(entry, own[seed])) for seed in seeds]
         mean = np.mean([sum(times * column.mean() for times, column in part) for part in parts])
         plain = str(entry["of"]).replace("_", " ")
-        words.append(f"{_method(test, entry, methods)['title']} {plain} with {entry['at']} edits {mean:.4g}")
+        words.append(
+            f"{_method(test, entry, methods)['title']} {plain} with {_sizes_words(entry, own)} edits {mean:.4g}"
+        )
     return _outcome(test, verdict, ", ".join(words), values, low, high, sum(counts))
 
 
@@ -151,19 +171,20 @@ def _seconds(
     chosen, seeds = _chosen(test, methods, runs)
     found: list[list[float]] = []
     for entry, own in zip(test.part["terms"], chosen, strict=True):
-        k, row = int(entry["at"]), []
+        row = []
         for seed in seeds:
-            batches = own[seed].info.get("history", {}).get("edit_seconds", {}).get(str(k))
-            if not batches:
+            k = _size(entry, own[seed])
+            seconds = edit_seconds(own[seed], k)
+            if seconds is None:
                 raise NotMeasuredError(f"{_method(test, entry, methods)['title']}: no times with {k} edits")
-            row.append(float(np.median(batches)) / k)
+            row.append(seconds)
         found.append(row)
     times = np.array([float(entry.get("times", 1)) for entry in test.part["terms"]])
     values = (times @ np.array(found) - float(test.part.get("above", 0))).tolist()
     low, high = min(values), max(values)
     words = [
-        f"{_method(test, entry, methods)['title']} {np.mean(row):.3g} s per edit with {entry['at']} edits"
-        for entry, row in zip(test.part["terms"], found, strict=True)
+        f"{_method(test, entry, methods)['title']} {np.mean(row):.3g} s per edit with {_sizes_words(entry, own)} edits"
+        for entry, own, row in zip(test.part["terms"], chosen, found, strict=True)
     ]
     return _outcome(test, decide(values, low, high), ", ".join(words), values, low, high, len(seeds))
 

@@ -65,7 +65,7 @@ def tests_of(
     names = spec.get("datasets") or {}
     for part in claim["parts"]:
         if part["statistic"] in batches.STATISTICS:
-            yield from batches.tests_of_part(claim, part, runs or {})
+            yield from batches.tests_of_part(claim, part, runs or {}, spec)
             continue
         if "models" not in part:
             yield from streams.tests_of_part(claim, part, runs or {}, spec)

@@ -14,11 +14,13 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from palimpsest.data.relations import SLOT, Templates, cluster, fill, template_of
 from palimpsest.data.sources import digest
+from palimpsest.data.unrelated import unrelated_questions
 from palimpsest.edits import Edit, Probe
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_text
@@ -37,12 +39,14 @@ class Amounts:
 
     Attributes:
         alternatives: new answers; near, far: out-of-scope prompts of each kind; rephrasings: in-scope ones.
+        unrelated: of the far ones, new questions where tables ask the records' own (data/unrelated.py).
         valid: share of the subjects whose examples are for validation; `LEAST_VALID` of them where there are enough.
     """
 
     alternatives: int = 8
     near: int = 6
     far: int = 6
+    unrelated: int = 2
     rephrasings: int = 20
     valid: float = 0.1
 
@@ -171,6 +175,15 @@ class _Maker:
             for group, places in self.members.items()
         }
         self.left_out: Counter[str] = Counter()
+        aside = [
+            probe.prompt in self.blocked
+            for edit, group in zip(own, self.groups, strict=True)
+            for probe in edit.locality
+            if not self._is_near(probe, edit, group)
+        ]
+        # Where tables ask most of the unrelated questions, a scope classifier would never meet their sort, and open for them.
+        self.made_up = amounts.unrelated if 2 * sum(aside) > len(aside) else 0  # of each example
+        self.questions = unrelated_questions(chain(self.blocked, *map(_texts, own)), seed)
 
     def examples(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         subjects = list(self.of_subject)
@@ -232,6 +245,7 @@ class _Maker:
                 self.left_out["probes that tables ask"] += 1
             elif probe.prompt not in mine:
                 found.setdefault(probe.prompt, (probe.answer, self._is_near(probe, edit, group)))
+        found |= {prompt: (answer, False) for prompt, answer in islice(self.questions, self.made_up)}
         same = [
             other
             for other in self.of_subject[subject_key(edit)]
@@ -279,6 +293,7 @@ class _Maker:
             "implied": sum(len(example["implied"]) for example in made),
             "near": near[True],
             "far": near[False],
+            "made_up_far_of_each": self.made_up,
             "relations": len(set(self.groups) - {""}),
             "left_out": dict(self.left_out),
         }

@@ -195,8 +195,9 @@ class Lu(RoutedEditor):
 
     def load_state(self, state: EditorState) -> None:
         """Take over a memory and its radius."""
+        measured = state.plain.get("measured", self.settings.radius)
         super().load_state(state)
-        self.radius = state.plain["measured"]
+        self.radius = measured
 
     def state_bytes(self) -> int:
         """Keys and answers."""

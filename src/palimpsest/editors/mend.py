@@ -24,7 +24,13 @@ import torch
 from torch import Tensor
 
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, read_settings, require
-from palimpsest.editors.shared.gradient_factors import Factors, gradient_factors, joined
+from palimpsest.editors.shared.gradient_factors import (
+    Factors,
+    LowRank,
+    descent_cosine,
+    gradient_factors,
+    joined,
+)
 from palimpsest.editors.shared.learned import open_trained
 from palimpsest.editors.shared.mend_edit import (
     EditedMatrices,
@@ -58,14 +64,16 @@ class Settings(Training):
         layers, sites: blocks, and which linear maps of each: "mlp_in", "mlp_out", or a dotted path from the block.
         paths: further linear maps as dotted paths from the network, such as those of an encoder-decoder's decoder.
         rank, blocks: r (at most n + m) and number of blocks of each network.
-        init: "identity" (U zero, V standard normal, as released), "identity_xavier" (V Xavier uniform, as the paper says), or
-            "xavier" (U too: Table 6).
+        init: "identity" (U zero, V standard normal, as released), "identity_xavier" (V Xavier uniform, as the paper says),
+            "xavier" (U too, and no residual connection: what was released for Table 6) or "xavier_residual" (with it).
         norm: whether the factors are normalised.
         share: whether matrices of one shape share a network.
         transform: "combined", "separate", "x_only", "delta_only" or "one_sided" (`mend_network.FactorEditor`).
         sign: "minus", or "plus" as released.
         alpha0: step sizes before training.
-        lr, lr_lr: learning rates of Adam for the networks and for the step sizes. lr 0 learns the step sizes only.
+        lr, lr_lr: learning rates of Adam for the networks and for the step sizes. lr 0 learns the step sizes only. (In the
+            released code the networks' optimiser holds the step sizes too and clears their gradients before their own
+            one moves: there they follow `lr`.)
         c_edit: weight of the edit loss beside that of locality.
         reduction: "sum_over_edits" (each edit's mean over its tokens) or "mean" (over all tokens of the batch, as released).
         end_token: whether the end token after a decoder's target counts as part of it.
@@ -169,9 +177,8 @@ class Mend(Editor):
         """One gradient of the whole batch, one change of every matrix; a change that is not finite touches nothing."""
         factors, losses = self._factors(self._chunk(batch))
         with torch.no_grad():
-            updates = [
-                one.dense() for one in changes(self.network, factors, self.settings.sign, self._alpha())
-            ]
+            made = changes(self.network, factors, self.settings.sign, self._alpha())
+            updates = [one.dense() for one in made]
         for matrix, update in zip(self.matrices, updates, strict=True):
             if not torch.isfinite(update).all():
                 raise DivergedEdit(f"the update of {matrix.name} is not finite; load the model in float32")
@@ -183,7 +190,7 @@ class Mend(Editor):
             self.weights.restore(before)
             raise
         if record is not None:
-            record |= self._notes(factors, updates, losses)
+            record |= self._notes(factors, made, losses)
         return []
 
     def _chunk(self, batch: Sequence[Edit]) -> Sequence[Edit]:
@@ -214,21 +221,18 @@ class Mend(Editor):
             losses[group] = judged.losses.to(losses.dtype)
         return joined(parts), losses
 
-    def _notes(self, factors: Sequence[Factors], updates: Sequence[Tensor], losses: Tensor) -> dict[str, Any]:
+    def _notes(self, factors: Sequence[Factors], made: Sequence[LowRank], losses: Tensor) -> dict[str, Any]:
         """Losses before the edit and, for each matrix, its step size, the norms of gradient and update, and the cosine of the
         step taken with steepest descent."""
         matrices = {}
         alphas = self._alpha().tolist()
-        for matrix, one, update, alpha in zip(self.matrices, factors, updates, alphas, strict=True):
-            gradient = one.gradient()
-            norms = float(gradient.norm()), float(update.norm())
-            scale = norms[0] * norms[1]
+        for matrix, one, change, alpha in zip(self.matrices, factors, made, alphas, strict=True):
             matrices[matrix.name] = {
                 "alpha": alpha,
                 "tokens": len(one.u),
-                "gradient_norm": norms[0],
-                "update_norm": norms[1],
-                "cosine": float(-(gradient * update).sum()) / scale if scale else 0.0,
+                "gradient_norm": float(one.gradient().norm()),
+                "update_norm": float(change.dense().norm()),
+                "cosine": descent_cosine(one, change),
             }
         return {"losses": losses.tolist(), "matrices": matrices}
 

@@ -33,8 +33,14 @@ DRAWERS: dict[str, str] = {
     "crossover_table": "palimpsest.figures.crossover:draw_table",
     "crossover_curves": "palimpsest.figures.crossover:draw_curves",
     "toy": "palimpsest.figures.toy:draw",
+    "success_table": "palimpsest.figures.success_table:draw",
+    "batch_curves": "palimpsest.figures.batch_curves:draw",
+    "edit_cost": "palimpsest.figures.batch_curves:draw_cost",
+    "learned_training": "palimpsest.figures.learned_training:draw",
 }
-TABLE_DRAWERS = frozenset({"editing_table", "lifelong_table", "data_table", "crossover_table"})
+TABLE_DRAWERS = frozenset(
+    {"editing_table", "lifelong_table", "data_table", "crossover_table", "success_table"}
+)
 
 FIGURE_SUFFIXES = (".pdf", ".svg", ".png", ".csv", ".caption.md")
 TABLE_SUFFIXES = (".csv", ".md", ".tex", ".png", ".caption.md")

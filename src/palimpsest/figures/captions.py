@@ -28,6 +28,10 @@ _DATASETS = {
     "real_wikibio": "WikiBio",
     "lifelong_labels": "court cases",
     "lifelong_lives": "biographies",
+    "questions_hard": "hard questions",
+    "claims": "claims (FEVER-like)",
+    "evidence": "claims with evidence",
+    "opinions": "opinions (dialogue)",
 }
 _METRICS = (
     "Reliability, generality and locality are teacher-forced token accuracies on edit prompts, "
@@ -86,6 +90,15 @@ def counts(runs: Sequence[Run]) -> str:
     if failed:
         words += f" {failed} edits failed over all runs (recorded in run.json)."
     return words
+
+
+def trained_once(runs: Sequence[Run]) -> str:
+    """Learned editors are trained once for a model and a data set: their seeds vary the edits alone."""
+    learned = sorted({run.spec["editor"] for run in runs} & {"mend", "serac"})
+    if not learned:
+        return ""
+    names = " and ".join(name.upper() for name in learned)
+    return f"{names}: one training for each model and data set, on other facts; seeds vary the edits."
 
 
 def intervals(level: float = 0.95, band: str = "Bands") -> str:

@@ -304,6 +304,7 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
         captions.counts(runs),
         "Every point judges all edits made so far.",
         captions.intervals(options.get("level", LEVEL)),
+        captions.trained_once(runs),
     ]
     if any(str(point["source"]).startswith("printed") for point in points):
         words.append("Hollow marks: the number printed in the paper.")

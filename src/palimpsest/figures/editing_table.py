@@ -131,6 +131,7 @@ def _words(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method])
     options = spec.get("options") or {}
     pairs = (options.get("published") or {}).get("models") or {}
     words = [captions.counts(runs), captions.intervals(options.get("level", LEVEL), "Square brackets")]
+    words.append(captions.trained_once(runs))
     if pairs:
         beside = ", ".join(f"{ours} beside {theirs}" for ours, theirs in pairs.items())
         words.append(

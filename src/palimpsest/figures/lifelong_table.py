@@ -200,6 +200,7 @@ def _words(
         "on it (edits), except that every sentence of a biography is edited, and every question by GRACE as published.",
         "Unedited: the same prompts before any edit (ERR: the whole stream).",
     ]
+    words.append(captions.trained_once(runs))
     if points["printed"].notna().any():
         words.append("Printed numbers are the paper's, on its models and data.")
     if (points["evidence"] == "unchecked").any():

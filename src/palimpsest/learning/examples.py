@@ -80,7 +80,8 @@ class LearningExample:
         for name in ("alternatives", "rephrasings"):
             _need(all(text.strip() for text in getattr(self, name)), name, "a text is empty")
         _need(all(outside.prompt.strip() for outside in self.outside), "outside", "a prompt is empty")
-        _need(all(q.strip() and a.strip() for q, a in self.implied), "implied", "a text is empty")
+        for name in ("implied", "opposed"):
+            _need(all(q.strip() and a.strip() for q, a in getattr(self, name)), name, "a text is empty")
         _need(self.split in SPLITS, "split", f"{self.split!r}; expected one of {', '.join(SPLITS)}")
 
     @classmethod
@@ -96,16 +97,21 @@ class LearningExample:
             prompt=content["prompt"],
             subject=subject,
             answer=content["answer"],
-            implied=tuple(_pair(item) for item in _list(content, "implied")),
+            implied=tuple(_pair(item, "implied") for item in _list(content, "implied")),
             outside=tuple(_outside(item) for item in _list(content, "outside")),
             split=content["split"],
-            opposed=tuple(_pair(item) for item in _list(content, "opposed")),
+            opposed=tuple(_pair(item, "opposed") for item in _list(content, "opposed")),
             **texts,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return asdict(self)
+
+    @property
+    def fact(self) -> str:
+        """Identifier of the edit it was made from: the two sentiments of an entity are examples marked + and -."""
+        return self.identifier[:-1] if self.opposed else self.identifier
 
     def in_scope(self) -> set[str]:
         """All texts of this fact that are known: none of them may be out of scope of an edit of it."""
@@ -127,8 +133,11 @@ class Draw:
     opposite: str = ""
 
 
-def read_examples(path: Path | str) -> list[LearningExample]:
+def read_examples(path: Path | str, rephrase: bool = True) -> list[LearningExample]:
     """Read learning.jsonl.
+
+    Args:
+        rephrase: False takes a file without rephrasings too: only the prompts themselves are asked (spec E1).
 
     Raises:
         DataError: naming file, line and field: a missing file, a bad line, an identifier used twice, or a file in which no
@@ -158,7 +167,8 @@ def read_examples(path: Path | str) -> list[LearningExample]:
             ) from error
         seen.add(example.identifier)
         examples.append(example)
-    refuse_without_rephrasings(examples, path)
+    if rephrase:
+        refuse_without_rephrasings(examples, path)
     return examples
 
 
@@ -202,7 +212,9 @@ class Sampler:
             that rephrasings never have, a scope classifier without it learns that such a wording is out of scope.
 
     The in-scope query is a rephrasing; where an example has implied questions it is drawn, with equal chances, from
-    the prompt, a rephrasing and an implied question (QA-hard, spec 3.1).
+    the prompt, a rephrasing and an implied question (QA-hard, spec 3.1). An edit to the answer that the model has already
+    implies nothing new, and a question that names the new answer without "{}" was made for another one: neither is asked.
+    Of examples with the same prompt one at most is in a draw, since their edits contradict each other.
     """
 
     def __init__(
@@ -225,13 +237,18 @@ class Sampler:
                 remedy="Give more learning data, or set rephrase: false",
             )
         self._all = list(examples)
+        by_prompt: dict[str, list[LearningExample]] = {}
+        for one in self._examples:
+            by_prompt.setdefault(one.prompt, []).append(one)
+        self._prompts = list(by_prompt.values())
         self._facts: dict[str, set[str]] = {}  # text -> facts it belongs to
         for example in self._all:
             for text in example.in_scope():
                 self._facts.setdefault(text, set()).add(example.identifier)
 
     def __len__(self) -> int:
-        return len(self._examples)
+        """Edits that can be drawn together."""
+        return len(self._prompts)
 
     def draw(self, k: int) -> list[Draw]:
         """k edits of different facts, each with its queries; no out-of-scope prompt belongs to a fact of the draw (Q12).
@@ -240,21 +257,22 @@ class Sampler:
             SettingsError: there are fewer than k facts.
             DataError: a drawn fact has no out-of-scope prompt that is not in scope of another edit of the draw.
         """
-        if not 1 <= k <= len(self._examples):
+        if not 1 <= k <= len(self):
             raise SettingsError(
-                f"{k} different edits cannot be drawn from {len(self._examples)} examples. Change the setting `k_train`, "
+                f"{k} different edits cannot be drawn from {len(self)} prompts. Change the setting `k_train`, "
                 "or give more learning data"
             )
         source = random.Random(f"{self.seed} draw {self.drawn}")
         self.drawn += 1
         near = source.random() < self.hard_share
-        chosen = source.sample(self._examples, k)
-        edited = {example.identifier for example in chosen}
+        alike = source.sample(self._prompts, k)
+        chosen = [same[0] if len(same) == 1 else source.choice(same) for same in alike]
+        edited = {one.identifier for same in alike for one in same}
         return [self._one(example, source, near, edited) for example in chosen]
 
     def _one(self, example: LearningExample, source: random.Random, near: bool, edited: set[str]) -> Draw:
         target = source.choice(example.alternatives)
-        if source.random() < self.no_op_share:
+        if source.random() < self.no_op_share and not example.opposed:
             target = example.answer
         query, answer = self._query(example, target, source)
         edit = Edit(
@@ -271,11 +289,16 @@ class Sampler:
         if not self.rephrase or (self.prompt_share and source.random() < self.prompt_share):
             return example.prompt, target
         kinds = ["rephrasing"] * bool(example.rephrasings)
+        implied = example.implied
+        if not example.opposed:
+            changes = target != example.answer
+            implied = tuple(pair for pair in implied if changes and target not in pair[0])
         if example.implied:
-            kinds = ["implied"] if example.opposed else [*kinds, "prompt", "implied"]
+            kinds = [*kinds, "prompt"] if not example.opposed else []
+            kinds += ["implied"] * bool(implied)
         kind = source.choice(kinds)
         if kind == "implied":
-            question, answer = source.choice(example.implied)
+            question, answer = source.choice(implied)
             return question.replace(HOLE, target), answer.replace(HOLE, target)
         return (source.choice(example.rephrasings) if kind == "rephrasing" else example.prompt), target
 
@@ -335,9 +358,9 @@ def _texts(content: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _pair(item: Any) -> tuple[str, str]:
+def _pair(item: Any, name: str) -> tuple[str, str]:
     good = isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(text, str) for text in item)
-    _need(good, "implied", f"expected [question, answer], found {item!r}")
+    _need(good, name, f"expected [question, answer], found {item!r}")
     return (item[0], item[1])
 
 

@@ -1,7 +1,7 @@
 """The training loop of the editors that learn: one for MEND and SERAC.
 
 Adam, gradients averaged over some steps, clipped; validation on a fixed set; early stopping on its total loss, with the best
-state kept; checkpoints from which the same bytes follow. Batches whose gradients are not finite are dropped and counted.
+state kept; checkpoints from which the same bytes follow. Steps whose gradients are not finite are dropped and counted.
 (MEND, Algorithm 1 and appendix; SERAC's trainer. In a widely used toolkit early stopping never stops and the last state is
 called the best: spec E8.)
 """
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT, CURVE = "checkpoint.safetensors", "training.csv"
 COLUMNS = ("step", "split", "loss", "value")
 TOTAL = "total"  # the loss that is minimised, and the validation value that decides which state is the best
-# So many updates may be lost to gradients that are not finite: a few, and one in ten of all.
+# So many steps may be lost to gradients that are not finite: a few, and one in ten of all.
 TOLERATED, TOLERATED_SHARE = 10, 0.1
 
 
@@ -127,7 +127,7 @@ class Progress:
         rows: rows of training.csv, [step, split, loss, value].
         best_step, best: when validation was lowest, and its values.
         best_tensors: the state then.
-        updates, dropped: updates of Adam tried, and those dropped because the gradient was not finite.
+        dropped: steps dropped because their gradient was not finite.
         sums, counted: losses since the last row of training.csv, and of how many steps.
     """
 
@@ -136,7 +136,6 @@ class Progress:
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
-    updates: int = 0
     dropped: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     counted: int = 0
@@ -224,30 +223,44 @@ def _update(
     progress: Progress,
     seed: int,
 ) -> None:
-    """`accumulate` steps and one update by the mean of their gradients."""
+    """`accumulate` steps and one update by the mean of their gradients; a step without a finite one costs no other."""
     settings: Training = learner.settings
     optimiser.zero_grad(set_to_none=True)
-    steps = min(settings.accumulate, settings.steps - progress.step)
-    for _ in range(steps):
+    kept = 0
+    for _ in range(min(settings.accumulate, settings.steps - progress.step)):
         torch.manual_seed(seed * 1_000_003 + progress.step)
         losses = learner.step(sampler.draw(settings.k_train))
-        losses[TOTAL].backward()
-        _count(progress, losses)
+        gradients = torch.autograd.grad(losses[TOTAL], parameters, allow_unused=True)
         progress.step += 1
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    for gradient in gradients:
-        gradient.div_(steps)
-    norm = torch.nn.utils.clip_grad_norm_(list(parameters), settings.clip)
-    progress.updates += 1
-    if torch.isfinite(norm):
-        optimiser.step()
-        return
-    progress.dropped += 1
-    if progress.dropped > TOLERATED + TOLERATED_SHARE * progress.updates:
+        if not _finite(gradients):
+            progress.dropped += 1
+            continue
+        kept += 1
+        _count(progress, losses)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    if progress.dropped > TOLERATED + TOLERATED_SHARE * progress.step:
         raise DivergedTraining(
-            f"training diverged: {progress.dropped} of {progress.updates} updates up to step {progress.step} had gradients "
-            "that are not finite. Lower the learning rates or the starting step sizes, or load the model in float32"
+            f"training diverged: {progress.dropped} of {progress.step} steps had gradients that are not finite. Lower the "
+            "learning rates or the starting step sizes, or load the model in float32"
         )
+    if not kept:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad / kept
+    norm = torch.nn.utils.clip_grad_norm_(list(parameters), settings.clip)
+    if torch.isfinite(norm):  # a sum of finite gradients may still be too large for its type
+        optimiser.step()
+    else:
+        progress.dropped += kept
+
+
+def _finite(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether all numbers are, and their norm; one question to the device for all of them."""
+    norms = [gradient.norm() for gradient in gradients if gradient is not None]
+    return not norms or bool(torch.isfinite(torch.stack(norms).norm()))
 
 
 def _count(progress: Progress, losses: Mapping[str, Tensor]) -> None:
@@ -262,7 +275,7 @@ def _log(progress: Progress) -> None:
     """Mean losses since the last row."""
     for name, total in progress.sums.items():
         progress.rows.append([progress.step, "train", name, total / progress.counted])
-    progress.rows.append([progress.step, "train", "dropped updates", progress.dropped])
+    progress.rows.append([progress.step, "train", "dropped steps", progress.dropped])
     progress.sums, progress.counted = {}, 0
 
 
@@ -314,13 +327,15 @@ def _resume(
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        log.warning("the checkpoint %s is damaged (%s); training starts anew", path, error)
+        if header.get("key") != key:
+            log.warning("the checkpoint %s is of another training; training starts anew", path)
+            return Progress()
+        progress = Progress(**json.loads(header["progress"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        log.warning(
+            "the checkpoint %s is damaged, or of another version (%s); training starts anew", path, error
+        )
         return Progress()
-    if header.get("key") != key:
-        log.warning("the checkpoint %s is of another training; training starts anew", path)
-        return Progress()
-    progress = Progress(**json.loads(header["progress"]))
     learner.load(_under("now.", tensors))
     progress.best_tensors = _under("best.", tensors)
     for number, parameter in enumerate(parameters):

@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from palimpsest.errors import DataError, SettingsError
-from palimpsest.learning.artefact import Trained, TrainedError, plain_settings
+from palimpsest.errors import DataError, PalimpsestError, SettingsError
+from palimpsest.learning.artefact import DESCRIPTION, Trained, plain_settings
 from palimpsest.learning.examples import (
     LearningExample,
     Outside,
@@ -52,9 +52,12 @@ def train_editor(
     """
     learner = import_module("palimpsest.editors").editor_class(name).learner(model, settings, seed)
     chosen: Training = learner.settings
-    found = read_examples(examples) if isinstance(examples, str | Path) else list(examples)
-    if chosen.rephrase:
-        refuse_without_rephrasings(found)
+    if isinstance(examples, str | Path):
+        found = read_examples(examples, chosen.rephrase)
+    else:
+        found = list(examples)
+        if chosen.rephrase:
+            refuse_without_rephrasings(found)
     about: dict[str, Any] = {
         "editor": name,
         "model": model.fingerprint,
@@ -85,7 +88,7 @@ def train_editor(
         steps=progress.step,
         best_step=progress.best_step,
         validation=progress.best,
-        learned=[one.identifier for one in usable if one.split in samplers],
+        learned=list(dict.fromkeys(one.fact for one in usable if one.split in samplers)),
         tensors={name: tensor.detach().cpu().clone() for name, tensor in learner.tensors().items()},
     )
     if out is not None:
@@ -99,7 +102,9 @@ def _trained_before(out: Path | str | None, about: dict[str, Any]) -> Trained | 
         return None
     try:
         found = Trained.load(out)
-    except TrainedError:
+    except PalimpsestError as error:
+        if (Path(out) / DESCRIPTION).exists():
+            log.warning("what %s holds cannot be used, training starts: %s", out, error)
         return None
     return found if all(getattr(found, name) == value for name, value in about.items()) else None
 
@@ -119,7 +124,7 @@ def _sampler(examples: Sequence[LearningExample], split: str, settings: Training
         raise DataError(f"split {split!r}: {error}") from error
     if len(sampler) < settings.k_train:
         raise SettingsError(
-            f"k_train = {settings.k_train}, but the split {split!r} has {len(sampler)} examples to draw from. Use a smaller "
+            f"k_train = {settings.k_train}, but the split {split!r} has {len(sampler)} prompts to draw from. Use a smaller "
             "k_train, or set more records aside for learning (`reserve`)"
         )
     return sampler
@@ -129,7 +134,8 @@ def fitting(model: LanguageModel, examples: Sequence[LearningExample]) -> list[L
     """The examples as far as the model reads them; what is left out is counted in the log.
 
     A classifier reads documents, which are cut to its context. Of other kinds, an example whose prompt with any of its answers
-    is too long is left out, and so are single rephrasings, implied questions and out-of-scope prompts.
+    is too long is left out, and so are single rephrasings, implied questions and out-of-scope prompts. Out-of-scope prompts
+    without an answer are for decoders, which read the prompt itself; others have nothing to say to them.
     """
     if model.kind == "encoder":
         return [_cut(model, example) for example in examples]
@@ -150,7 +156,9 @@ def fitting(model: LanguageModel, examples: Sequence[LearningExample]) -> list[L
             implied = tuple(
                 pair for pair in one.implied if all(fits(*_filled(pair, text)) for text in answers)
             )
-            outside = tuple(other for other in one.outside if fits(other.prompt, other.answer))
+            outside = tuple(
+                other for other in _askable(one.outside, together) if fits(other.prompt, other.answer)
+            )
             opposed = tuple(pair for pair in one.opposed if fits(*pair))
             kept.append(replace(one, rephrasings=inside, implied=implied, outside=outside, opposed=opposed))
     if len(kept) < len(examples):
@@ -163,20 +171,28 @@ def fitting(model: LanguageModel, examples: Sequence[LearningExample]) -> list[L
     return kept
 
 
+def _askable(outside: Sequence[Outside], decoder: bool) -> list[Outside]:
+    """Those with an answer; of a decoder, one whose prompt has a word to read before its last will do."""
+    return [one for one in outside if one.answer.strip() or (decoder and " " in one.prompt.strip())]
+
+
 def _filled(pair: tuple[str, str], answer: str) -> tuple[str, str]:
     return pair[0].replace("{}", answer), pair[1].replace("{}", answer)
 
 
 def _cut(model: LanguageModel, example: LearningExample) -> LearningExample:
     prompt, *rephrasings = cut_to_context(model, [example.prompt, *example.rephrasings])
-    outside = cut_to_context(model, [other.prompt for other in example.outside])
+    others = _askable(example.outside, decoder=False)
+    outside = cut_to_context(model, [other.prompt for other in others])
+    implied = cut_to_context(model, [question for question, _ in example.implied])
+    answers = [answer for _, answer in example.implied]
     return replace(
         example,
         prompt=prompt,
         subject=example.subject if example.subject and example.subject in prompt else None,
         rephrasings=tuple(text for text in rephrasings if text != prompt),
+        implied=tuple(zip(implied, answers, strict=True)),
         outside=tuple(
-            Outside(text, other.answer, other.near)
-            for text, other in zip(outside, example.outside, strict=True)
+            Outside(text, other.answer, other.near) for text, other in zip(outside, others, strict=True)
         ),
     )

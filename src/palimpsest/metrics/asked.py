@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Said:
         loss: mean negative log-probability of the answer's tokens (nats).
         tokens: their number.
         drift: mean over these places of KL(before || now) (nats); None where it was not asked for.
-        acted: whether the edit acted on the pair; None where the editor does not tell.
+        acted: whether the edit acted on the pair; None where nobody watched or the editor has no scope decision.
     """
 
     right: bool
@@ -142,12 +142,11 @@ class Asked:
             parts = zip(rows, logs.cpu().split(counts), strict=True)
             drifts = [_kl(group.before[row], now) for row, now in parts]
         said = _said(inputs, logs, counts, [group.predicted[row] for row in rows], drifts)
-        if marks is None:
+        if acted is None:
             return said
-        return [
-            Said(one.right, one.unchanged, one.loss, one.tokens, one.drift, bool(mark))
-            for one, mark in zip(said, marks.tolist(), strict=True)
-        ]
+        # A pass in which no row is in scope is one without a decision for some editors: it acted on none.
+        flags = [False] * len(rows) if marks is None else marks.tolist()
+        return [replace(one, acted=bool(flag)) for one, flag in zip(said, flags, strict=True)]
 
 
 def _logits(model: LanguageModel, inputs: Inputs) -> tuple[Tensor, list[int]]:

@@ -176,8 +176,10 @@ class _Pool:
         found = []
         for order, place in zip(orders, batch, strict=True):
             group = self.groups[place]
+            # A probe that names the subject of another edit of the batch may ask what that one changes, in other words.
+            names = {self.edits[other].subject for other in batch if other != place}
             for probe in self.edits[place].locality:
-                if probe.prompt not in texts:
+                if probe.prompt not in texts and not any(name in probe.prompt for name in names if name):
                     found.append(_of_probe(order, probe))
             near = [other for other in self.of_subject[self.subjects[place]] if other != place]
             near += source.sample(self.members[group], len(self.members[group])) if group else []

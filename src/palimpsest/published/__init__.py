@@ -111,6 +111,15 @@ def claims(paper: str = "comeba_hk") -> list[dict[str, Any]]:
     return list(claims_document(paper)["claims"])
 
 
+def experiments_judged(paper: str = "comeba_hk") -> set[str]:
+    """Names of the experiments whose runs the paper's claims are judged on; some are of another paper."""
+    parts = [part for claim in claims(paper) for part in claim["parts"]]
+    own = {name for part in parts for name in part.get("experiments") or ()}
+    return own | {
+        name for part in parts for term in part.get("terms") or () for name in term.get("experiments") or ()
+    }
+
+
 @cache
 def claims_document(paper: str = "comeba_hk") -> dict[str, Any]:
     """The whole claims file: `paper`, `methods`, `claims`.

@@ -81,6 +81,17 @@ def gradient_factors(
     return found, Judged(judged.losses.detach(), judged.right)
 
 
+def descent_cosine(gradient: Factors, change: LowRank) -> float:
+    """Cosine of a change and steepest descent, from the factors alone; 0 where one of the two is nothing."""
+
+    def product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+        return float(((one[0] @ other[0].T) * (one[1] @ other[1].T)).sum())
+
+    down, step = (gradient.delta, gradient.u), (change.left, change.right)
+    scale = (product(down, down) * product(step, step)) ** 0.5
+    return -product(down, step) / scale if scale else 0.0
+
+
 def joined(parts: Sequence[Sequence[Factors]]) -> list[Factors]:
     """Factors of several groups of rows as those of all of them, matrix by matrix."""
     return [

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from palimpsest.editors.shared.gradient_factors import gradient_factors, laid_over
+from palimpsest.editors.shared.gradient_factors import descent_cosine, gradient_factors, laid_over
 from palimpsest.editors.shared.mend_edit import (
     Matrix,
     changes,
@@ -41,6 +41,7 @@ class Outcome:
         edit_loss, locality: L_e and L_loc.
         edit_right, query_right: whether the edit's prompt and x' get the new answer [k] (edit_right: [0] in training).
         outside_before, outside_after: whether x_loc got its answer before and after [k].
+        cosines: of each matrix' change and steepest descent (none in training).
     """
 
     edit_loss: Float[Tensor, ""]
@@ -49,6 +50,7 @@ class Outcome:
     query_right: Bool[Tensor, " k"]
     outside_before: Bool[Tensor, " k"]
     outside_after: Bool[Tensor, " k"]
+    cosines: list[float]
 
 
 class MendLearner:
@@ -95,7 +97,7 @@ class MendLearner:
 
     @torch.no_grad()
     def validate(self, draws: Sequence[Draw]) -> dict[str, float]:
-        """Losses, successes and drawdown over groups of `k_train` draws, and the step sizes."""
+        """Losses, successes and drawdown over groups of `k_train` draws; step sizes, and cosines with steepest descent."""
         self.network.eval()
         k = self.settings.k_train
         groups = [draws[at : at + k] for at in range(0, len(draws), k)]
@@ -119,8 +121,10 @@ class MendLearner:
             "right before": before,
             "drawdown": before - share("outside_after"),
         }
-        alphas = zip(self.matrices, self.network.alpha.tolist(), strict=True)
-        return values | {f"alpha {matrix.name}": value for matrix, value in alphas}
+        names = [matrix.name for matrix in self.matrices]
+        each = zip(*(outcome.cosines for outcome in outcomes), strict=True)
+        values |= {f"alpha {name}": a for name, a in zip(names, self.network.alpha.tolist(), strict=True)}
+        return values | {f"cosine {name}": sum(c) / len(c) for name, c in zip(names, each, strict=True)}
 
     def _edit_and_look(self, draws: Sequence[Draw], whole: bool) -> Outcome | None:
         """Edit on all draws together and judge; None when the gradient is not finite.
@@ -131,6 +135,11 @@ class MendLearner:
         k = len(draws)
         rows = Upper(self.model, self._inputs(draws), self.lowest)
         edits, outside = rows.rows(range(k)), rows.rows(range(2 * k, 3 * k))
+        if (
+            not self.settings.mask_padding and self.model.kind == "decoder"
+        ):  # of the gradient alone, not of what is judged
+            padding = int(self.model.tokenizer.pad_token_id)
+            edits.inputs = with_padding_targets(edits.inputs, k, padding)
         factors, _ = gradient_factors(edits, self.modules, row_weights(edits.inputs, self.settings.reduction))
         if not all(one.finite() for one in factors):
             return None
@@ -141,7 +150,8 @@ class MendLearner:
             first = outside.logits(_both(asked, kept))
             before = first[len(asked[0]) :]
             right_before = judged(first[: len(asked[0])], outside.inputs, asked).right
-        with laid_over(self.modules, changes(self.network, factors, self.settings.sign)):
+        made = changes(self.network, factors, self.settings.sign)
+        with laid_over(self.modules, made):
             asked = target_places(looked.inputs)
             here = (kept[0] + (len(looked) - k), kept[1])
             logits = looked.logits(_both(asked, here))
@@ -154,6 +164,7 @@ class MendLearner:
             query_right=verdict.right[queries],
             outside_before=right_before,
             outside_after=verdict.right[len(looked) - k :],
+            cosines=[descent_cosine(*pair) for pair in zip(factors, made, strict=True)] if whole else [],
         )
 
     def _inputs(self, draws: Sequence[Draw]) -> Inputs:
@@ -162,10 +173,7 @@ class MendLearner:
         pairs += [(draw.query, draw.query_answer) for draw in draws]
         pairs += [with_answer(draw.outside, self.model.kind) for draw in draws]
         prompts, targets = zip(*pairs, strict=True)
-        inputs = edit_inputs(self.model, prompts, targets, self.settings.end_token)
-        if self.settings.mask_padding or self.model.kind != "decoder":
-            return inputs
-        return with_padding_targets(inputs, len(draws), int(self.model.tokenizer.pad_token_id))
+        return edit_inputs(self.model, prompts, targets, self.settings.end_token)
 
     def _locality_places(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """(row, column) of the outputs whose divergence is taken (spec 2.5, E7)."""

@@ -7,6 +7,10 @@ For each matrix W [m, n], z = [u; delta] of every token, normalised, goes throug
 and is split into (u~, delta~). One network serves all matrices of a shape; s and o (one row a matrix) tell them apart.
 U starts at zero, so at first the output equals the normalised input (Q4). clamp, not relu: its gradient at 0 is 1, and the
 argument is exactly 0 at the start, where relu would never let U move.
+
+Without the identity initialisation (Table 6) the paper only speaks of other starting values; the released code then also leaves
+out the "z +" of both blocks, so that no factor of an edit is negative. `init: xavier` is the released form, `xavier_residual`
+the paper's words.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 from palimpsest.editors.shared.gradient_factors import Factors
 
 TRANSFORMS = ("combined", "separate", "x_only", "delta_only", "one_sided")
-INITS = ("identity", "identity_xavier", "xavier")
+INITS = ("identity", "identity_xavier", "xavier", "xavier_residual")
 EPSILON = 1e-7
 
 
@@ -59,7 +63,7 @@ class RunningNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """y = z + clamp(s * (U V z + b) + o, min=0)."""
+    """y = z + clamp(s * (U V z + b) + o, min=0); with `init` "xavier" without the first term."""
 
     def __init__(self, width: int, rank: int, modes: int, init: str, generator: torch.Generator):
         super().__init__()
@@ -70,8 +74,10 @@ class Block(nn.Module):
             nn.init.normal_(self.down, generator=generator)  # as released; the paper says Xavier (Q3)
         else:
             nn.init.xavier_uniform_(self.down, generator=generator)
-        if init == "xavier":  # Table 6: no identity at the start
-            nn.init.xavier_uniform_(self.up, generator=generator)
+        if init.startswith("xavier"):  # Table 6: no identity at the start
+            gain = nn.init.calculate_gain("relu")
+            nn.init.xavier_uniform_(self.up, gain=gain, generator=generator)
+        self.residual = init != "xavier"
         self.scale = nn.Parameter(torch.ones(modes, width)) if modes else None
         self.shift = nn.Parameter(torch.zeros(modes, width)) if modes else None
 
@@ -80,7 +86,8 @@ class Block(nn.Module):
         inner = rows @ self.down.T @ self.up.T + self.bias
         if self.scale is not None and self.shift is not None:
             inner = self.scale[mode] * inner + self.shift[mode]
-        return rows + inner.clamp(min=0)
+        found = inner.clamp(min=0)
+        return rows + found if self.residual else found
 
 
 class Stack(nn.Module):

@@ -65,8 +65,15 @@ class Asked:
 
     def texts(self, whole: bool = False) -> list[str]:
         """The prompts as text; `whole` rows with the answers that they carry, if any."""
-        ids = [list(row.ids if whole else row.ids[: row.prompt]) for row in self.rows]
-        return [text.strip() for text in self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return texts_of(self.model, [row.ids if whole else row.ids[: row.prompt] for row in self.rows])
+
+
+def texts_of(model: LanguageModel, ids: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of token rows as they were, without special tokens and blanks around them: no tokenizer tidies them up."""
+    found = model.tokenizer.batch_decode(
+        [list(row) for row in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [text.strip() for text in found]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ SERAC (arXiv 2206.06520), section 3; two forms (spec 1.2):
 
     embedding   log g = -scale * min over heads of d(e, q), with e the embedding of "x_e [SEP] y_e [SEP]", q that of x, d the
                 squared Euclidean distance; one pass per text, edits are embedded once. g > .5 means d < ln 2.
-    cross       log g = log softmax(logits)[IN_SCOPE] of one pass over "x_e [SEP] y_e [SEP] x [SEP]"
+    cross       log g = log softmax(logits)[IN_SCOPE] of one pass over "x_e [SEP] y_e [SEP] [SEP] x [SEP]"
 
 The encoder is trained from scratch here (a BERT shape on the base's tokens, with three marks of its own), or starts from a
 directory, `package:NAME/FOLDER` or hub id, with that model's tokenizer. There is no dropout. What is too long loses the
@@ -35,7 +35,7 @@ IN_SCOPE, OUT_OF_SCOPE = 0, 1  # the classes of the cross form (spec Q18)
 CLOSEST = 1e-6  # -log g is at least this where 1 - g is looked at: identical texts have no finite log(1 - g)
 PAIRS = 1 << 22  # numbers held at a time when distances are taken
 
-Text = tuple[str, ...]  # (x,), (x_e, y_e) or (x_e, y_e, x): what is written with [SEP] behind each part
+Text = tuple[str, ...]  # (x,), (x_e, y_e) or what `crossed` gives: written with [SEP] behind each part
 
 
 @dataclass(frozen=True)
@@ -242,28 +242,29 @@ class ScopeClassifier:
         return -self.shape.scale * apart.min(dim=-1).values
 
     def log_scope_of_pairs(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, " n"]:
-        """log g [n] of the cross form, for ids of (x_e, y_e, x)."""
+        """log g [n] of the cross form, for ids of what `crossed` gives."""
         logits = self.network["head"](self.embed(ids))
         return logits.log_softmax(dim=-1)[:, IN_SCOPE]
 
-    def log_scope(self, edits: Sequence[tuple[str, str]], queries: Sequence[str]) -> Float[Tensor, "b n"]:
+    def log_scope(self, edits: Sequence[Text], queries: Sequence[str]) -> Float[Tensor, "b n"]:
         """log g [b, n] of every query with every edit (prompt, answer), with gradient."""
         if self.shape.classifier == "cross":
-            pairs = [(*edit, query) for query in queries for edit in edits]
+            pairs = [crossed(edit, query) for query in queries for edit in edits]
             return self.log_scope_of_pairs(self.ids(pairs)).view(len(queries), len(edits))
         states = self.embed(self.ids([*edits, *((query,) for query in queries)]))
         return self.log_scope_of_embeddings(states[: len(edits)], states[len(edits) :])
 
-    def log_scope_of_rows(
-        self, edits: Sequence[tuple[str, str]], queries: Sequence[str]
-    ) -> Float[Tensor, " n"]:
+    def log_scope_of_rows(self, edits: Sequence[Text], queries: Sequence[str]) -> Float[Tensor, " n"]:
         """log g [n] of edit i with query i, with gradient."""
         if self.shape.classifier == "cross":
-            return self.log_scope_of_pairs(
-                self.ids([(*edit, query) for edit, query in zip(edits, queries, strict=True)])
-            )
+            return self.log_scope_of_pairs(self.ids(list(map(crossed, edits, queries))))
         states = self.embed(self.ids([*edits, *((query,) for query in queries)]))
         return self._log_scope(states[len(edits) :, None], states[: len(edits), None])[:, 0]
+
+
+def crossed(edit: Text, query: str) -> Text:
+    """An edit and an input as the cross form reads them: the edit's last separator and the input's first one meet."""
+    return (*edit, "", query)
 
 
 def log_not(log_scope: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

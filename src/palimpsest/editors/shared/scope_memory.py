@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palimpsest.editors.shared.routed_editor import Keys
-from palimpsest.editors.shared.scope_classifier import ScopeClassifier
+from palimpsest.editors.shared.scope_classifier import ScopeClassifier, Text, crossed
 
 KEPT_TEXTS = 20_000  # inputs whose embedding or scores are kept
 
@@ -24,7 +24,7 @@ class ScopeMemory:
 
     def __init__(self, classifier: ScopeClassifier):
         self.classifier = classifier
-        self.edits: list[tuple[str, str]] = []
+        self.edits: list[Text] = []
         self.keys = Keys(classifier.width, torch.float32, classifier.device)
         self._met: dict[str, Tensor] = {}  # input -> its embedding, or its scores with the oldest edits
 
@@ -32,8 +32,8 @@ class ScopeMemory:
     def _crosses(self) -> bool:
         return self.classifier.shape.classifier == "cross"
 
-    def append(self, edits: Sequence[tuple[str, str]]) -> None:
-        """Store edits (prompt, answer)."""
+    def append(self, edits: Sequence[Text]) -> None:
+        """Store edits: (prompt, answer), or the prompt alone."""
         self.edits += edits
         if edits and not self._crosses:
             self.keys.append(self.classifier.embed(self.classifier.ids(list(edits))))
@@ -62,12 +62,12 @@ class ScopeMemory:
 
     def _of_pairs(self, queries: Sequence[str]) -> Float[Tensor, "b n"]:
         none = torch.empty(0, device=self.classifier.device)
-        pairs: list[tuple[str, ...]] = []
+        pairs: list[Text] = []
         counts: dict[str, int] = {}
         for text in dict.fromkeys(queries):
             waiting = self.edits[len(self._met.get(text, none)) :]
             counts[text] = len(waiting)
-            pairs += [(*edit, text) for edit in waiting]
+            pairs += [crossed(edit, text) for edit in waiting]
         found = self.classifier.log_scope_of_pairs(self.classifier.ids(pairs)) if pairs else none
         for text, scores in zip(counts, found.split(list(counts.values())), strict=True):
             self._met[text] = torch.cat([self._met.get(text, none), scores])

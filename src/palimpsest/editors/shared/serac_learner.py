@@ -25,8 +25,8 @@ from palimpsest.editors.shared.counterfactual import Reader
 from palimpsest.editors.shared.learned_weights import learned, take
 from palimpsest.editors.shared.mend_learner import divergence, with_answer
 from palimpsest.editors.shared.routed_editor import newest_best
-from palimpsest.editors.shared.routed_output import mixture
-from palimpsest.editors.shared.scope_classifier import ScopeClassifier, log_not
+from palimpsest.editors.shared.routed_output import mixture, texts_of
+from palimpsest.editors.shared.scope_classifier import ScopeClassifier, Text, log_not
 from palimpsest.learning.examples import Draw
 from palimpsest.learning.loop import TOTAL
 from palimpsest.models.loading import LanguageModel
@@ -108,7 +108,7 @@ class SeracLearner:
         found = self.classifier.log_scope_of_rows([*edits, *edits], [*queries, *others])
         return -found[: len(draws)].mean(), -log_not(found[len(draws) :]).mean()
 
-    def edit_texts(self, draws: Sequence[Draw]) -> list[tuple[str, str]]:
+    def edit_texts(self, draws: Sequence[Draw]) -> list[Text]:
         """What g is given of the edits."""
         return [
             scope_text(self.model, self.settings.texts, draw.edit.prompt, draw.edit.target) for draw in draws
@@ -207,15 +207,15 @@ def releases(model: LanguageModel, texts: str) -> bool:
     return texts == "released" and model.kind == "decoder"
 
 
-def scope_text(model: LanguageModel, texts: str, prompt: str, target: str) -> tuple[str, str]:
-    """(x_e, y_e) for g; as released, what is left of "x_e y_e" when its last word is cut off is taken for x_e (E3)."""
+def scope_text(model: LanguageModel, texts: str, prompt: str, target: str) -> Text:
+    """(x_e, y_e) for g; as released, only what is left of "x_e y_e" when its last word is cut off (E3)."""
     if releases(model, texts):
-        return f"{prompt} {target}".rpartition(" ")[0], target
+        return (f"{prompt} {target}".rpartition(" ")[0],)
     return as_read(model, prompt), as_read(model, target)
 
 
 def as_read(model: LanguageModel, text: str) -> str:
     """A text as it comes back from the base's tokens, which is how g meets inputs: an uncased tokenizer loses the case."""
     if model.kind == "decoder":  # bytes, or pieces that lose nothing
-        return text
-    return model.tokenizer.decode(model.tokenizer(text)["input_ids"], skip_special_tokens=True).strip()
+        return text.strip()
+    return texts_of(model, [model.tokenizer(text)["input_ids"]])[0]

@@ -1,0 +1,166 @@
+"""How the learned editors were trained: losses of every training at this scale, and the step whose state was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from palimpsest.errors import DataError
+from palimpsest.figures import captions, style
+from palimpsest.files import read_json
+
+COLUMNS = ("step", "split", "loss", "value")
+TOTAL = "total"
+DEFAULT = "default"
+_ACROSS = 4
+
+
+def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
+    """A panel for each editor, model and data set, a line for each of its trainings: validation strong, training pale.
+
+    `spec["trainings"]` lists {file, editor, title, model, dataset}; `trained.json` lies beside each file.
+
+    Raises:
+        DataError: there is no training, or a file lacks a column or has no validation.
+    """
+    del run_dirs
+    entries = spec.get("trainings") or []
+    if not entries:
+        raise DataError(
+            f"no training is named for figure '{name}'",
+            field="trainings",
+            remedy="Give files results/editors/{trained}/seed=N/training.csv",
+        )
+    found = [(entry, curve(Path(entry["file"])), read_json(_description(entry))) for entry in entries]
+    keys = list(dict.fromkeys(_key(entry) for entry in entries))
+    looks = _looks(list(dict.fromkeys(_short(entry) for entry in entries)))
+    across = min(_ACROSS, len(keys))
+    down = -(-len(keys) // across)
+    with style.house_style():
+        figure = style.new_figure(style.WIDTH + 0.6, 0.4 + 0.16 * -(-len(looks) // _ACROSS) + 1.75 * down)
+        axes = [axis for row in figure.subplots(down, across, squeeze=False) for axis in row]
+        for axis, key in zip(axes, keys, strict=False):
+            _panel(axis, key, [part for part in found if _key(part[0]) == key], looks)
+        for axis in axes[len(keys) :]:
+            axis.set_axis_off()
+        for number, axis in enumerate(axes[: len(keys)]):
+            if number % across == 0:
+                axis.set_ylabel("loss")
+            if number + across >= len(keys):
+                axis.set_xlabel("steps")
+        style.panel_letters(axes[: len(keys)])
+        handles = [
+            Line2D([], [], color=colour, ls=dashes, label=name) for name, (colour, dashes) in looks.items()
+        ]
+        figure.legend(
+            handles=handles, loc="outside upper center", ncols=_ACROSS, fontsize=7, labelspacing=0.3
+        )
+        style.stamp(figure, captions.stamp_text(spec))
+        points = pd.concat([_points(*part) for part in found], ignore_index=True)
+        return style.save_figure(figure, name, out, points, _caption(spec, found))
+
+
+def curve(path: Path) -> pd.DataFrame:
+    """Rows of training.csv.
+
+    Raises:
+        DataError: the file is missing, lacks a column, or holds no loss of validation.
+    """
+    if not path.is_file():
+        raise DataError("the file is missing", file=path, remedy="Run the rule 'train_editor' again")
+    table = pd.read_csv(path)
+    missing = [column for column in COLUMNS if column not in table.columns]
+    if missing:
+        raise DataError(
+            f"the column '{missing[0]}' is missing", file=path, remedy="Run the rule 'train_editor' again"
+        )
+    if not len(_total(table, "valid")):
+        raise DataError("no loss of validation", file=path, field="split", remedy="Train for more steps")
+    return table
+
+
+def _description(entry: dict[str, Any]) -> Path:
+    return Path(entry["file"]).with_name("trained.json")
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return entry["editor"], entry["model"], entry["dataset"]
+
+
+def _total(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    return table[(table["loss"] == TOTAL) & (table["split"] == split)]
+
+
+def _panel(
+    axis: Axes,
+    key: tuple[str, str, str],
+    parts: Sequence[tuple[dict[str, Any], pd.DataFrame, Any]],
+    looks: dict[str, tuple[Any, str]],
+) -> None:
+    for entry, table, description in parts:
+        colour, dashes = looks[_short(entry)]
+        seen, valid = _total(table, "train"), _total(table, "valid")
+        axis.plot(seen["step"], seen["value"], color=colour, lw=0.6, alpha=0.35)
+        axis.plot(valid["step"], valid["value"], color=colour, ls=dashes, lw=1.3)
+        kept = valid[valid["step"] == description["best_step"]]
+        axis.plot(kept["step"], kept["value"], color=colour, marker="o", ms=4.5, mec="white", ls="none")
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    editor, model, dataset = key
+    axis.set_title(f"{editor.upper()}: {model}\n{captions.dataset_title(dataset)}", pad=6, fontsize=7)
+
+
+def _looks(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """Colour and dashes of every variant, the same in all panels; the default in ink."""
+    palette = matplotlib.colormaps["tab10"]
+    others = [name for name in names if name != DEFAULT]
+    looks = {name: (palette(n % 10), "-" if n < 10 else "--") for n, name in enumerate(others)}
+    return ({DEFAULT: (style.INK, "-")} if DEFAULT in names else {}) | looks
+
+
+def _short(entry: dict[str, Any]) -> str:
+    """The variant: "MEND (no sharing)" as "no sharing", since the panel names the editor."""
+    title = str(entry["title"])
+    inside = title.partition("(")[2].rstrip(")")
+    return inside or (DEFAULT if title.lower() == entry["editor"] else title)
+
+
+def _points(entry: dict[str, Any], table: pd.DataFrame, description: dict[str, Any]) -> pd.DataFrame:
+    named = {key: entry[key] for key in ("editor", "title", "model", "dataset")}
+    return table.assign(**named, kept=table["step"] == description["best_step"])
+
+
+def _caption(spec: dict[str, Any], found: Sequence[tuple[dict[str, Any], pd.DataFrame, Any]]) -> str:
+    steps = [int(description["steps"]) for _, _, description in found]
+    span = f"{min(steps):,}" + (f" to {max(steps):,}" if max(steps) > min(steps) else "")
+    seeds = sorted({int(description["seed"]) for _, _, description in found})
+    words = [
+        f"{len(found)} trainings, {span} steps each; seed {', '.join(map(str, seeds))} serves all runs of a model and "
+        "data set.",
+        "Strong: total loss on the fixed validation edits; pale: on training edits; dot: the state that is kept. Losses "
+        "of different objectives cannot be compared.",
+    ]
+    worst = [
+        f"{entry['title']} on {entry['model']}, {captions.dataset_title(entry['dataset'])}: {dropped}"
+        for entry, table, _ in found
+        if (dropped := _dropped(table))
+    ]
+    if worst:
+        words.append("Steps dropped because a gradient was not finite: " + "; ".join(worst) + ".")
+    return captions.caption(spec, *words, metrics=False)
+
+
+def _dropped(table: pd.DataFrame) -> int:
+    rows = table[table["loss"] == "dropped steps"]["value"]
+    return int(rows.iloc[-1]) if len(rows) else 0

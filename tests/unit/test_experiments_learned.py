@@ -1,0 +1,242 @@
+"""Trainings of editors that learn, and runs of simultaneous edits, from a scale's file."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from palimpsest import experiments
+from palimpsest.config import Config, ConfigError, editor_settings, load_config, read_yaml
+from palimpsest.experiment_places import belongs, has_gate, rounds_of, sized
+from palimpsest.experiment_shared import Training, models_in, training_of, training_problems
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALES = sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
+EDIT_TIME = {
+    "mend": ["alpha_order", "end_token", "last_chunk_only", "mask_padding", "reduction"],
+    "serac": ["gate", "memory", "replace_same_prompt", "threshold"],
+}
+
+
+@pytest.fixture(scope="module")
+def mini() -> experiments.Plan:
+    return experiments.plan(ROOT / "config" / "mini.yaml", ROOT)
+
+
+@pytest.fixture
+def config() -> Config:
+    return load_config(changed(), ROOT)
+
+
+def changed(**changes) -> dict:
+    return {**copy.deepcopy(read_yaml(ROOT / "config" / "smoke.yaml")), **changes}
+
+
+def one(**sizes) -> dict:
+    """The smoke scale with a single experiment."""
+    entry = {"models": ["smoke-gpt2"], "edits": 4, "batch_size": 2, "seeds": [0], **sizes}
+    return changed(experiments={"learned_deviations": entry})
+
+
+def run_spec(config: Config, editor: str, variant: str, **settings) -> dict:
+    stated = editor_settings(config, editor, variant, "smoke-gpt2", "single_round")
+    whole = experiments.complete_settings(config, editor, {**stated, **settings})
+    where = {"model": "smoke-gpt2", "dataset": "zsre", "options": {"device": "cpu", "dtype": "float32"}}
+    return {"editor": editor, "variant": variant, "settings": whole, **where}
+
+
+def test_runs_of_all_seeds_and_variants_share_a_training(mini: experiments.Plan):
+    """`mean` and `last_batch` say how to edit; nothing is trained for them."""
+    name = "mini-gpt2-zsre-mend-default"
+    runs = [run for run in mini.runs.values() if run.training and run.training.name == name]
+    assert {run.spec["variant"] for run in runs} == {"default", "mean"}
+    assert {run.spec["protocol"] for run in runs} == {"single_round", "consecutive", "simultaneous"}
+    assert {seed for run in runs for seed in run.seeds} == {0, 1, 2}
+    last = [run for run in mini.runs.values() if run.spec["variant"] == "last_batch"]
+    assert last
+    assert all(run.training.name.endswith("-serac-default") for run in last)
+    assert mini.training_seed == 0
+
+
+def test_only_editors_that_learn_are_trained(mini: experiments.Plan):
+    for run in mini.runs.values():
+        assert (run.training is not None) == (run.spec["editor"] in ("mend", "serac")), run.name
+    for name, training in mini.trainings().items():
+        assert experiments.RUN_NAME.fullmatch(name)
+        assert (training.name, training.spec["device"]) == (name, "cpu")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_run_differs_from_its_training_in_how_it_edits_alone(scale: str):
+    for run in experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT).runs.values():
+        if run.training is None:
+            continue
+        trained = run.training.spec["settings"]
+        differ = {key for key, value in run.spec["settings"].items() if trained[key] != value}
+        assert differ <= set(EDIT_TIME[run.spec["editor"]]), run.name
+
+
+def test_a_protocol_is_no_part_of_the_training(mini: experiments.Plan):
+    """In streams the end token is part of what is edited; the same training would serve other protocols."""
+    run = next(
+        run
+        for run in mini.runs.values()
+        if (run.spec["editor"], run.spec["protocol"], run.spec["model"]) == ("mend", "lifelong", "mini-t5")
+    )
+    assert run.spec["settings"]["end_token"]
+    assert not run.training.spec["settings"]["end_token"]
+
+
+def test_settings_of_a_training_may_not_change_under_it(config: Config):
+    """A variant that borrows a training and changes what was learned would be refused hours later."""
+    config.editors["mend"]["variants"]["mean"]["settings"]["lr"] = 1.0
+    problems: list[str] = []
+    training_of(config, run_spec(config, "mend", "mean"), {}, problems)
+    assert len(problems) == 1
+    for words in ("mend:mean on smoke-gpt2", " lr ", "reduction", "trained_as"):
+        assert words in problems[0]
+    config.editors["mend"]["variants"]["mean"]["trained_as"] = "defualt"
+    problems.clear()
+    assert training_of(config, run_spec(config, "mend", "mean"), {}, problems) is None
+    assert "did you mean 'default'" in problems[0]
+
+
+def test_sweeps_train_anew_only_for_what_is_learned(config: Config):
+    plain = training_of(config, run_spec(config, "serac", "default"), {}, [])
+    edits_otherwise = {"threshold": 0.9}
+    swept = training_of(
+        config, run_spec(config, "serac", "default", **edits_otherwise), edits_otherwise, problems := []
+    )
+    assert swept == plain
+    assert not problems
+    learned = {"c_scope": 0.5}
+    other = training_of(config, run_spec(config, "serac", "default", **learned), learned, problems)
+    assert not problems
+    assert other.name == f"{plain.name}-c_scope-0p5"
+    assert other.spec["settings"]["c_scope"] == 0.5
+
+
+def test_a_data_set_without_anything_to_learn_from_is_refused():
+    broken = one()
+    del broken["datasets"]["zsre"]["reserve"]
+    with pytest.raises(ConfigError, match="datasets.zsre: mend learns before it edits.*Give `reserve`"):
+        experiments.plan(broken, ROOT)
+    broken["datasets"]["zsre"]["learning"] = {"file": "other.json"}
+    assert experiments.plan(broken, ROOT).trainings()
+
+
+def test_two_trainings_of_one_name_are_refused():
+    first = Training("same", "A", "m", "d", {"editor": "mend", "settings": {"lr": 1.0}})
+    other = Training("same", "A", "m", "d", {"editor": "mend", "settings": {"lr": 2.0}})
+    assert training_problems([first, None, first]) == []
+    assert "two different trainings are called 'same'" in training_problems([first, other])[0]
+
+
+def test_settings_of_a_scale_win_over_variants_and_those_of_a_model_do_not():
+    own = one(methods=["mend", "mend:k10", "serac:scratch"])
+    own["settings"] = {"mend": {"steps": 7}}
+    own["models"]["smoke-gpt2"]["settings"] = {
+        "mend": {"k_train": 3, "rank": 5},
+        "serac": {"encoder": "results/models/smoke-gpt2"},
+    }
+    found = {run.spec["variant"]: run.spec["settings"] for run in experiments.plan(own, ROOT).runs.values()}
+    assert (found["default"]["steps"], found["default"]["k_train"], found["default"]["rank"]) == (7, 3, 5)
+    assert (found["k10"]["steps"], found["k10"]["k_train"], found["k10"]["rank"]) == (7, 10, 5)
+    assert found["scratch"]["encoder"] == "scratch"
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"mned": {}}, "settings: 'mned' is not one of `editors`.*did you mean 'mend'"),
+        ({"mend": {"stpes": 3}}, "settings.mend: unknown key 'stpes'.*did you mean 'steps'"),
+        ({"mend": {"steps": "many"}}, "settings.mend: steps"),
+    ],
+)
+def test_wrong_settings_of_a_scale_are_named(block: dict, words: str):
+    with pytest.raises(ConfigError, match=words):
+        experiments.plan(changed(settings=block), ROOT)
+    broken = changed(settings={})
+    broken["models"]["smoke-t5"]["settings"] = block
+    with pytest.raises(ConfigError, match=f"models.smoke-t5.{words}"):
+        experiments.plan(broken, ROOT)
+
+
+def test_models_that_an_editor_is_made_of_are_found():
+    settings = {"encoder": "results/models/a", "counterfactual": "gpt2", "steps": 3}
+    assert models_in(settings, ["a", "b"]) == ["a"]
+    rehearsal = experiments.plan(ROOT / "config" / "rehearsal.yaml", ROOT)
+    used = {
+        model
+        for training in rehearsal.trainings().values()
+        for model in models_in(training.spec["settings"], rehearsal.scale["models"])
+    }
+    assert used == {"rehearsal-encoder", "rehearsal-gpt2"}
+
+
+def test_numbers_of_simultaneous_edits(mini: experiments.Plan):
+    runs = {
+        run.spec["variant"]: run
+        for name, run in mini.runs.items()
+        if name in mini.figures["mend_batches"].runs
+    }
+    spec = runs["default"].spec
+    assert spec["run"] == "simultaneous-mini-gpt2-zsre-mend-default-n150-k1-5-10-25-75-d30"
+    assert spec["options"]["batch_sizes"] == [1, 5, 10, 25, 75]
+    assert (spec["options"]["draws"], spec["batch_size"], spec["snapshot_every"]) == (30, 75, None)
+    of_table = [mini.runs[name].spec for name in mini.figures["serac_table"].runs]
+    assert {spec["batch_size"] for spec in of_table if spec["dataset"] == "opinions"} == {5}
+    assert {spec["batch_size"] for spec in of_table if spec["dataset"] != "opinions"} == {10}
+
+
+def test_numbers_of_simultaneous_edits_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="batch_sizes: more edits at once than the 4 edits of 'smoke-gpt2'"):
+        experiments.plan(one(batch_sizes=[2, 5]), ROOT)
+    with pytest.raises(ConfigError, match="batch_sizes: no number for the model 'smoke-gpt2'"):
+        experiments.plan(one(batch_sizes={"smoke-t5": [2]}), ROOT)
+    sizes = {"batch_sizes": {"a": [10, 1], "b": [5]}, "draws": 3}
+    assert rounds_of(sizes, "a") == {"batch_sizes": [1, 10], "draws": 3}
+    assert sized(sizes, {"protocol": "simultaneous"})["batch_size"] == 10
+
+
+def test_a_model_may_be_paired_with_several_data_sets():
+    sizes = sized({"pairs": {"a": ["x", "y"], "b": "y"}}, {})
+    assert (sizes["models"], sizes["datasets"]) == (["a", "b"], ["x", "y"])
+    scale = {"datasets": {"x": {}, "y": {}}}
+    assert [belongs(scale, sizes, model, data, None) for model, data in ("ax", "ay", "bx", "by")] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_the_gate_is_for_facts_on_models_that_continue_text(mini: experiments.Plan):
+    for model, dataset, wanted in (
+        ("mini-gpt2", "zsre", True),
+        ("mini-t5", "questions_hard", False),  # an encoder-decoder
+        ("mini-bert-claims", "claims", False),
+        ("mini-gpt2-opinions", "opinions", False),  # sentences of a dialogue are no facts
+        ("mini-gpt2-bio", "lifelong_lives", False),
+    ):
+        assert has_gate(mini.scale, model, dataset) is wanted, dataset
+    for run in mini.runs.values():
+        options, gated = run.spec["options"], has_gate(mini.scale, run.spec["model"], run.spec["dataset"])
+        assert (options["gate"], options["known_only"]) == (("refuse", True) if gated else ("off", False))
+
+
+def test_learned_editors_are_in_the_tables_of_the_papers(mini: experiments.Plan):
+    def editors(name: str, **wanted) -> set[str]:
+        specs = [mini.runs[run].spec for run in mini.figures[name].runs]
+        return {spec["editor"] for spec in specs if all(spec[key] == value for key, value in wanted.items())}
+
+    for model in ("mini-gpt2", "mini-gptj"):
+        for dataset in ("zsre", "counterfact"):
+            for table in ("comeba_table1", "comeba_table2"):
+                assert {"mend", "serac", "retrieval"} <= editors(table, model=model, dataset=dataset), table
+    for task in ("lifelong_qa", "lifelong_labels", "lifelong_lives"):
+        assert {"mend", "retrieval"} <= editors("grace_main_table", dataset=task)
+    for name in ("comeba_fig7", "comeba_fig11", "grace_long"):  # they take records that were set aside
+        assert not {"mend", "serac"} & editors(name)
