@@ -25,6 +25,7 @@ DRAWERS: dict[str, str] = {
     "training_curves": "palimpsest.figures.model_checks:draw_training_curves",
     "lifelong_table": "palimpsest.figures.lifelong_table:draw",
     "data_table": "palimpsest.figures.data_table:draw",
+    "examples_table": "palimpsest.figures.examples:draw",
     "stream_curves": "palimpsest.figures.stream_curves:draw",
     "radius_sweep": "palimpsest.figures.radius_sweep:draw",
     "codebook_keys": "palimpsest.figures.codebooks:draw_keys",
@@ -34,7 +35,9 @@ DRAWERS: dict[str, str] = {
     "crossover_curves": "palimpsest.figures.crossover:draw_curves",
     "toy": "palimpsest.figures.toy:draw",
 }
-TABLE_DRAWERS = frozenset({"editing_table", "lifelong_table", "data_table", "crossover_table"})
+TABLE_DRAWERS = frozenset(
+    {"editing_table", "lifelong_table", "data_table", "examples_table", "crossover_table"}
+)
 
 FIGURE_SUFFIXES = (".pdf", ".svg", ".png", ".csv", ".caption.md")
 TABLE_SUFFIXES = (".csv", ".md", ".tex", ".png", ".caption.md")
