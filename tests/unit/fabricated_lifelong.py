@@ -122,6 +122,11 @@ def fabricate_stream(
                     )
         content.es_records(n_edits, 0.99 if editor == "grace" else 0.97)
         middle = SECONDS.get(editor, 0.08)
+        history["examples"] = [
+            {"split": split, "prompt": "who made " + "the very " * 9 + split, "answer": "Ada",
+             "before": "Ben", "after": "Ada" if split == "edit" else "Ben"}
+            for split in ("edit", "upstream")
+        ]  # fmt: skip
         history["edit_seconds"] = [round(float(t), 5) for t in generator.gamma(20, middle / 20, n_edits)]
         directory = root / "runs" / run / f"seed={seed}"
         results.write_metrics(directory / results.METRICS_FILE, content.metrics)

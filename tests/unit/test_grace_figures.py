@@ -140,6 +140,17 @@ def test_data_table_shows_sizes_and_scores_before_editing(runs, tmp_path):
     assert set(table.query("task == 'generation'")["set"]) == {"Upstream", "Edit stream", "Accurates"}
 
 
+def test_examples_are_what_was_said(runs, tmp_path):
+    """One run of each method and task; long prompts keep the end that is answered, the csv keeps all."""
+    figures.draw("grace_examples", _spec("examples_table", methods=BOTH), runs["main"], tmp_path)
+    table = pd.read_csv(tmp_path / "grace_examples.csv")
+    assert len(table) == 3 * 2 * 2 and set(table["seed"]) == {0}
+    edited = table[table["split"] == "edit"]
+    assert (edited["before"] == "Ben").all() and (edited["after"] == edited["answer"]).all()
+    assert table["prompt"].str.startswith("who made the very").all()
+    assert "| …" in (tmp_path / "grace_examples.md").read_text()
+
+
 def test_curves_are_the_runs_own_rows(runs, tmp_path):
     figures.draw("grace_stream", _spec("stream_curves"), runs["main"], tmp_path)
     points = pd.read_csv(tmp_path / "grace_stream.csv")

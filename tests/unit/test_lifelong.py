@@ -346,6 +346,12 @@ def test_a_whole_run(world, tmp_path, monkeypatch):
     assert set(content["seconds"]) == {"ask", "edit", "evaluate", "total"}
     history = content["history"]
     assert len(history["edit_seconds"]) == len(history["edited"]) == content["edits_applied"]
+    edits, upstream = (
+        [one for one in history["examples"] if one["split"] == split] for split in ("edit", "upstream")
+    )
+    assert 1 <= len(edits) <= 3 and len(upstream) >= 1
+    assert all({"prompt", "answer", "before", "after"} <= set(one) for one in edits + upstream)
+    assert any(one["before"] != one["after"] for one in edits)
     metrics = results.read_metrics(tmp_path / "whole")
     success = metrics[(metrics.metric == "edit_success") & (metrics.step == 6)]
     before = metrics[(metrics.split == "stream") & (metrics.metric == "token_f1")]

@@ -25,6 +25,7 @@ DRAWERS: dict[str, str] = {
     "training_curves": "palimpsest.figures.model_checks:draw_training_curves",
     "lifelong_table": "palimpsest.figures.lifelong_table:draw",
     "data_table": "palimpsest.figures.data_table:draw",
+    "examples_table": "palimpsest.figures.examples:draw",
     "stream_curves": "palimpsest.figures.stream_curves:draw",
     "radius_sweep": "palimpsest.figures.radius_sweep:draw",
     "codebook_keys": "palimpsest.figures.codebooks:draw_keys",
@@ -39,7 +40,14 @@ DRAWERS: dict[str, str] = {
     "learned_training": "palimpsest.figures.learned_training:draw",
 }
 TABLE_DRAWERS = frozenset(
-    {"editing_table", "lifelong_table", "data_table", "crossover_table", "success_table"}
+    {
+        "editing_table",
+        "lifelong_table",
+        "data_table",
+        "examples_table",
+        "crossover_table",
+        "success_table",
+    }
 )
 
 FIGURE_SUFFIXES = (".pdf", ".svg", ".png", ".csv", ".caption.md")

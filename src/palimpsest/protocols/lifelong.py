@@ -41,6 +41,7 @@ class LifelongProgress(Progress):
         owed: seconds of preparing that no edit has taken its share of yet, and edits that were prepared and not made.
         looks: at each look, step and the seconds it took by split.
         codebook: at each look, what `codebook_note` tells, where the editor has one.
+        said: what the unedited model says to the prompts of `Examples`; examples: with what it says at the end.
         forward: at each look, seconds of a pass of the model as it was then and before any edit.
     """
 
@@ -53,10 +54,12 @@ class LifelongProgress(Progress):
     looks: list[dict[str, Any]] = field(default_factory=list)
     codebook: list[dict[str, Any]] = field(default_factory=list)
     forward: list[dict[str, Any]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
 
     def history(self) -> dict[str, Any]:
         """For `run.json`, since no table holds a time: `edited` is each edit's position in the stream."""
-        names = ("edit_seconds", "looks", "codebook", "forward")
+        names = ("edit_seconds", "looks", "codebook", "forward", "examples")
         return {**super().history(), "edited": self.made, **{name: getattr(self, name) for name in names}}
 
 
@@ -65,6 +68,7 @@ def run(stream: LifelongStream, checkpoints: Checkpoints | None = None) -> Lifel
     progress = resumed(stream, checkpoints, LifelongProgress)
     if progress is None:
         progress = LifelongProgress(seconds={"ask": 0.0, "edit": 0.0, "evaluate": 0.0})
+        progress.said = stream.examples.say()
         _look(stream, progress)
     with progress_bar(stream, progress.done, unit="item") as bar:
         for place in range(progress.done, len(stream.edits)):
@@ -75,6 +79,7 @@ def run(stream: LifelongStream, checkpoints: Checkpoints | None = None) -> Lifel
                 _look(stream, progress)
             keep(stream, progress, checkpoints)
             bar.update(1)
+    progress.examples = stream.examples.note(progress.said, progress.made)
     return progress
 
 

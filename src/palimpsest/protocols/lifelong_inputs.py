@@ -17,7 +17,7 @@ from palimpsest.metrics.retention import KINDS, Asking, Pool
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import cut_to_context
-from palimpsest.protocols.lifelong_notes import ForwardTimer
+from palimpsest.protocols.lifelong_notes import Examples, ForwardTimer
 from palimpsest.protocols.sample import calibrate
 
 PROBES_FILE = "probes.jsonl"
@@ -63,6 +63,7 @@ class LifelongStream:
     items: Pool = field(init=False)
     pools: dict[str, tuple[list[AskedProbe], Pool]] = field(init=False)
     timer: ForwardTimer = field(init=False)
+    examples: Examples = field(init=False)
 
     def __post_init__(self) -> None:
         """Encode everything, so that bad records are refused before anything heavy starts."""
@@ -77,6 +78,8 @@ class LifelongStream:
             mine = [probe for probe in self.probes if probe.split == split]
             if mine:
                 self.pools[split] = (mine, Pool(self.asking, [(p.prompt, p.answer) for p in mine]))
+        upstream = [(probe.prompt, probe.answer) for probe in self.probes if probe.split == "upstream"]
+        self.examples = Examples(self.asking, self.edits, upstream)
 
     def due(self, seen: int) -> bool:
         """Whether a look is due after so many items."""

@@ -13,12 +13,17 @@ import torch
 
 from palimpsest.editors.base import Editor, EditorState, edit_name
 from palimpsest.edits import Edit
+from palimpsest.metrics.retention import Asking
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.objectives import encode, row_losses
+from palimpsest.models.objectives import encode, row_losses, say, wanted
 
 RADIUS_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TIMED_ROWS = 8
 TIMED_PASSES = 3
+EXAMPLES, EXAMPLES_LOOKED_AT = (
+    3,
+    12,
+)  # shown of edits and of upstream; items among which the first edits are looked for
 
 
 def keys_of(editor: Editor) -> int | None:
@@ -43,6 +48,41 @@ def codebook_note(editor: Editor) -> dict[str, Any] | None:
         "radii": torch.quantile(radii, quantiles).tolist() if len(radii) else [],
         "events": dict(codebook.actions),
     }
+
+
+class Examples:
+    """What the model says to a few prompts before any edit and at the end: the first edits, and upstream beside them."""
+
+    def __init__(self, asking: Asking, edits: Sequence[Edit], upstream: Sequence[tuple[str, str]]):
+        self.asking = asking
+        asked = [(edit.prompt, edit.target) for edit in edits[:EXAMPLES_LOOKED_AT]]
+        self.first_upstream = len(asked)
+        self.pairs = asked + list(upstream[:EXAMPLES])
+
+    def say(self) -> list[str]:
+        """To every pair's prompt, as many tokens as its answer may need."""
+        asking, model = self.asking, self.asking.model
+        tokens = asking.said_tokens
+        if model.kind == "decoder":
+            tokens = max(len(said.ids) for said in wanted(model, [answer for _, answer in self.pairs]))
+        prompts = [prompt for prompt, _ in self.pairs]
+        return [said.text for said in say(model, prompts, tokens, asking.batching, asking.cached)]
+
+    def note(self, before: Sequence[str], made: Sequence[int]) -> list[dict[str, Any]]:
+        """At the end of the stream; `made` are the places of the edits."""
+        chosen = [place for place in made if place < self.first_upstream][:EXAMPLES]
+        upstream = range(self.first_upstream, len(self.pairs))
+        after = self.say()
+        return [
+            {
+                "split": "edit" if place < self.first_upstream else "upstream",
+                "prompt": self.pairs[place][0],
+                "answer": self.pairs[place][1],
+                "before": before[place],
+                "after": after[place],
+            }
+            for place in (*chosen, *upstream)
+        ]
 
 
 class ForwardTimer:
