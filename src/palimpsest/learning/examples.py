@@ -205,7 +205,8 @@ class Sampler:
         examples: those of one split.
         seed: everything follows from it.
         hard_share: share of the draws whose out-of-scope prompts are near ones, for the whole draw at once as released
-            (SERAC spec 3.1); an example without a near one (or without a far one) gives what it has.
+            (SERAC spec 3.1). An example without a near one gives a far one; where it has no far one, a prompt of another fact
+            is taken.
         rephrase: False makes x' the edit's own prompt (spec E1).
         no_op_share: share of the edits whose target is the answer the model has already (FEVER, spec 3.3).
         prompt_share: share of the edits whose in-scope query is the edit's own prompt. Where prompts have a wording of their own

@@ -24,6 +24,7 @@ from palimpsest.learning.examples import (
 from palimpsest.learning.loop import CHECKPOINT, Training, train
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import cut_to_context, join
+from palimpsest.provenance import source_digest
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def train_editor(
         for _ in range(max(1, chosen.validate_on // chosen.k_train))
         for draw in samplers["valid"].draw(chosen.k_train)
     ]
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    key = "" if out is None else _key(about)
     progress = train(learner, samplers["train"], validation, seed, out, key)
     result = Trained(
         editor=name,
@@ -109,6 +110,13 @@ def _trained_before(out: Path | str | None, about: dict[str, Any]) -> Trained | 
     return found if all(getattr(found, name) == value for name, value in about.items()) else None
 
 
+def _key(about: dict[str, Any]) -> str:
+    """Of a checkpoint: what is trained, and the code that does it; half a training by other code is not gone on from."""
+    modules = ("palimpsest.learning.train", f"palimpsest.editors.{about['editor']}")
+    content = {**about, "code": source_digest(*modules)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _sampler(examples: Sequence[LearningExample], split: str, settings: Training, seed: str) -> Sampler:
     mine = [example for example in examples if example.split == split]
     if not mine:
@@ -131,7 +139,7 @@ def _sampler(examples: Sequence[LearningExample], split: str, settings: Training
 
 
 def fitting(model: LanguageModel, examples: Sequence[LearningExample]) -> list[LearningExample]:
-    """The examples as far as the model reads them; what is left out is counted in the log.
+    """The examples as far as the model reads them; examples that are left out are counted in the log.
 
     A classifier reads documents, which are cut to its context. Of other kinds, an example whose prompt with any of its answers
     is too long is left out, and so are single rephrasings, implied questions and out-of-scope prompts. Out-of-scope prompts
