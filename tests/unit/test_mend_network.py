@@ -9,7 +9,8 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CITIES, LABELS, PEOPLE, tiny_model
+from tiny import CITIES, LABELS, PEOPLE, configuration, tiny_model, tokenizer
+from transformers import T5ForConditionalGeneration
 
 from palimpsest.editors.shared.gradient_factors import (
     Factors,
@@ -32,7 +33,8 @@ from palimpsest.editors.shared.mend_edit import (
 from palimpsest.editors.shared.mend_learner import divergence
 from palimpsest.editors.shared.mend_network import Block, MendNetwork, RunningNorm
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.models.families import as_stored, matrix_view
+from palimpsest.models.families import as_stored, family_of, matrix_view
+from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import NONE, judge, row_losses
 from palimpsest.models.upper import Upper
 
@@ -322,10 +324,11 @@ def test_presets_name_matrices_of_the_published_models(preset, blocks, gated):
     """Spec 2.6: wi_0 of the small T5, wi of the large one, in both halves."""
     content = yaml.safe_load((ROOT / "config" / "editors" / "mend.yaml").read_text(encoding="utf-8"))
     chosen = content["models"][preset]["settings"]
-    model = tiny_model("t5", width=8, inner=8, blocks=blocks, gated=gated)
-    config = model.network.config
+    config = configuration("t5", width=8, blocks=blocks, inner=8, gated=gated)
     config.num_decoder_layers = blocks  # the tiny one has two
-    model.network = type(model.network)(config)
+    model = LanguageModel(
+        T5ForConditionalGeneration(config), tokenizer("encoder_decoder"), family_of("t5"), preset
+    )
     paths = [*chosen["paths"], *content["variants"]["attention"]["models"].get(preset, {}).get("paths", ())]
     matrices = chosen_matrices(model, (), (), paths)
     assert {matrix.name.split(".")[2] for matrix in matrices} == {str(blocks - 2), str(blocks - 1)}

@@ -174,6 +174,10 @@ class Mend(Editor):
         """The lowest block with an edited matrix."""
         return lowest_block(self.model, self.matrices)
 
+    def margin(self) -> int:
+        """The end token, which a decoder's rows carry whether or not it counts."""
+        return 1 if self.model.kind == "decoder" else 0
+
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """One gradient of the whole batch, one change of every matrix; a change that is not finite touches nothing."""
         factors, losses = self._factors(self._chunk(batch))

@@ -107,7 +107,10 @@ def _trained_before(out: Path | str | None, about: dict[str, Any]) -> Trained | 
         if (Path(out) / DESCRIPTION).exists():
             log.warning("what %s holds cannot be used, training starts: %s", out, error)
         return None
-    return found if all(getattr(found, name) == value for name, value in about.items()) else None
+    changed = [name for name, value in about.items() if getattr(found, name) != value]
+    if changed:
+        log.warning("%s holds a training with other %s; it will be replaced", out, ", ".join(changed))
+    return None if changed else found
 
 
 def _key(about: dict[str, Any]) -> str:
