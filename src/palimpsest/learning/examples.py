@@ -213,7 +213,9 @@ class Sampler:
             that rephrasings never have, a scope classifier without it learns that such a wording is out of scope.
 
     The in-scope query is a rephrasing; where an example has implied questions it is drawn, with equal chances, from
-    the prompt, a rephrasing and an implied question (QA-hard, spec 3.1). An edit to the answer that the model has already
+    the prompt, a rephrasing and an implied question (QA-hard, spec 3.1). Implied questions that never say the new answer are
+    claims against one that is always the same (evidence, spec 3.4): then the prompt is not drawn, and what is true and what is
+    false by the edit come equally often. An edit to the answer that the model has already
     implies nothing new, and a question that names the new answer without "{}" was made for another one: neither is asked.
     Of examples with the same prompt one at most is in a draw, since their edits contradict each other.
     """
@@ -295,9 +297,10 @@ class Sampler:
             changes = target != example.answer
             implied = tuple(pair for pair in implied if changes and target not in pair[0])
         if example.implied:
-            kinds = [*kinds, "prompt"] if not example.opposed else []
+            said = any(HOLE in text for pair in example.implied for text in pair)
+            kinds = [] if example.opposed else [*kinds, *["prompt"] * said]
             kinds += ["implied"] * bool(implied)
-        kind = source.choice(kinds)
+        kind = source.choice(kinds or ["prompt"])
         if kind == "implied":
             question, answer = source.choice(implied)
             return question.replace(HOLE, target), answer.replace(HOLE, target)
