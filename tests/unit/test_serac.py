@@ -76,7 +76,8 @@ def alone(model, edit, prompt, answer):
         return found[len(written) + len(asked) - 1 :]
     ids = tokens(prompt)["input_ids"]
     if model.kind == "encoder":
-        return model.network(torch.tensor([[ids[0], *written, *ids[1:]]])).logits
+        segments = torch.tensor([[0] * (1 + len(written)) + [1] * (len(ids) - 1)])  # the edit, then the input
+        return model.network(torch.tensor([[ids[0], *written, *ids[1:]]]), token_type_ids=segments).logits
     said = [0, *tokens(answer)["input_ids"][:-1]]
     return model.network(torch.tensor([[*written, *ids]]), decoder_input_ids=torch.tensor([said])).logits[0]
 
