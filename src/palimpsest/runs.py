@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,6 +31,8 @@ from palimpsest.protocols.inspection import inspection_rows
 from palimpsest.protocols.sample import Sample, calibrate, read_reserved
 from palimpsest.protocols.stream import Progress, Stream
 from palimpsest.run_inputs import Options, check_gate, choose_edits, known_edits, set_threads
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 REQUIRED = ("run", "protocol", "dataset", "model", "editor", "edits", "batch_size")
@@ -312,11 +316,27 @@ def _outcome(
         "edits_requested": len(sample.edits),
         "edits_applied": len(progress.applied),
         "edits_failed": progress.failed,
+        "failure_reasons": _reasons(spec["run"], progress),
         "edits_available": available,
         "edits_dropped": dict(sample.dropped),
         "state_bytes": progress.state_bytes,
         "history": progress.history(),
     }
+
+
+def _reasons(run: str, progress: Progress) -> dict[str, int]:
+    """How many edits failed for each reason, the most frequent first; a run that made no edit at all says so in its log."""
+    reasons = Counter(failure["reason"] for failure in progress.failed)
+    if reasons and not progress.applied:
+        reason, number = reasons.most_common(1)[0]
+        log.warning(
+            "run %s: not one of %d edits could be made, so its rows are those of the unedited model; %d of them: %s",
+            run,
+            len(progress.failed),
+            number,
+            reason,
+        )
+    return dict(reasons.most_common())
 
 
 def _circumstances(model: LanguageModel, identity: Mapping[str, Any], gate: dict[str, Any]) -> dict[str, Any]:

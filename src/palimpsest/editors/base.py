@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 
 from palimpsest.edits import Edit
-from palimpsest.errors import EditError, PalimpsestError, SettingsError
+from palimpsest.errors import DataError, EditError, PalimpsestError, SettingsError
 from palimpsest.files import read_json, write_atomic, write_json
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import say
 from palimpsest.models.upper import Upper
 
 log = logging.getLogger(__name__)
+# What one edit may raise without ending the run: a reason of its own, a text it cannot read, arithmetic that failed.
+ONE_EDITS_FAULT = (EditError, DataError, torch.linalg.LinAlgError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Editor(ABC):
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Make the model obey a batch of checked edits; return those that could not be made.
 
-        Raises EditError when the whole batch fails; the model must then be as before the call.
+        Raises EditError when the whole batch fails; the model must then be as before the call, as after any other error.
         """
 
     @abstractmethod
@@ -129,7 +131,7 @@ class Editor(ABC):
         if usable:
             try:
                 failed += self.apply(usable, notes)
-            except EditError as error:
+            except ONE_EDITS_FAULT as error:
                 log.warning("%s: a batch of %d edits failed: %s", self.name, len(usable), error)
                 failed += [FailedEdit(edit_name(edit), str(error)) for edit in usable]
         lost = {failure.edit for failure in failed}

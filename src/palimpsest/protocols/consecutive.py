@@ -18,7 +18,7 @@ def run(stream: Stream, checkpoints: Checkpoints | None = None) -> Progress:
             if step <= progress.step:
                 continue
             before = progress.done
-            edit_batch(stream, progress, step, stream.edits[orders.start : orders.stop])
+            edit_batch(stream, progress, step, orders)
             if _due(stream, before, progress.done):
                 _snapshot(stream, progress)
             keep(stream, progress, checkpoints)

@@ -23,7 +23,7 @@ def run(stream: Stream, checkpoints: Checkpoints | None = None) -> Progress:
             if step <= progress.step:
                 continue
             progress.held_from = orders.start
-            edit_batch(stream, progress, step, stream.edits[orders.start : orders.stop])
+            edit_batch(stream, progress, step, orders)
             progress.pending += [asdict(value) for value in look(stream, progress, orders)]
             if progress.done < len(stream.edits):
                 stream.editor.reset()

@@ -91,7 +91,7 @@ class Progress:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)  # edit, order, step, reason
     alpha: dict[str, list[float | None]] = field(default_factory=dict)
     state_bytes: int = 0
     text_losses: list[list[float]] = field(default_factory=list)
@@ -110,6 +110,10 @@ class Progress:
     def history(self) -> dict[str, Any]:
         """What `run.json` keeps beside the tables."""
         return {"alpha": self.alpha}
+
+    def reasons(self) -> dict[int, str]:
+        """Why edits could not be made, by their position in the stream."""
+        return {failure["order"]: failure["reason"] for failure in self.failed}
 
     def alpha_by_layer(self) -> list[tuple[str, list[float | None]]]:
         """History of each hook layer, in the order of the layers (JSON sorts them as text)."""
@@ -168,8 +172,9 @@ def keep(stream: Streamed, progress: Progress, checkpoints: Checkpoints | None) 
     checkpoints.save(Checkpoint(progress.step, tensors, plain))
 
 
-def edit_batch(stream: Streamed, progress: Progress, step: int, batch: Sequence[Edit]) -> None:
-    """Make one batch. Edits that cannot be made are noted with their reason, and the run goes on."""
+def edit_batch(stream: Streamed, progress: Progress, step: int, orders: range) -> None:
+    """Make the edits at these positions as one batch. Those that cannot be made are noted with their reason; the run goes on."""
+    batch = stream.edits[orders.start : orders.stop]
     start = time.perf_counter()
     try:
         report = stream.editor.edit(batch)
@@ -180,7 +185,12 @@ def edit_batch(stream: Streamed, progress: Progress, step: int, batch: Sequence[
     progress.seconds["edit"] += time.perf_counter() - start
     progress.step, progress.done = step, progress.done + len(batch)
     progress.applied += applied
-    progress.failed += [{"edit": failure.edit, "step": step, "reason": failure.reason} for failure in failed]
+    reasons = {failure.edit: failure.reason for failure in failed}
+    progress.failed += [
+        {"edit": edit_name(edit), "order": order, "step": step, "reason": reasons[edit_name(edit)]}
+        for order, edit in zip(orders, batch, strict=True)
+        if edit_name(edit) in reasons
+    ]
     progress.state_bytes = max(progress.state_bytes, int(stream.editor.state_bytes()))
     for layer, alpha in current_alpha(stream.editor).items():
         series = progress.alpha.setdefault(str(layer), [])
@@ -216,11 +226,13 @@ def add_rows(
 ) -> None:
     """Rows of one look: the mean of every score, and every record's own score."""
     base = {"run": stream.run, "seed": stream.seed, "step": progress.step, "n_edits": n_edits}
+    reasons = progress.reasons()
     for split, metric, mean_value, count in aggregate(values):
         progress.metrics.append({**base, "split": split, "metric": metric, "value": mean_value, "n": count})
     for value in values:
         identity = {"edit": edit_name(stream.edits[value.order]), "order": value.order}
         score = {"split": value.split, "metric": value.metric, "value": value.value}
+        score["failed"] = reasons.get(value.order)
         progress.records.append({**base, **identity, **score})
     if losses:
         mean_loss = TextLoss(math.fsum(found.loss for found in losses) / len(losses), losses[0].tokens)
