@@ -1,16 +1,26 @@
-"""Files appear whole or not at all: write beside, flush, rename."""
+"""Files appear whole or not at all: write beside, flush, rename. One process at a time works on a folder of results."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import PalimpsestError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+PART = ".part"  # in the name of what is being written
+LOCK = ".lock"
+WAIT = 2.0  # seconds for a process that was just killed to be gone
 
 
 class WriteError(PalimpsestError):
@@ -26,7 +36,9 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}-", suffix=PART + target.suffix
+        )
     except OSError as error:
         raise WriteError(
             f"cannot write {target}: {error.strerror or error}. Check that the folder exists and is writable"
@@ -79,6 +91,65 @@ def read_json(path: Path | str) -> Any:
         raise PalimpsestError(
             f"file {path} is not valid JSON ({error}). It may be truncated: delete it and make it again"
         ) from error
+
+
+class BusyError(PalimpsestError):
+    """Another process works on the same folder of results."""
+
+
+@contextmanager
+def only_one(folder: Path | str | None) -> Iterator[None]:
+    """Hold a folder of results for the length of a block; what killed writers left half-written there is removed.
+
+    The system lets go of the lock when the process ends, however it ends. None holds nothing.
+
+    Raises:
+        BusyError: another process holds the folder; nothing has changed then.
+        WriteError: the folder cannot be made or written.
+    """
+    if folder is None:
+        yield
+        return
+    folder = Path(folder)
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _lock(folder / LOCK)
+    except OSError as error:
+        raise WriteError(
+            f"cannot write into {folder}: {error.strerror or error}. Check that it is a folder and writable, with space left"
+        ) from error
+    try:
+        for half in folder.rglob(f".*-*{PART}*"):
+            half.unlink(missing_ok=True)
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        os.close(held)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()  # bad input leaves nothing, not even a place for results
+
+
+def _lock(path: Path) -> int:
+    """Descriptor of the locked file."""
+    until = time.monotonic() + WAIT
+    while True:
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(held), path.stat()):
+                return held
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                os.close(held)
+                raise BusyError(
+                    f"another process is working on {path.parent}. Wait until it has ended, or give another folder"
+                ) from error
+        except OSError:  # a file system without locks
+            return held
+        os.close(held)  # its owner removed it in between, or holds it still
+        time.sleep(0.05)
 
 
 def _umask() -> int:

@@ -20,6 +20,7 @@ from palimpsest.editors import editor_class, make_editor
 from palimpsest.editors.base import edit_name
 from palimpsest.edits import read_edits
 from palimpsest.errors import SettingsError
+from palimpsest.files import only_one
 from palimpsest.learning.artefact import Trained
 from palimpsest.metrics.answers import Batching
 from palimpsest.metrics.evaluation import Evaluation
@@ -73,10 +74,28 @@ def execute(
     Raises:
         PalimpsestError: bad input; nothing is written then.
     """
+    with only_one(out):
+        return _execute(
+            spec, seed, model_dir, dataset_dir, Path(out), statistics, gate, known, text, targets, trained
+        )
+
+
+def _execute(
+    spec: Mapping[str, Any],
+    seed: int,
+    model_dir: Path | str,
+    dataset_dir: Path | str,
+    out: Path,
+    statistics: Path | str | None,
+    gate: Path | str | None,
+    known: Path | str | None,
+    text: Path | str | None,
+    targets: Path | str | None,
+    trained: Path | str | None,
+) -> Path:
     started, clock = datetime.now(UTC), time.perf_counter()
     options = _check_spec(spec)
     set_threads()
-    out = Path(out)
     (out / results.RUN_FILE).unlink(missing_ok=True)  # an old result must not outlive a new attempt
     verdict = check_gate(spec, options, gate)
     knows = known_edits(options, known)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from palimpsest.editors.base import Editor, edit_name
+from palimpsest.interruption import deferred
 from palimpsest.metrics.retention import MAIN_SCORE, Pool, Scores, averages
 from palimpsest.metrics.scores import mean
 from palimpsest.protocols.checkpoints import Checkpoints
@@ -70,7 +71,7 @@ def run(stream: LifelongStream, checkpoints: Checkpoints | None = None) -> Lifel
         progress = LifelongProgress(seconds={"ask": 0.0, "edit": 0.0, "evaluate": 0.0})
         progress.said = stream.examples.say()
         _look(stream, progress)
-    with progress_bar(stream, progress.done, unit="item") as bar:
+    with progress_bar(stream, progress.done, unit="item") as bar, deferred():
         for place in range(progress.done, len(stream.edits)):
             if place % AHEAD == 0:
                 _prepare(stream, progress, range(place, min(place + AHEAD, len(stream.edits))))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from palimpsest.interruption import deferred
 from palimpsest.metrics import success
 from palimpsest.metrics.asked import Said
 from palimpsest.metrics.evaluation import RecordValue
@@ -55,7 +56,7 @@ class SimultaneousProgress(Progress):
 def run(stream: Simultaneous, checkpoints: Checkpoints | None = None) -> SimultaneousProgress:
     """Edit, judge and roll back batch after batch, k after k; the editor keeps the last batch's state."""
     progress = resumed(stream, checkpoints, SimultaneousProgress) or _begin(stream)
-    with progress_bar(stream, progress.done) as bar:
+    with progress_bar(stream, progress.done) as bar, deferred():
         for step, batch in enumerate(stream.rounds, start=1):
             if step <= progress.step:
                 continue

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from tqdm import tqdm
 
+from palimpsest import interruption
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name
 from palimpsest.edits import Edit
 from palimpsest.errors import EditError, SettingsError
@@ -162,14 +163,17 @@ def resumed(
 
 
 def keep(stream: Streamed, progress: Progress, checkpoints: Checkpoints | None) -> None:
-    """Save a checkpoint when one is due. Call it between batches only."""
-    if checkpoints is None or not checkpoints.due() or progress.done >= len(stream.edits):
+    """Save a checkpoint when one is due, or when the command is asked to end: then it ends here. Call it between batches only."""
+    leaving = interruption.requested()
+    if checkpoints is None or not (leaving or checkpoints.due()) or progress.done >= len(stream.edits):
         return
     state = stream.editor.state()
     tensors, random_plain = random_state()
     tensors.update({f"{EDITOR_PREFIX}{name}": tensor for name, tensor in state.tensors.items()})
     plain = {"progress": progress.to_plain(), "editor": state.plain, "random": random_plain}
     checkpoints.save(Checkpoint(progress.step, tensors, plain))
+    if leaving:
+        interruption.leave(f"{stream.run} is kept after {progress.done} of {len(stream.edits)} edits")
 
 
 def edit_batch(stream: Streamed, progress: Progress, step: int, orders: range) -> None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from palimpsest import interruption
 from palimpsest.errors import StatisticsError
 from palimpsest.files import write_atomic
 from palimpsest.models.loading import LanguageModel
@@ -127,7 +128,7 @@ def accumulate(
         mininterval=pause,
     )
     trunk: Any = model.network.base_model
-    with bar, _watching(model, partial), torch.no_grad():
+    with bar, _watching(model, partial), torch.no_grad(), interruption.deferred():
         for batch in islice(batches, partial.batches, None):
             tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
             try:
@@ -137,8 +138,11 @@ def accumulate(
             partial.tokens += tokens.numel()
             partial.batches += 1
             bar.update(tokens.numel())
-            if partial.batches % checkpoint_batches == 0:
+            leaving = interruption.requested()
+            if leaving or partial.batches % checkpoint_batches == 0:
                 partial.save()
+            if leaving:
+                interruption.leave(f"the sums over {partial.tokens} tokens are kept")
 
 
 def packed_rows(
