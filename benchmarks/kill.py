@@ -129,7 +129,8 @@ def trial(name: str, options: argparse.Namespace, world: Path, folder: Path) -> 
         stopped = first.status != 0
         entry["stopped"] += stopped
         problem = ""
-        if stopped and first.status != (-9 if options.signal == "KILL" else 128 + number):
+        # Before the command listens, or where it cannot, the system ends it: for a shell that is 128 + signal too.
+        if stopped and first.status not in (-number, 128 + number):
             problem = f"ended with status {first.status}:\n{log_of(out)}"
         went_on = stopped and any(True for pattern in kind.resumable for _ in out.glob(pattern))
         entry["went_on"] += went_on

@@ -305,7 +305,9 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
     parser = _add(groups, "edit", _print_edit, "Edit a model once and ask it.",
                   "Example: palimpsest edit --model results/models/mini-gpt2 --editor ft --prompt 'The mother tongue of Ada is'\n"
                   "         --subject Ada --target French --ask 'Ada speaks'")  # fmt: skip
-    parser.add_argument("--model", required=True, help="model directory or hub id")
+    parser.add_argument(
+        "--model", required=True, help="model directory, or hub id with its commit: org/name@COMMIT"
+    )
     parser.add_argument("--editor", required=True, help="see `palimpsest list editors`")
     parser.add_argument("--prompt", required=True, help="text the new answer follows")
     parser.add_argument("--target", required=True, help="new answer")

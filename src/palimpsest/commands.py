@@ -29,13 +29,13 @@ def read_spec(text: str) -> dict[str, Any]:
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise PalimpsestError(
-                f"--spec {text}: the file cannot be read ({error.strerror}). Check the path"
+                f"--spec {text}: the file cannot be read ({error}). Check the path"
             ) from error
     try:
         spec = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise PalimpsestError(
             f"--spec is not valid JSON ({error}). Quote it for the shell, or give @FILE"
         ) from error

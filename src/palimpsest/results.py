@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import PalimpsestError
-from palimpsest.files import read_json, write_atomic, write_json
+from palimpsest.files import read_object, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ METRICS = (
     *("flip_success", "drawdown", "accuracy_drop", "drift", "perplexity_rise"),
 )
 _LAYER_SPLIT = re.compile(r"layer_\d+")
-_RUN_NAME = re.compile(r"[a-z0-9_-]+")
+RUN_NAME = re.compile(r"[a-z0-9_-]+")
 
 
 class ResultError(PalimpsestError):
@@ -171,8 +171,8 @@ def _check_cell(value: Any, kind: str, optional: bool, where: str) -> None:
 
 
 def _check_names(row: Mapping[str, Any], where: str) -> None:
-    if not _RUN_NAME.fullmatch(row["run"]):
-        raise ResultError(f"{where}: the run name {row['run']!r} does not match {_RUN_NAME.pattern}")
+    if not RUN_NAME.fullmatch(row["run"]):
+        raise ResultError(f"{where}: the run name {row['run']!r} does not match {RUN_NAME.pattern}")
     split, metric = row["split"], row.get("metric")
     if split not in SPLITS and not _LAYER_SPLIT.fullmatch(split):
         raise ResultError(f"{where}: unknown split {split!r}; known: {', '.join(SPLITS)}, layer_N")
@@ -203,7 +203,7 @@ def read_table(path: Path | str, schema: TableSchema) -> pd.DataFrame:
         raise ResultError(f"file {path} does not exist. Make it with the rule 'run' (snakemake {path})")
     try:
         table = parquet.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ResultError(
             f"file {path} is not a readable parquet file ({error}). Delete it and run again"
         ) from error
@@ -261,7 +261,7 @@ def write_run(path: Path | str, content: Mapping[str, Any]) -> None:
 def read_run(run_dir: Path | str) -> dict[str, Any]:
     """Content of a run folder's `run.json`."""
     path = Path(run_dir)
-    return read_json(path / RUN_FILE if path.is_dir() else path)
+    return read_object(path / RUN_FILE if path.is_dir() else path)
 
 
 def _read_many(places: Path | str | Iterable[Path | str], name: str, schema: TableSchema) -> pd.DataFrame:

@@ -180,8 +180,21 @@ def _check_spec(spec: Mapping[str, Any]) -> Options:
     missing = [name for name in REQUIRED if spec.get(name) is None]
     if missing:
         raise SettingsError(f"the specification of the run lacks {', '.join(missing)}")
-    for name in ("edits", "batch_size"):
-        if not isinstance(spec[name], int) or spec[name] < 1:
+    for name in ("run", "protocol", "dataset", "model", "editor"):
+        if not isinstance(spec[name], str):
+            raise SettingsError(
+                f"the specification of the run: {name!r} is {spec[name]!r:.60}; expected a text"
+            )
+    if not results.RUN_NAME.fullmatch(spec["run"]):
+        raise SettingsError(f"the run name {spec['run']!r:.60} does not match {results.RUN_NAME.pattern}")
+    for name in ("settings", "options"):
+        if not isinstance(spec.get(name) or {}, Mapping):
+            raise SettingsError(
+                f"run {spec['run']}: {name!r} is {spec[name]!r:.60}; expected names with values"
+            )
+    every = spec.get("snapshot_every")
+    for name in ("edits", "batch_size", *(() if every is None else ("snapshot_every",))):
+        if type(spec[name]) is not int or spec[name] < 1:
             raise SettingsError(
                 f"run {spec['run']}: '{name}' is {spec[name]!r}; expected a whole number above 0"
             )

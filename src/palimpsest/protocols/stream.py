@@ -15,7 +15,7 @@ from tqdm import tqdm
 from palimpsest import interruption
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name
 from palimpsest.edits import Edit
-from palimpsest.errors import EditError, SettingsError
+from palimpsest.errors import EditError, PalimpsestError, SettingsError
 from palimpsest.metrics.evaluation import Evaluation, RecordValue, aggregate
 from palimpsest.metrics.perplexity import TextLoss
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints, random_state, set_random_state
@@ -145,10 +145,23 @@ def begin(stream: Stream, checkpoints: Checkpoints | None) -> Progress:
 def resumed(
     stream: Streamed, checkpoints: Checkpoints | None, kind: type[SomeProgress]
 ) -> SomeProgress | None:
-    """Put editor and random sources back to the newest checkpoint; None when there is none."""
-    found = checkpoints.latest() if checkpoints is not None else None
-    if found is None:
-        return None
+    """Put editor and random sources back to the newest checkpoint that serves; None when there is none."""
+    tensors, plain = random_state()
+    while checkpoints is not None and (found := checkpoints.latest()) is not None:
+        try:
+            progress = _restored(stream, found, kind)
+        except (PalimpsestError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            log.warning("checkpoint of step %d is not used, it is of another form: %r", found.step, error)
+            checkpoints.drop(found.step)
+            stream.editor.reset()
+            set_random_state(tensors, plain)
+            continue
+        log.info("%s goes on after %d edits", stream.run, progress.done)
+        return progress
+    return None
+
+
+def _restored(stream: Streamed, found: Checkpoint, kind: type[SomeProgress]) -> SomeProgress:
     progress = kind.from_plain(found.plain["progress"])
     tensors = {
         name.removeprefix(EDITOR_PREFIX): tensor
@@ -158,7 +171,6 @@ def resumed(
     stream.editor.load_state(EditorState(tensors, found.plain["editor"]))
     # Last: loading may draw random numbers.
     set_random_state(found.tensors, found.plain["random"])
-    log.info("%s goes on after %d edits", stream.run, progress.done)
     return progress
 
 

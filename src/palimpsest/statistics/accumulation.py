@@ -54,10 +54,18 @@ class Sums:
         except StatisticsError as error:
             log.warning("cannot go on from a broken checkpoint, starting again: %s", error)
             return
-        if all(header.get(name) == value for name, value in self.header.items()):
-            self.sums = {layer: tensors[f"layer_{layer}"] for layer in self.layers}
-            self.tokens, self.batches = int(header["tokens"]), int(header["batches"])
-            log.info("going on after %d tokens", self.tokens)
+        if any(header.get(name) != value for name, value in self.header.items()):
+            return
+        try:
+            found = {layer: tensors[f"layer_{layer}"] for layer in self.layers}
+            if any(found[layer].shape != self.sums[layer].shape for layer in self.layers):
+                raise ValueError("its shapes are others")
+            tokens, batches = int(header["tokens"]), int(header["batches"])
+        except (KeyError, ValueError) as error:
+            log.warning("the checkpoint %s is of another form (%r), starting again", path, error)
+            return
+        self.sums, self.tokens, self.batches = found, tokens, batches
+        log.info("going on after %d tokens", self.tokens)
 
     def add(self, layer: int, keys: torch.Tensor) -> None:
         """Add the products of one batch; keys [tokens, d_k] of any dtype and device."""
