@@ -278,7 +278,7 @@ def test_probes_are_read_and_refused(tmp_path):
         with pytest.raises(DataError, match=message):
             read_probes(tmp_path, edits)
     write_text(tmp_path / "probes.jsonl", "{\n")
-    with pytest.raises(DataError, match=r"probes\.jsonl, record line 1: not a probe"):
+    with pytest.raises(DataError, match=r"probes\.jsonl, record line 1: not valid JSON"):
         read_probes(tmp_path, edits)
 
 
