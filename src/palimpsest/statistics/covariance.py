@@ -168,7 +168,8 @@ class CollectionSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be counts."""
-        for name in ("tokens", "batch_tokens", "checkpoint_batches"):
+        context = () if self.context is None else ("context",)
+        for name in ("tokens", "batch_tokens", "checkpoint_batches", *context):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise SettingsError(
                     f"statistics: '{name}' is {getattr(self, name)!r}; expected a whole number above 0"
@@ -183,7 +184,10 @@ class CollectionSettings:
                 f"statistics: unknown setting(s) {unknown}; known: {sorted(cls.__dataclass_fields__)}"
             )
         layers = content.get("layers")
-        chosen = None if layers in (None, "all") else tuple(sorted(set(layers)))
+        listed = isinstance(layers, list | tuple) and all(type(layer) is int for layer in layers)
+        if layers not in (None, "all") and not listed:
+            raise SettingsError(f"statistics: 'layers' is {layers!r:.60}; expected numbers of blocks, or all")
+        chosen = tuple(sorted(set(layers))) if listed else None
         return cls(**{**content, "layers": chosen})
 
 
