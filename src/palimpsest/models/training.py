@@ -213,6 +213,7 @@ def _resume(
     with torch.no_grad():  # only now: nothing was touched by a checkpoint that does not serve
         for parameter, tensor in weights:
             parameter.copy_(tensor)
-    optimiser.state.update(moments)
+    for parameter, own in moments.items():
+        optimiser.state[parameter] = own
     log.info("pre-training continues at step %d", step)
     return step, rows

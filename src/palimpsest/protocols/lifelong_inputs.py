@@ -149,8 +149,7 @@ def read_probes(dataset_dir: Path | str, edits: Sequence[Edit]) -> list[AskedPro
 
 def _probe(content: dict[str, Any], path: Path, line: str) -> AskedProbe:
     place: Any = {"file": path, "record": line}
-    names = ("set", "prompt", "answer")
-    probe = AskedProbe(*(content.get(name) for name in names), content.get("edit"))  # type: ignore[arg-type]
+    probe = AskedProbe(*(content.get(name) for name in ("set", "prompt", "answer", "edit")))  # type: ignore[arg-type]
     if not isinstance(probe.split, str) or probe.split not in PROBE_SPLITS:
         expected = f"expected one of {', '.join(PROBE_SPLITS)}"
         raise DataError(f"it is {probe.split!r:.60}", **place, field="set", remedy=expected.capitalize())

@@ -184,11 +184,11 @@ class CollectionSettings:
                 f"statistics: unknown setting(s) {unknown}; known: {sorted(cls.__dataclass_fields__)}"
             )
         layers = content.get("layers")
-        listed = isinstance(layers, list | tuple) and all(type(layer) is int for layer in layers)
-        if layers not in (None, "all") and not listed:
+        if layers in (None, "all"):
+            return cls(**{**content, "layers": None})
+        if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
             raise SettingsError(f"statistics: 'layers' is {layers!r:.60}; expected numbers of blocks, or all")
-        chosen = tuple(sorted(set(layers))) if listed else None
-        return cls(**{**content, "layers": chosen})
+        return cls(**{**content, "layers": tuple(sorted(set(layers)))})
 
 
 def collect(
