@@ -27,11 +27,15 @@ def pinned(where: str, revision: str | None = None) -> tuple[str, dict[str, Any]
         where: a directory, `package:NAME/FOLDER`, or a hub id, with `@COMMIT` or with `revision`.
 
     Raises:
-        ModelError: a hub id without a commit of 40 hexadecimal digits, or a package that is not there.
+        ModelError: a hub id without a commit of 40 hexadecimal digits, or a package or directory that is not there.
     """
     place = locate(where)
     if Path(place).is_dir():
         return place, dict(NO_CODE)
+    if place.startswith((".", "/", "~")) or place.count("/") > 1:  # no hub id looks like this
+        raise ModelError(
+            f"there is no directory {place}; a model is a directory, or a hub id with its commit"
+        )
     identifier, _, commit = place.partition("@")
     commit = commit or revision or ""
     if not PINNED.fullmatch(commit):
