@@ -201,7 +201,7 @@ def test_a_configuration_pins_what_it_names():
             load_config(content)
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "..", "a\\b", "a\0b", ".hidden", "a b"])
+@pytest.mark.parametrize("name", ["../evil", "/evil/name", "a/b", "..", "a\\b", "a\0b", ".hidden", "a b"])
 @pytest.mark.parametrize("part", ["models", "datasets", "sources", "experiments"])
 def test_names_of_a_configuration_that_lead_out_of_their_folder(part, name):
     content = small()
@@ -211,7 +211,7 @@ def test_names_of_a_configuration_that_lead_out_of_their_folder(part, name):
         load_config(content)
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "..", "", "a\n"])
+@pytest.mark.parametrize("name", ["../evil", "/evil/name", "a/b", "..", "", "a\n"])
 def test_names_of_figures_and_runs_that_lead_out(tmp_path, name):
     with pytest.raises(SettingsError, match="a name is made of"):
         draw(name, {"drawer": "curves"}, [], tmp_path / "out")

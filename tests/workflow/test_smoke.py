@@ -32,6 +32,17 @@ def again(checkout: Path, smoke: Path, *arguments: str):
     )
 
 
+def counts_with_a_change(checkout: Path, smoke: Path, module: str):
+    """What would be done again after a change in one module."""
+    path = checkout / "src" / "palimpsest" / module
+    before = path.read_text()
+    path.write_text(before + "\n# changed\n")
+    try:
+        return job_counts(again(checkout, smoke))
+    finally:
+        path.write_text(before)
+
+
 def test_everything_is_drawn(checkout: Path, smoke: Path):
     from palimpsest.figures import outputs
 
@@ -78,13 +89,7 @@ def test_touching_sources_changes_nothing(checkout: Path, smoke: Path):
 
 def test_an_editors_file_touches_only_its_runs(checkout: Path, smoke: Path):
     plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
-    editor = checkout / "src" / "palimpsest" / "editors" / "rome.py"
-    before = editor.read_text()
-    editor.write_text(before + "\n# changed\n")
-    try:
-        counts = job_counts(again(checkout, smoke))
-    finally:
-        editor.write_text(before)
+    counts = counts_with_a_change(checkout, smoke, "editors/rome.py")
     mine = {name for name, run in plan.runs.items() if run.spec["editor"] == "rome"}
     assert counts.pop("run") == sum(len(plan.runs[name].seeds) for name in mine)
     drawn = [figure for figure in plan.figures.values() if mine & set(figure.runs)]
@@ -97,13 +102,7 @@ def test_an_editors_file_touches_only_its_runs(checkout: Path, smoke: Path):
 
 def test_a_learned_editors_file_touches_its_training_and_its_runs(checkout: Path, smoke: Path):
     plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
-    editor = checkout / "src" / "palimpsest" / "editors" / "mend.py"
-    before = editor.read_text()
-    editor.write_text(before + "\n# changed\n")
-    try:
-        counts = job_counts(again(checkout, smoke))
-    finally:
-        editor.write_text(before)
+    counts = counts_with_a_change(checkout, smoke, "editors/mend.py")
     assert counts["run"] == sum(1 for _ in plan.run_seeds(editor="mend"))
     trained = [training for training in plan.trainings().values() if training.spec["editor"] == "mend"]
     assert counts["train_editor"] == len(trained) < len(plan.trainings())
@@ -131,13 +130,7 @@ def test_runs_edit_with_the_training_that_was_made_for_them(checkout: Path, smok
 
 
 def test_a_drawers_file_touches_only_its_figures(checkout: Path, smoke: Path):
-    drawer = checkout / "src" / "palimpsest" / "figures" / "metric_gap.py"
-    before = drawer.read_text()
-    drawer.write_text(before + "\n# changed\n")
-    try:
-        counts = job_counts(again(checkout, smoke))
-    finally:
-        drawer.write_text(before)
+    counts = counts_with_a_change(checkout, smoke, "figures/metric_gap.py")
     assert counts.pop("figure") == 1
     assert set(counts) <= {"all", "default", "total"}
 

@@ -8,13 +8,13 @@ printed       the same with the numbers of published tables (`table`, dataset, m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide
+from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide, outcome
 from palimpsest.errors import SettingsError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
 from palimpsest.figures.read import Run
@@ -162,7 +162,7 @@ def _at_once(
         words.append(
             f"{_method(test, entry, methods)['title']} {plain} with {_sizes_words(entry, own)} edits {mean:.4g}"
         )
-    return _outcome(test, verdict, ", ".join(words), values, low, high, sum(counts))
+    return outcome(test, verdict, ", ".join(words), values, low, high, sum(counts))
 
 
 def _seconds(
@@ -186,7 +186,7 @@ def _seconds(
         f"{_method(test, entry, methods)['title']} {np.mean(row):.3g} s per edit with {_sizes_words(entry, own)} edits"
         for entry, own, row in zip(test.part["terms"], chosen, found, strict=True)
     ]
-    return _outcome(test, decide(values, low, high), ", ".join(words), values, low, high, len(seeds))
+    return outcome(test, decide(values, low, high), ", ".join(words), values, low, high, len(seeds))
 
 
 def _printed(
@@ -209,17 +209,7 @@ def _printed(
         value += float(entry.get("times", 1)) * cell.value
         words.append(f"{cell.method} {cell.metric} {cell.shown}")
     verdict = decide([value], value, value)
-    return _outcome(test, verdict, "as printed: " + ", ".join(words), [value], value, value, len(words))
-
-
-def _outcome(
-    test: ClaimTest, verdict: str, words: str, values: Sequence[float], low: float, high: float, n: int
-) -> Outcome:
-    above = float(test.part.get("above", 0))
-    name = f"statistic (above {above:+g})" if above else "statistic"
-    positive = f"{sum(value > 0 for value in values)} of {len(values)} seeds positive"
-    text = f"{words}; {name} {np.mean(values):+.3g} [{low:+.3g}, {high:+.3g}], {positive}"
-    return Outcome(test, verdict, text, float(np.mean(values)), low, high, tuple(values), n)
+    return outcome(test, verdict, "as printed: " + ", ".join(words), [value], value, value, len(words))
 
 
 STATISTICS: dict[str, Callable[..., Outcome]] = {

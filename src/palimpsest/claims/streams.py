@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from palimpsest.claims.quantities import Quantity, quantities
-from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide
+from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide, outcome
 from palimpsest.figures import lifelong
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
 from palimpsest.figures.radius_sweep import radius_of
@@ -110,7 +110,7 @@ def _stream(
     low, high = limits(np.mean(drawn, axis=0), level) if resampled else (min(values), max(values))
     verdict = decide(values, low, high) if min(counts) >= MIN_RECORDS else "undecided"
     words = _terms_words(test, methods, chosen, seeds)
-    return _outcome(test, verdict, words, values, low, high, sum(counts))
+    return outcome(test, verdict, words, values, low, high, sum(counts))
 
 
 def _combine(cells: Sequence[tuple[float, Quantity]], draws: int, stream: int) -> tuple[float, np.ndarray]:
@@ -141,16 +141,6 @@ def _terms_words(
 
 def _plain(name: str) -> str:
     return lifelong.TITLES.get(name, name.replace("_", " ")).replace("Keys", "keys")
-
-
-def _outcome(
-    test: ClaimTest, verdict: str, words: str, values: Sequence[float], low: float, high: float, n: int
-) -> Outcome:
-    above = float(test.part.get("above", 0))
-    name = f"statistic (above {above:+g})" if above else "statistic"
-    positive = f"{sum(value > 0 for value in values)} of {len(values)} seeds positive"
-    text = f"{words}; {name} {np.mean(values):+.3g} [{low:+.3g}, {high:+.3g}], {positive}"
-    return Outcome(test, verdict, text, float(np.mean(values)), low, high, tuple(values), n)
 
 
 def _sweep(test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]]) -> dict[int, pd.DataFrame]:
@@ -200,7 +190,7 @@ def _over_radii(
         if trend
         else f"margin {np.mean(correlations):+.3f}"
     )
-    return _outcome(test, decide(values, low, high), words, values, low, high, len(values))
+    return outcome(test, decide(values, low, high), words, values, low, high, len(values))
 
 
 def _over_blocks(
@@ -231,7 +221,7 @@ def _over_blocks(
     if not values:
         raise NotMeasuredError(f"the sweep over blocks has {most} value(s), needs 3")
     low, high = min(values), max(values)
-    return _outcome(test, decide(values, low, high), words, values, low, high, len(values))
+    return outcome(test, decide(values, low, high), words, values, low, high, len(values))
 
 
 def _field(
@@ -284,7 +274,7 @@ def _toy(
     }[name]
     values = [float(value) for value in found]
     low, high = min(values), max(values)
-    return _outcome(test, decide(values, low, high), shown, values, low, high, len(values))
+    return outcome(test, decide(values, low, high), shown, values, low, high, len(values))
 
 
 STATISTICS: dict[

@@ -59,3 +59,14 @@ def verdict_of(outcomes: Sequence[Outcome]) -> str:
     if "not run" in found or not found:
         return "not run"
     return "undecided" if "undecided" in found else "holds"
+
+
+def outcome(
+    test: ClaimTest, verdict: str, words: str, values: Sequence[float], low: float, high: float, n: int
+) -> Outcome:
+    """The outcome of a statistic with one value per seed, in words: `words`, its mean, the interval and the seeds."""
+    above, mean = float(test.part.get("above", 0)), sum(values) / len(values)
+    name = f"statistic (above {above:+g})" if above else "statistic"
+    positive = f"{sum(value > 0 for value in values)} of {len(values)} seeds positive"
+    text = f"{words}; {name} {mean:+.3g} [{low:+.3g}, {high:+.3g}], {positive}"
+    return Outcome(test, verdict, text, mean, low, high, tuple(values), n)

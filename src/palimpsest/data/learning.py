@@ -14,7 +14,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -56,25 +56,25 @@ def subject_key(edit: Edit) -> str:
     return " ".join((edit.subject or edit.prompt).casefold().split())
 
 
+def last_owners(owned: Mapping[str, Sequence[Edit]], count: int) -> set[str]:
+    """The last owners, as many as have at least `count` records together (all of them where there are fewer)."""
+    owners = list(reversed(list(owned)))
+    before = accumulate((len(owned[owner]) for owner in owners), initial=0)
+    return {owner for owner, total in zip(owners, before, strict=False) if total < count}
+
+
 def set_aside(edits: Sequence[Edit], count: int, file: object = None) -> list[Edit]:
     """The records of the last subjects, at least `count` of them; a subject is never cut in two.
 
     Subjects are in the order of their first record, so that a longer file keeps what a shorter one had at its start.
 
-    Raises:
-        DataError: nothing would be left to edit.
+    Raises DataError: nothing would be left to edit.
     """
     owners: dict[str, list[Edit]] = defaultdict(list)
     for edit in edits:
         owners[subject_key(edit)].append(edit)
-    taken: set[str] = set()
-    total = 0
-    for key in reversed(owners):
-        if total >= count:
-            break
-        taken.add(key)
-        total += len(owners[key])
-    if total >= len(edits):
+    taken = last_owners(owners, count)
+    if sum(len(owners[key]) for key in taken) >= len(edits):
         raise DataError(
             f"{count} of {len(edits)} records are to be set aside, which leaves none to edit",
             file=file,

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from palimpsest.data.learning import last_owners
 from palimpsest.data.lifelong_readers import HEADER, Item, sentences
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError
@@ -52,13 +53,7 @@ class Records:
         by_owner: dict[str, list[Edit]] = defaultdict(list)
         for owner, record in self.owned:
             by_owner[owner].append(record)
-        taken: set[str] = set()
-        total = 0
-        for owner in reversed(by_owner):
-            if total >= count:
-                break
-            taken.add(owner)
-            total += len(by_owner[owner])
+        taken = last_owners(by_owner, count)
         tables = [edit for edit in edits if self.owner(edit) not in taken]
         if not tables:
             raise DataError(
