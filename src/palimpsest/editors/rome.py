@@ -20,7 +20,6 @@ from torch import Tensor
 from palimpsest.editors.base import EditorState, FailedEdit, edit_name, require
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
 from palimpsest.editors.shared.keys import KeyWalk
-from palimpsest.editors.shared.solve import cholesky_solve
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, EditError
@@ -59,7 +58,6 @@ class Rome(KeyValueEditor):
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
         self.weights = EditedWeights(model, settings.layers)
-        self._factor: Tensor | None = None
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Rank-one updates, one by one."""
@@ -108,10 +106,7 @@ class Rome(KeyValueEditor):
     def _direction(self, key: Tensor) -> Tensor:
         """u, of length one (the length cancels in Eq. 2)."""
         if self.settings.use_statistics:
-            if self._factor is None:
-                eye = torch.eye(len(key), dtype=torch.float64, device=key.device)
-                self._factor = cholesky_solve(self.covariance(self.settings.layers[0]), eye)
-            key = self._factor @ key
+            key = self.covariance(self.settings.layers[0]).solve(key[:, None])[:, 0]
         return key / key.norm()
 
     def _bias(self, layer: int) -> Tensor:
