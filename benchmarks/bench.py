@@ -33,6 +33,7 @@ ON_GPU = {
     "memit": (100, 2, 20),
     "comeba_hk": (100, 2, 20),
     "rome": (20, 2, 20),
+    "rome_rounds": (64, 2, 20),
     "grace": (32, 2, 100),
     "ft": (20, 20, 25),
 }
@@ -55,8 +56,11 @@ def pieces(device: str) -> dict[str, tuple[str, list[Any]]]:
     found: dict[str, tuple[str, list[Any]]] = {}
     for shape in SHAPES_ON_CPU:
         sizes = {
-            "memit": WRITER[shape], "comeba_hk": WRITER[shape], "rome": ROME[shape], "grace": GRACE[shape], "ft": FT[shape],
-        }  # fmt: skip
+            **dict.fromkeys(("memit", "comeba_hk", "rome_rounds"), WRITER[shape]),
+            "rome": ROME[shape],
+            "grace": GRACE[shape],
+            "ft": FT[shape],
+        }
         for name, size in (sizes if device == "cpu" else ON_GPU).items():
             kind = "tuner" if name in ("grace", "ft") else "writer"
             found[f"edit-{shape}-{name}"] = (kind, [name, shape, *size])

@@ -29,7 +29,7 @@ def difference(ours, theirs) -> float:
 
 
 def writer(name: str, shape: str, count: int, plain_count: int, steps: int, device: str, dtype: str) -> dict:
-    """MEMIT, COMEBA-HK or ROME.
+    """MEMIT, COMEBA-HK or ROME; "rome_rounds" is ROME on the untouched model at every edit, 64 prepared together.
 
     Plain: `plain_count` target vectors one by one, in padded rows through the whole model; then the batch is written with
     a new factor of the whole matrix for each layer. Fast: the editor as it is. No early stop in either. The factor of C_0,
@@ -39,6 +39,7 @@ def writer(name: str, shape: str, count: int, plain_count: int, steps: int, devi
     from palimpsest.editors.shared import key_value
 
     model, (blocks, layers) = random_model(shape, device, dtype), blocks_and_layers(shape, device)
+    rounds, name = name == "rome_rounds", name.removesuffix("_rounds")
     layers = layers[-1:] if name == "rome" else layers
     batch, groups, known = edits(count), contexts_of(shape), statistics(model, layers)
     flat = [text for group in groups for text in group]
@@ -79,9 +80,14 @@ def writer(name: str, shape: str, count: int, plain_count: int, steps: int, devi
         for solver in ("woodbury", "cholesky"):
             editor = make_editor(name, model, common | {"solver": solver}, known)
             with taking(device) as taken:
-                report = editor.edit(batch)
-            if report.failed:
-                raise SystemExit(f"{name}: {report.failed[0].reason}")
+                if rounds:
+                    editor.prepare(batch)
+                for part in [[edit] for edit in batch] if rounds else [batch]:
+                    if rounds:
+                        editor.reset()
+                    report = editor.edit(part)
+                    if report.failed:
+                        raise SystemExit(f"{name}: {report.failed[0].reason}")
             takings.append(taken)
             state = editor.state().tensors
             updates.append({key: state[key] for key in state if key.startswith(("update", "difference"))})
@@ -94,9 +100,11 @@ def writer(name: str, shape: str, count: int, plain_count: int, steps: int, devi
     quick, searched = takings[0], sum(spent)
     rest = takings[1].seconds if len(takings) > 1 else quick.seconds - searched
     size = sizes(SHAPES[shape], blocks, layers[-1])
-    same = 1 if name == "rome" else plain_count  # ROME's later edits are searched on an edited model
+    same = (
+        1 if name == "rome" and not rounds else plain_count
+    )  # ROME's later edits are searched on an edited model
     rows, longest = len(flat) + 1, _longest(model, batch[:plain_count], flat)
-    counts = count_search(model, batch, flat, layers[-1], 1 if name == "rome" else 64)
+    counts = count_search(model, batch, flat, layers[-1], 1 if name == "rome" and not rounds else 64)
     work = {
         "plain_search": search_plain(size, rows, longest, steps),
         "fast_search": search_fast(size, counts, steps) / count,

@@ -10,12 +10,25 @@ from shapes import SHAPES
 
 Results = Mapping[str, Mapping[str, Any]]
 MISSING = "not measured"
-EDITORS = ("memit", "comeba_hk", "rome", "grace", "ft", "defer", "memory", "mend", "retrieval", "lu")
+EDITORS = (
+    "memit",
+    "comeba_hk",
+    "rome",
+    "rome_rounds",
+    "grace",
+    "ft",
+    "defer",
+    "memory",
+    "mend",
+    "retrieval",
+    "lu",
+)
 # Of the plan for this release: (piece, what, how many times)
 TARGETS = (
     ("edit-gpt2-small-memit", "MEMIT, GPT-2-small shape, CPU", 20.0),
     ("edit-gpt2-small-comeba_hk", "COMEBA-HK, GPT-2-small shape, CPU", 20.0),
     ("edit-gpt2-small-rome", "ROME in sequence, GPT-2-small shape, CPU", 5.0),
+    ("edit-gpt2-small-rome_rounds", "ROME in single rounds, GPT-2-small shape, CPU", 10.0),
     ("edit-gpt2-xl-memit-gpu", "MEMIT, GPT2-XL shape, GPU", 20.0),
     ("edit-gpt2-xl-comeba_hk-gpu", "COMEBA-HK, GPT2-XL shape, GPU", 20.0),
     ("covariance-gpt2-small", "covariance, GPT-2-small shape, CPU", 4.0),

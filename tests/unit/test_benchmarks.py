@@ -83,6 +83,7 @@ def test_prompts_differ_and_have_the_promised_lengths():
         ("writer", ["memit", "mini", 4, 2, 3]),
         ("writer", ["comeba_hk", "mini", 3, 1, 3]),
         ("writer", ["rome", "mini", 2, 1, 3]),
+        ("writer", ["rome_rounds", "mini", 3, 2, 3]),
         ("tuner", ["grace", "mini", 3, 2, 3]),
         ("tuner", ["ft", "mini", 2, 2, 3]),
         ("other", ["mend", "mini", 2]),
@@ -100,6 +101,7 @@ def test_pieces_measure_the_same_work_in_both_forms(small, monkeypatch, tmp_path
     name = "some-piece"
     monkeypatch.setattr(bench, "pieces", lambda device: {name: (kind, arguments)})
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr("other_pieces.stream_growth.__defaults__", (2,))
     for module in ("edit_pieces", "other_pieces"):
         monkeypatch.setattr(f"{module}.product_rate", lambda *_: 1e9)
     measured = bench.measure(name, "cpu", "float32", 1, None)["measured"]

@@ -22,7 +22,7 @@ from palimpsest.editors.shared.key_system import SOLVERS, KeySystem
 from palimpsest.editors.shared.keys import KeyWalk
 from palimpsest.editors.shared.layer_writer import write_layers
 from palimpsest.editors.shared.stored_targets import StoredTargets, about_targets
-from palimpsest.editors.shared.target_vectors import Search, search_target_vectors
+from palimpsest.editors.shared.target_vectors import Search, TargetVectors, search_target_vectors
 from palimpsest.editors.shared.target_vectors_plain import search_target_vectors_plain
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, SettingsError
@@ -187,10 +187,20 @@ class KeyValueEditor(Editor, ABC):
         return self._systems[layer]
 
     def search_targets(
-        self, batch: Sequence[Edit], record: dict[str, Any] | None, site: str = "block"
+        self,
+        batch: Sequence[Edit],
+        record: dict[str, Any] | None,
+        site: str = "block",
+        found: TargetVectors | None = None,
     ) -> tuple[list[Edit], Tensor, list[FailedEdit]]:
-        """Target vectors of a batch. Returns (edits that have one, z [b, d], the others with their reason)."""
-        if self.stored_targets is not None:
+        """Target vectors of a batch, unless they were `found` before.
+
+        Returns:
+            (edits that have one, z [b, d], the others with their reason).
+        """
+        if found is not None:
+            pass
+        elif self.stored_targets is not None:
             found = self.stored_targets.look_up(batch, self.model.device)
         else:
             flat = [context for group in self.contexts for context in group]

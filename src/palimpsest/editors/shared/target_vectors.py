@@ -87,6 +87,12 @@ class TargetVectors:
         """z - h_0 [b, d]."""
         return self.z - self.initial
 
+    def rows(self, places: Sequence[int]) -> TargetVectors:
+        """Some of the edits, in the given order."""
+        chosen = list(places)
+        losses = [self.losses[place] for place in chosen]
+        return TargetVectors(self.z[chosen], self.initial[chosen], losses, self.finite[chosen])
+
 
 def search_target_vectors(
     model: LanguageModel, edits: Sequence[Edit], contexts: Sequence[str], search: Search
