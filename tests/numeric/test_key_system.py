@@ -145,6 +145,21 @@ def test_going_on_from_a_state_gives_the_same_bytes(seed, stop):
         assert torch.equal(update, unbroken[number])
 
 
+def test_a_past_that_is_only_a_sum_goes_on():
+    """A state of the former form, or of the plain solver: sums of products and nothing else."""
+    generator = torch.Generator().manual_seed(5)
+    covariance = FactoredCovariance(spread(20, generator, 2))
+    work = list(batches(3, 2, 20, generator))
+    kept, plain_way = KeySystem(covariance, 1.0), KeySystem(covariance, 1.0, solver="cholesky")
+    _, past = plain_way.solve(*work[0])
+    assert set(past.tensors(2)) == {"remembered.2"}
+    other = past = Past.load(past.tensors(2), 2, torch.device("cpu"))
+    for keys, residuals in work[1:]:
+        ours, past = kept.solve(keys, residuals, past)
+        theirs, other = plain_way.solve(keys, residuals, other)
+        assert worst(ours, theirs) < 1e-10
+
+
 def test_going_back_to_an_older_past():
     """A batch that failed later on is taken back; the next one is solved as if it had never been."""
     generator = torch.Generator().manual_seed(4)

@@ -74,11 +74,14 @@ def test_nobody_knows_about_other_devices():
 def test_a_pass_is_halved_until_it_fits(monkeypatch, caplog, free, chosen):
     """500 bytes for 64 items, half of the free memory: what was chosen is said, aloud when it is less than wanted."""
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    monkeypatch.setattr(memory, "_said", set())
     with caplog.at_level(logging.INFO):
         assert memory.that_fit(64, 500, "cpu", "target vectors") == chosen
     record = caplog.records[-1]
     assert f"{chosen} " in record.getMessage() and "free" in record.getMessage()
     assert record.levelname == ("INFO" if chosen == 64 else "WARNING")
+    memory.that_fit(64, 500, "cpu", "target vectors")
+    assert caplog.records[-1] is record or chosen < 64, "said once"
 
 
 def test_short_memory_changes_no_target_vector(monkeypatch, caplog):

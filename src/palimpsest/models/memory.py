@@ -68,7 +68,7 @@ def that_fit(count: int, needed: int, device: torch.device | str, what: str) -> 
     """How many of `count` items may share a pass, when all of them together need about `needed` bytes.
 
     It is halved until a share of the free memory is enough, so that small changes of what is free change nothing: how
-    items share passes decides the last digits of results. What was chosen is logged.
+    items share passes decides the last digits of results. What was chosen is logged, once for each number.
     """
     free, chosen = free_memory(device), count
     if free is None:
@@ -81,5 +81,7 @@ def that_fit(count: int, needed: int, device: torch.device | str, what: str) -> 
             "%s: %d instead of %d share a pass (about %s of %s free)", what, chosen, count, size, left
         )
     else:
-        log.info("%s: %d share a pass (about %s of %s free)", what, chosen, size, left)
+        level = logging.DEBUG if (what, chosen) in _said else logging.INFO
+        log.log(level, "%s: %d share a pass (about %s of %s free)", what, chosen, size, left)
+    _said.add((what, chosen))
     return chosen
