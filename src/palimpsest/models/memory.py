@@ -9,9 +9,8 @@ import torch
 
 log = logging.getLogger(__name__)
 
-SHARE = (
-    0.5  # of the free memory that a pass may be planned to take: estimates are rough, others need some too
-)
+SHARE = 0.5  # of the free memory may be planned for a pass: estimates are rough, others need some too
+_said: set[tuple[str, int]] = set()  # what was logged: a stream makes the same choice at every batch
 
 
 def free_memory(device: torch.device | str, root: Path = Path("/")) -> int | None:
@@ -75,13 +74,10 @@ def that_fit(count: int, needed: int, device: torch.device | str, what: str) -> 
         return count
     while chosen > 1 and needed * chosen / count > SHARE * free:
         chosen = -(-chosen // 2)
-    size, left = (f"{number / 2**30:.2f} GiB" for number in (needed * chosen / count, free))
-    if chosen < count:
-        log.warning(
-            "%s: %d instead of %d share a pass (about %s of %s free)", what, chosen, count, size, left
-        )
-    else:
-        level = logging.DEBUG if (what, chosen) in _said else logging.INFO
-        log.log(level, "%s: %d share a pass (about %s of %s free)", what, chosen, size, left)
+    size, left = (f"{bytes_ / 2**30:.2f} GiB" for bytes_ in (needed * chosen / count, free))
+    level = logging.WARNING if chosen < count else logging.INFO
+    level = logging.DEBUG if (what, chosen) in _said else level
+    number = f"{chosen} instead of {count}" if chosen < count else str(chosen)
+    log.log(level, "%s: %s share a pass (about %s of %s free)", what, number, size, left)
     _said.add((what, chosen))
     return chosen
