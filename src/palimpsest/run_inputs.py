@@ -119,8 +119,9 @@ def choose_edits(
         source=source,
         reserved=reserved,
     )
-    if editor_class(spec["editor"]).learns:
-        refuse_reserved(sample, len(edits), len(reserved), spec["editor"], source)
+    editor = spec.get("editor")  # a search of target vectors has none: it serves several
+    if editor is not None and editor_class(editor).learns:
+        refuse_reserved(sample, len(edits), len(reserved), editor, source)
     return sample
 
 

@@ -20,6 +20,7 @@ from palimpsest.editors.shared.target_vectors import TargetVectors
 from palimpsest.edits import Edit, read_edits
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints
+from palimpsest.protocols.sample import read_reserved
 from palimpsest.run_inputs import Options, choose_edits, known_edits, set_threads
 
 EDITS_AT_ONCE = 64  # between two checkpoints
@@ -53,7 +54,14 @@ def search_targets(
     known_names = known_edits(options, known)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
     edits = choose_edits(
-        spec, seed, options, read_edits(edits_file), model, known_names, str(edits_file)
+        spec,
+        seed,
+        options,
+        read_edits(edits_file),
+        model,
+        known_names,
+        str(edits_file),
+        read_reserved(dataset_dir),  # the sample must be the runs' own
     ).edits
     groups = settings.context_texts or sample_contexts(model, settings.context_lengths, seed)
     about = about_targets(model.fingerprint, settings.search(), groups)

@@ -60,6 +60,18 @@ def test_runs_of_all_seeds_and_variants_share_a_training(mini: experiments.Plan)
     assert mini.training_seed == 0
 
 
+def test_mend_learns_fact_checking_with_edits_that_change_nothing(mini: experiments.Plan):
+    """Half of FEVER's edits are to what the model says already (MEND spec 3.3), in tests and in training; no others are."""
+    shares = {
+        (one.dataset, one.spec["settings"]["no_op_share"])
+        for one in mini.trainings().values()
+        if one.spec["editor"] == "mend"
+    }
+    assert {dataset for dataset, share in shares if share} == {"claims"}
+    assert ("claims", 0.5) in shares and ("evidence", 0.0) in shares
+    assert mini.scale["datasets"]["claims"]["keep_answer"] == 0.5
+
+
 def test_only_editors_that_learn_are_trained(mini: experiments.Plan):
     for run in mini.runs.values():
         assert (run.training is not None) == (run.spec["editor"] in ("mend", "serac")), run.name

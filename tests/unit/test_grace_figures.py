@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from fabricated_lifelong import END, fabricate_stream
 from fabricated_runs import fabricate
+from matplotlib.figure import Figure
 
 from palimpsest import experiments, figures, published, results
 from palimpsest.errors import DataError
-from palimpsest.figures import lifelong, read
+from palimpsest.figures import lifelong, read, stream_curves
 
 MAIN = [
     {"editor": "ft", "title": "FT", "published": "FT"},
@@ -168,6 +169,20 @@ def test_curves_are_the_runs_own_rows(runs, tmp_path):
         "mini-t5 on world-qa, 120 items, 120 edits, 3 seeds" in caption
         and "lowest to highest seed" in caption
     )
+
+
+def test_a_method_that_explodes_is_named_at_the_edge(tmp_path):
+    """Or it would press all others into one line."""
+    for method, end in (("ft", (20.0, 5.0)), ("rome", (2.1e5, 1.9e5)), ("grace", (16.1, 2.0))):
+        fabricate_stream(tmp_path, method, method=method, task="generation", items=80, every=40, end=end)
+    runs = read.select(_spec("stream_curves"), [run.parent for run in sorted(tmp_path.rglob("run.json"))])
+    methods = [method for method in read.methods_of(_spec("stream_curves"), runs) if method.editor != "mend"]
+    axis = Figure().subplots()
+    points = stream_curves.draw_panel(axis, methods, runs, lifelong.places_of({}, runs)[0], "trr")
+    drawn = [point["high"] for point in points if point["method"] != "ROME"]
+    assert max(drawn) < axis.get_ylim()[1] < 1000
+    assert axis.get_ylim()[0] < min(point["low"] for point in points)
+    assert [text.get_text()[:13] for text in axis.texts] == ["ROME: 210,000"]
 
 
 def test_sweep_has_a_cell_per_block_and_radius(runs, tmp_path):

@@ -175,7 +175,15 @@ def test_a_diverging_training_says_so_and_keeps_its_curve(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"k_train": 0}, {"steps": 1.5}, {"patience": 0}, {"clip": 0}, {"hard_share": 2}, {"no_op_share": -1}],
+    [
+        {"k_train": 0},
+        {"steps": 1.5},
+        {"patience": 0},
+        {"patience": 4_999},
+        {"clip": 0},
+        {"hard_share": 2},
+        {"no_op_share": -1},
+    ],
 )
 def test_impossible_settings_are_refused_by_name(settings):
     with pytest.raises(SettingsError, match=next(iter(settings))):

@@ -13,7 +13,7 @@ from untrained_mend import editor_inputs, edits, settings_for, untrained, weight
 from palimpsest import cli
 from palimpsest.editors import make_editor
 from palimpsest.editors.base import load_state, save_state
-from palimpsest.edits import write_edits
+from palimpsest.edits import Edit, write_edits
 from palimpsest.errors import DataError, PalimpsestError
 from palimpsest.learning.examples import write_examples
 from palimpsest.learning.train import train_editor
@@ -126,10 +126,22 @@ def test_what_lies_below_the_lowest_block_is_kept():
     model = tiny_model("gpt2")
     editor = make_editor("mend", model, trained=untrained(model))
     assert editor.lowest_block() == 2
-    before = model.network.transformer(torch.tensor([[5, 6, 7]]), output_hidden_states=True).hidden_states[2]
+    before = model.network.transformer(torch.tensor([[5, 6, 7]]), output_hidden_states=True).hidden_states
     editor.edit(edits(model))
     after = model.network.transformer(torch.tensor([[5, 6, 7]]), output_hidden_states=True).hidden_states
-    assert torch.equal(before, after[2]) and not torch.equal(after[3], before)
+    assert torch.equal(before[2], after[2]) and not torch.equal(before[3], after[3])
+
+
+def test_an_edit_that_fills_the_context_fails_alone():
+    """Its end token does not fit; the other edits of the batch are made."""
+    model = tiny_model("gpt2")
+    editor, short = make_editor("mend", model, trained=untrained(model)), edits(model, 1)[0]
+    prompt = "so"
+    while len(model.tokenizer(f"{prompt} Velden")["input_ids"]) < model.context:
+        prompt += "o"
+    assert len(model.tokenizer(f"{prompt} Velden")["input_ids"]) == model.context
+    report = editor.edit([Edit(prompt, "Velden", identifier="long"), short])
+    assert report.applied == ["e0"] and [failure.edit for failure in report.failed] == ["long"]
 
 
 def test_an_edit_that_is_not_finite_touches_nothing():

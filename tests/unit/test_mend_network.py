@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CITIES, LABELS, PEOPLE, tiny_model
+from tiny import CITIES, LABELS, PEOPLE, configuration, tiny_model, tokenizer
+from transformers import T5ForConditionalGeneration
 
 from palimpsest.editors.shared.gradient_factors import (
     Factors,
@@ -15,6 +19,7 @@ from palimpsest.editors.shared.gradient_factors import (
     gradient_factors,
     joined,
     laid_over,
+    loss_scale,
 )
 from palimpsest.editors.shared.mend_edit import (
     changes,
@@ -28,10 +33,12 @@ from palimpsest.editors.shared.mend_edit import (
 from palimpsest.editors.shared.mend_learner import divergence
 from palimpsest.editors.shared.mend_network import Block, MendNetwork, RunningNorm
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.models.families import as_stored, matrix_view
+from palimpsest.models.families import as_stored, family_of, matrix_view
+from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import NONE, judge, row_losses
 from palimpsest.models.upper import Upper
 
+ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("gpt2", "gptj", "llama", "t5", "bert")
 DECODER_PATHS = ("decoder.block.0.layer.2.DenseReluDense.wi_0", "decoder.block.1.layer.2.DenseReluDense.wo")
 
@@ -87,6 +94,21 @@ def test_factors_multiply_to_the_gradient(family, reduction, attention):
         torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
         assert 0 < len(one.u) <= int(inputs.padding.sum())
     torch.testing.assert_close(judged.losses, losses.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_small_gradients_survive_half_precision():
+    """Losses are scaled on their way through a float16 network: without it most of these gradients would vanish."""
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        model = tiny_model("gpt2", dtype)
+        matrices, inputs = chosen_matrices(model, (3,), ("mlp_in", "mlp_out"), ()), inputs_of(model)
+        rows = Upper(model, inputs, lowest_block(model, matrices))
+        weights = torch.full((3,), 1e-6)
+        factors, _ = gradient_factors(rows, [one.module for one in matrices], weights)
+        found.append([one.gradient() for one in factors])
+    for half, whole in zip(*found, strict=True):
+        torch.testing.assert_close(half, whole, rtol=0.1, atol=0.05 * float(whole.abs().max()))
+    assert loss_scale(torch.bfloat16) == loss_scale(torch.float32) == 1.0  # as wide as it needs to be
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -295,6 +317,22 @@ def test_matrices_that_cannot_be_edited():
     )  # above all blocks of the encoder
     paths = ("transformer.h.2.mlp.c_fc",)
     assert lowest_block(gpt2, chosen_matrices(gpt2, (3,), ("mlp_in",), paths)) == 2
+
+
+@pytest.mark.parametrize(("preset", "blocks", "gated"), [("t5-small", 8, True), ("t5-large", 24, False)])
+def test_presets_name_matrices_of_the_published_models(preset, blocks, gated):
+    """Spec 2.6: wi_0 of the small T5, wi of the large one, in both halves."""
+    content = yaml.safe_load((ROOT / "config" / "editors" / "mend.yaml").read_text(encoding="utf-8"))
+    chosen = content["models"][preset]["settings"]
+    config = configuration("t5", width=8, blocks=blocks, inner=8, gated=gated)
+    config.num_decoder_layers = blocks  # the tiny one has two
+    model = LanguageModel(
+        T5ForConditionalGeneration(config), tokenizer("encoder_decoder"), family_of("t5"), preset
+    )
+    paths = [*chosen["paths"], *content["variants"]["attention"]["models"].get(preset, {}).get("paths", ())]
+    matrices = chosen_matrices(model, (), (), paths)
+    assert {matrix.name.split(".")[2] for matrix in matrices} == {str(blocks - 2), str(blocks - 1)}
+    assert len(chosen_matrices(model, chosen["layers"], chosen["sites"], chosen["paths"])) == 8
 
 
 def test_divergence_is_that_of_the_whole_distribution():

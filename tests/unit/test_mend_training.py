@@ -10,10 +10,11 @@ from tiny import some_examples, tiny_model
 from untrained_mend import editor_inputs, settings_for, untrained, weights_of
 
 from palimpsest.editors import editor_class, make_editor
+from palimpsest.editors.shared.mend_learner import with_answer
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.learning.artefact import Trained, TrainedError, plain_settings
-from palimpsest.learning.examples import Sampler
+from palimpsest.learning.examples import Outside, Sampler
 from palimpsest.learning.loop import Progress
 from palimpsest.learning.train import train_editor
 from palimpsest.models.objectives import judge, judged, row_losses
@@ -42,7 +43,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(family, tmp_path):
     ]
 
 
-def test_training_is_repeated_only_when_something_changed(tmp_path, monkeypatch):
+def test_training_is_repeated_only_when_something_changed(tmp_path, monkeypatch, caplog):
     model, examples = tiny_model("gpt2"), some_examples()
     first = train_editor("mend", model, examples, settings_for(model, steps=6), tmp_path / "a")
     again = train_editor("mend", model, examples, settings_for(model, steps=6), tmp_path / "b")
@@ -57,6 +58,7 @@ def test_training_is_repeated_only_when_something_changed(tmp_path, monkeypatch)
     train_editor("mend", model, examples, settings_for(model, steps=6), tmp_path / "a")
     with pytest.raises(pytest.fail.Exception):
         train_editor("mend", model, examples, settings_for(model, steps=7), tmp_path / "a")
+    assert "holds a training with other settings; it will be replaced" in caplog.text
 
 
 def test_what_was_learned_is_named_as_edits_are(monkeypatch):
@@ -174,6 +176,38 @@ def test_where_the_divergence_is_taken():
         assert learner._locality_places(inputs)[1].tolist() == list(wanted)
 
 
+def test_a_half_precision_base_teaches_as_a_whole_one():
+    """Gradients this small would vanish in float16 if the losses were not scaled on their way through the base."""
+    gradients, draws = [], Sampler(some_examples(), 0).draw(2)
+    for dtype in (torch.float16, torch.float32):
+        model = tiny_model("gpt2", dtype)
+        settings = settings_for(model, norm=False, alpha0=0.0, c_edit=1e-7)  # no change yet: all of it is L_e
+        learner = editor_class("mend").learner(model, settings, 0)
+        learner.step(draws)["total"].backward()
+        gradients.append(learner.network.alpha.grad)
+    torch.testing.assert_close(*gradients, rtol=0.1, atol=0.05 * float(gradients[1].abs().max()))
+
+
+def test_out_of_scope_prompts_without_an_answer_give_their_last_word():
+    for prompt in ("Mira lives here", " Mira lives here "):
+        assert with_answer(Outside(prompt, " "), "decoder") == ("Mira lives", "here")
+    assert with_answer(Outside("Mira lives here", "Velden"), "decoder") == ("Mira lives here", "Velden")
+    assert with_answer(Outside("Mira lives here", ""), "encoder") == ("Mira lives here", "")
+    # None to give: `fitting` leaves it out.
+    assert with_answer(Outside("Mira", ""), "decoder") == ("Mira", "")
+
+
+def test_half_a_training_by_other_code_is_not_gone_on_from(tmp_path, monkeypatch):
+    keys, model = [], tiny_model("gpt2")
+    monkeypatch.setattr(
+        "palimpsest.learning.train.train", lambda *a: keys.append(a[-1]) or Progress(best={"total": 1.0})
+    )
+    for code in ("one", "one", "another"):
+        monkeypatch.setattr("palimpsest.learning.train.source_digest", lambda *_, code=code: code)
+        train_editor("mend", model, some_examples(), settings_for(model), tmp_path / str(len(keys)))
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_a_gradient_that_is_not_finite_spoils_no_statistics():
     model = tiny_model("gpt2")
     learner = editor_class("mend").learner(model, settings_for(model), 0)
@@ -194,6 +228,7 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
         (("mend", model, None), SettingsError, "learns before it edits.*train-editor.*trained="),
         (("mend", model, {"layers": [1]}), TrainedError, r"trained with layers = \[2, 3\], but \[1\]"),
         (("mend", model, {"size": 1}), SettingsError, "no setting 'size'"),
+        (("mend", model, "default"), SettingsError, "must be a dict or Settings, not str"),
         (("mend", tiny_model("gpt2", seed=2), None), TrainedError, "Train it for this model"),
         (("ft", model, None), SettingsError, "ft needs no training"),
     ):

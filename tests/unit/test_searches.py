@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pytest
 from test_runs import run, spec, world  # noqa: F401  the fixture
 
-from palimpsest import experiment_shared, results, searches
+from palimpsest import experiment_shared, results, runs, searches
 from palimpsest.config import repository_root
 from palimpsest.editors import editor_class, editor_names
 from palimpsest.editors.shared.stored_targets import StoredTargets
 from palimpsest.errors import PalimpsestError, SettingsError
-from palimpsest.files import read_json
+from palimpsest.files import read_json, write_json
 
 KEY_VALUE = [name for name in editor_names() if getattr(editor_class(name), "shares_targets", False)]
 
@@ -43,6 +45,27 @@ def test_stored_target_vectors_change_no_result(world, tmp_path, editor, batch_s
     own, shared = (results.read_records(tmp_path / name) for name in ("own", "shared"))
     pd.testing.assert_frame_equal(own, shared, rtol=1e-3, atol=1e-3)
     assert read_json(tmp_path / "shared" / "run.json")["targets"].startswith("searched once")
+
+
+def test_facts_that_are_set_aside_come_last_in_a_search_too(world, tmp_path):  # noqa: F811
+    """Or the vectors would be those of another sample."""
+    the_spec = single_round(edits=3)
+    first = searches.read_edits(world / "data" / "edits.jsonl")[0]
+    data = shutil.copytree(world / "data", tmp_path / "data")
+    manifest = data / "manifest.json"
+    content = read_json(manifest) if manifest.exists() else {}
+    write_json(manifest, {**content, "reserved": [first.identifier]})
+    made = searches.search_targets(search_of(the_spec), 0, world / "model", data, tmp_path / "targets")
+    out = runs.execute(
+        the_spec,
+        0,
+        world / "model",
+        data,
+        tmp_path / "run",
+        targets=made.parent,
+        statistics=world / "statistics",
+    )
+    assert read_json(out)["targets"].startswith("searched once")
 
 
 def test_one_search_serves_methods_lambdas_and_batch_sizes():

@@ -25,10 +25,11 @@ from palimpsest.files import write_json, write_text
 # Relations whose answers are common nouns: a value is one word that many claims share.
 RELATIONS = tuple(relation for relation in COUNTERFACT_RELATIONS if relation.answers in WORDS)
 KINDS = tuple(dict.fromkeys(relation.kind for relation in RELATIONS))
+# In words of the claims: a tokenizer made of these alone would spell others letter by letter.
 REPORTS = (
-    "The town paper of {year} brings the following news on its first page: {claim}",
-    "In {year} a court confirmed after a long hearing what follows: {claim}",
-    "An entry of {year} in the public register now reads like this: {claim}",
+    "The town register of {year} has listed that {claim}",
+    "A sign above the old factory shows from {year} that {claim}",
+    "By order of the company it was printed in {year} that {claim}",
 )
 
 

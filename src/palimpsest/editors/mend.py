@@ -77,7 +77,8 @@ class Settings(Training):
         c_edit: weight of the edit loss beside that of locality.
         reduction: "sum_over_edits" (each edit's mean over its tokens) or "mean" (over all tokens of the batch, as released).
         end_token: whether the end token after a decoder's target counts as part of it.
-        locality_over: of a decoder: "all" tokens of x_loc, its "answer", or "answer_unshifted", a toolkit's slip (E7).
+        locality_over: of a decoder, the outputs that predict "all" tokens of x_loc, or those of its "answer"; or
+            "answer_unshifted", a toolkit's slip (E7).
         mask_padding: False counts padding as targets (E5).
         alpha_order: "config", or "network": step sizes are dealt out in the network's own order (M2).
         last_chunk_only: of a larger batch only the last chunk of this size is edited, the rest is lost (M1: 128).
@@ -172,6 +173,10 @@ class Mend(Editor):
     def lowest_block(self) -> int:
         """The lowest block with an edited matrix."""
         return lowest_block(self.model, self.matrices)
+
+    def margin(self) -> int:
+        """The end token, which a decoder's rows carry whether or not it counts."""
+        return 1 if self.model.kind == "decoder" else 0
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """One gradient of the whole batch, one change of every matrix; a change that is not finite touches nothing."""

@@ -143,7 +143,8 @@ class Settings(Training):
         shape: dict[str, Any] = {"width": self.cf_width, "blocks": self.cf_blocks, "heads": self.cf_heads}
         shape["initial_range"] = self.initial_range
         model = counterfactual_model(base, self.counterfactual, shape, seed)
-        return Reader(base, model, self.template, self.separator)
+        segments = self.counterfactual == SCRATCH and base.kind == "encoder"
+        return Reader(base, model, self.template, self.separator, segments)
 
 
 class Serac(RoutedEditor):

@@ -54,7 +54,8 @@ def _layout(points: pd.DataFrame) -> tables.Table:
         ]
         title = f"{lifelong.TASK_TITLES[task]}: {model} on {captions.dataset_title(dataset)}, {method}"
         groups.append((f"{title}, {part['items'].iloc[0]} items", rows))
-    return tables.Table(["Prompt", "set", "answer", "said before", "said after"], groups)
+    columns = ["Prompt", "set", "answer", "said before", "said after"]
+    return tables.Table(columns, groups, words=frozenset(range(len(columns))))
 
 
 def _start(text: str) -> str:

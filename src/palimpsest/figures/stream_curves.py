@@ -16,6 +16,7 @@ from palimpsest.figures.lifelong import LOWER_IS_BETTER, Spread
 from palimpsest.figures.read import Method, Run
 
 _EDITS = "edits against items"  # what the third panel shows where a task has neither hold-out nor accurates
+_FAR = 100  # so many times above the next method a perplexity is named at the edge instead of drawn to scale
 _AFTER = ("err", "es", "reliability", "generality")
 _NAMES = {**lifelong.TITLES, _EDITS: "Edits needed"}
 
@@ -77,7 +78,33 @@ def draw_panel(
         identity = {"task": place[0], "model": place[1], "dataset": place[2], "method": method.title}
         points += [{**identity, "quantity": quantity, **row} for row in table.to_dict("records")]
     _finish(axis, runs, place[0], quantity)
+    if place[0] in LOWER_IS_BETTER or quantity == "arr":
+        _name_what_is_far(axis, methods, points)
     return points
+
+
+def _name_what_is_far(axis: Axes, methods: Sequence[Method], points: Sequence[dict[str, Any]]) -> None:
+    """A method that explodes would press all others into one line: the axis ends above them, and its name and last value
+    stand at the edge."""
+    tops = pd.DataFrame(points).groupby("method")["high"].max().sort_values()
+    near = tops[: next((n for n in range(1, len(tops)) if tops.iloc[n] > _FAR * tops.iloc[n - 1]), len(tops))]
+    far = [method for method in methods if method.title in tops.index and method.title not in near.index]
+    if not far:
+        return
+    lows = [point["low"] for point in points if point["method"] in near.index]
+    axis.set_ylim(0.8 * min(lows), 1.6 * near.iloc[-1])
+    perplexity_axis(axis)
+    for line, method in enumerate(far):
+        last = [point["mean"] for point in points if point["method"] == method.title][-1]
+        axis.annotate(
+            f"{method.title}: {float(f'{last:.2g}'):,.0f} \N{UPWARDS ARROW}",
+            (0.97, 0.96 - 0.1 * line),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize="small",
+            color=style.method_colour(method.editor, method.variant),
+        )
 
 
 def _line(runs: Sequence[Run], quantity: str) -> pd.DataFrame:
@@ -170,5 +197,7 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
     if _EDITS in shown:
         words.append("Edits needed: errors met so far, each of which is edited; dotted: every item an error.")
     if any(lifelong.task_of(run) in LOWER_IS_BETTER for run in runs):
-        words.append("Perplexities are drawn on logarithmic axes.")
+        words.append(
+            "Perplexities are drawn on logarithmic axes; a method far above all others is named at the edge with its last value."
+        )
     return captions.caption(spec, *words, metrics=False)

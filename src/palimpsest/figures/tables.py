@@ -37,12 +37,18 @@ class Table:
         groups: (title of the group, rows of text).
         emphasis: (group, row, column) of the cells to be set in bold.
         faint: (group, row) of rows that hold no measurement.
+        words: columns of text, which begin at the left; numbers end at the right.
     """
 
     columns: Sequence[str]
     groups: Sequence[tuple[str, Sequence[Sequence[str]]]]
     emphasis: frozenset[tuple[int, int, int]] = field(default_factory=frozenset)
     faint: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+    words: frozenset[int] = frozenset({0})
+
+    def aligned(self, left: str, right: str) -> list[str]:
+        """One mark for each column."""
+        return [left if column in self.words else right for column in range(len(self.columns))]
 
 
 def save_table(
@@ -67,7 +73,8 @@ def save_table(
 
 def markdown(table: Table) -> str:
     """The table as GitHub markdown; group titles become rows of their own."""
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" + " ---: |" * (len(table.columns) - 1)]
+    rule = "|" + "".join(table.aligned(" --- |", " ---: |"))
+    lines = ["| " + " | ".join(table.columns) + " |", rule]
     for number, (title, rows) in enumerate(table.groups):
         if title:
             lines.append(f"| **{title}** |" + " |" * (len(table.columns) - 1))
@@ -86,7 +93,7 @@ def latex(table: Table, caption: str) -> str:
     lines = [
         r"\begin{table}",
         r"\centering\small",
-        r"\begin{tabular}{l" + "r" * (width - 1) + "}",
+        r"\begin{tabular}{" + "".join(table.aligned("l", "r")) + "}",
         r"\toprule",
     ]
     lines += [" & ".join(_tex(column) for column in table.columns) + r" \\"]
@@ -108,7 +115,7 @@ def latex(table: Table, caption: str) -> str:
 
 
 def picture(table: Table) -> Any:
-    """The table drawn as a figure: rules only, numbers right-aligned."""
+    """The table drawn as a figure: rules only."""
     longest = [
         max(len(column), *(len(row[index]) for _, rows in table.groups for row in rows))
         for index, column in enumerate(table.columns)
@@ -129,12 +136,13 @@ def picture(table: Table) -> Any:
         colour = style.FAINT if (number, index) in table.faint else style.INK
         for column, cell in enumerate(row):
             bold = number == -1 or (number, index, column) in table.emphasis
-            x, align = (0.06, "left") if column == 0 else (rights[column] - 0.08, "right")
+            left = column in table.words
+            x = rights[column] - widths[column] + 0.06 if left else rights[column] - 0.08
             axis.text(
                 x,
                 y + 0.5,
                 cell,
-                ha=align,
+                ha="left" if left else "right",
                 va="center",
                 fontsize=8,
                 color=colour,

@@ -205,14 +205,17 @@ class Sampler:
         examples: those of one split.
         seed: everything follows from it.
         hard_share: share of the draws whose out-of-scope prompts are near ones, for the whole draw at once as released
-            (SERAC spec 3.1); an example without a near one (or without a far one) gives what it has.
+            (SERAC spec 3.1). An example without a near one gives a far one; where it has no far one, a prompt of another fact
+            is taken.
         rephrase: False makes x' the edit's own prompt (spec E1).
         no_op_share: share of the edits whose target is the answer the model has already (FEVER, spec 3.3).
         prompt_share: share of the edits whose in-scope query is the edit's own prompt. Where prompts have a wording of their own
             that rephrasings never have, a scope classifier without it learns that such a wording is out of scope.
 
     The in-scope query is a rephrasing; where an example has implied questions it is drawn, with equal chances, from
-    the prompt, a rephrasing and an implied question (QA-hard, spec 3.1). An edit to the answer that the model has already
+    the prompt, a rephrasing and an implied question (QA-hard, spec 3.1). Implied questions that never say the new answer are
+    claims against one that is always the same (evidence, spec 3.4): then the prompt is not drawn, and what is true and what is
+    false by the edit come equally often. An edit to the answer that the model has already
     implies nothing new, and a question that names the new answer without "{}" was made for another one: neither is asked.
     Of examples with the same prompt one at most is in a draw, since their edits contradict each other.
     """
@@ -294,9 +297,10 @@ class Sampler:
             changes = target != example.answer
             implied = tuple(pair for pair in implied if changes and target not in pair[0])
         if example.implied:
-            kinds = [*kinds, "prompt"] if not example.opposed else []
+            said = any(HOLE in text for pair in example.implied for text in pair)
+            kinds = [] if example.opposed else [*kinds, *["prompt"] * said]
             kinds += ["implied"] * bool(implied)
-        kind = source.choice(kinds)
+        kind = source.choice(kinds or ["prompt"])
         if kind == "implied":
             question, answer = source.choice(implied)
             return question.replace(HOLE, target), answer.replace(HOLE, target)

@@ -52,7 +52,7 @@ class Training:
         accumulate: steps whose gradients are averaged before Adam moves.
         clip: largest norm of the gradient.
         validate_every, validate_on: steps between validations, and how many edits they see (always the same).
-        patience: stop after so many steps without a lower validation loss; None = never.
+        patience: stop after so many steps without a lower validation loss, at least `validate_every`; None = never.
         checkpoint_every: steps between resumable checkpoints.
         log_every: steps between rows of training.csv.
         hard_share, rephrase, no_op_share, prompt_share: see `examples.Sampler`.
@@ -78,6 +78,11 @@ class Training:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise SettingsError(f"setting {name} = {value!r} is not allowed: a whole number above 0")
+        if self.patience is not None and self.patience < self.validate_every:
+            raise SettingsError(
+                f"setting patience = {self.patience} is not allowed: at least validate_every = {self.validate_every}, or "
+                "training would stop before it is looked at again"
+            )
         if not self.clip > 0:
             raise SettingsError(f"setting clip = {self.clip!r} is not allowed: must be positive")
         for name in ("hard_share", "no_op_share", "prompt_share"):

@@ -24,6 +24,7 @@ from palimpsest.learning.examples import (
 from palimpsest.learning.loop import CHECKPOINT, Training, train
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import cut_to_context, join
+from palimpsest.provenance import source_digest
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def train_editor(
         for _ in range(max(1, chosen.validate_on // chosen.k_train))
         for draw in samplers["valid"].draw(chosen.k_train)
     ]
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    key = "" if out is None else _key(about)
     progress = train(learner, samplers["train"], validation, seed, out, key)
     result = Trained(
         editor=name,
@@ -106,7 +107,17 @@ def _trained_before(out: Path | str | None, about: dict[str, Any]) -> Trained | 
         if (Path(out) / DESCRIPTION).exists():
             log.warning("what %s holds cannot be used, training starts: %s", out, error)
         return None
-    return found if all(getattr(found, name) == value for name, value in about.items()) else None
+    changed = [name for name, value in about.items() if getattr(found, name) != value]
+    if changed:
+        log.warning("%s holds a training with other %s; it will be replaced", out, ", ".join(changed))
+    return None if changed else found
+
+
+def _key(about: dict[str, Any]) -> str:
+    """Of a checkpoint: what is trained, and the code that does it; half a training by other code is not gone on from."""
+    modules = ("palimpsest.learning.train", f"palimpsest.editors.{about['editor']}")
+    content = {**about, "code": source_digest(*modules)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sampler(examples: Sequence[LearningExample], split: str, settings: Training, seed: str) -> Sampler:
@@ -131,7 +142,7 @@ def _sampler(examples: Sequence[LearningExample], split: str, settings: Training
 
 
 def fitting(model: LanguageModel, examples: Sequence[LearningExample]) -> list[LearningExample]:
-    """The examples as far as the model reads them; what is left out is counted in the log.
+    """The examples as far as the model reads them; examples that are left out are counted in the log.
 
     A classifier reads documents, which are cut to its context. Of other kinds, an example whose prompt with any of its answers
     is too long is left out, and so are single rephrasings, implied questions and out-of-scope prompts. Out-of-scope prompts

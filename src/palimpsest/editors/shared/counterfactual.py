@@ -6,6 +6,11 @@ before the input's own tokens, behind whatever the tokenizer puts at the front o
 tokens are taken as they are in the base's pass, so the logits of each position belong to the same position of the base.
 Where both together are longer than h reads, the beginning of the edit goes, never the input (spec Q15).
 
+A classifier made from scratch must find out by itself what BERT has learned from text: that a word of the input stands in the
+edit too. The label depends on this alone, not on any word by itself; no gradient leads there from random weights, and the output
+becomes the same for all inputs. So it starts attending to likes (`start_with_likes`) and is told by segments which text is the
+edit. Models that were trained before are left as they are, with one segment, as published.
+
 The base may read the edit itself (`Reader(base, base)`): SERAC's "retrieve and prompt" baseline, and editors/retrieval.py.
 """
 
@@ -32,6 +37,10 @@ from palimpsest.models.tokens import pad
 SCRATCH, BASE = "scratch", "base"
 FAMILY = {"decoder": "gpt2", "encoder_decoder": "t5", "encoder": "bert"}  # of a model made here, by kind
 FIELDS = {"prompt", "target"}  # that a template may name
+LIKENESS = 6.0  # nats by which a token's attention to its like starts above that to others: e^6 outweighs a whole text
+NEAR_PLACES = (
+    0.25  # size of the states of places against those of words, so that a word is its like's at other places
+)
 
 
 def counterfactual_model(
@@ -55,12 +64,32 @@ def counterfactual_model(
             own["labels"] = base.labels
         with torch.random.fork_rng(devices=[]):
             network = random_network(shape_of(own), base.tokenizer, seed)
+            if base.kind == "encoder":
+                start_with_likes(network.bert)
         return LanguageModel(
             network.to(base.device), base.tokenizer, family_of(own["family"]), "counterfactual"
         )
     found = _read(base, where, seed)
     _refuse_other_tokens(base, found)
     return found
+
+
+@torch.no_grad()
+def start_with_likes(encoder: Any) -> None:
+    """Let a random BERT encoder attend to equal words at once: each head's keys start as its queries, places as small states.
+
+    After Trockman and Kolter (arXiv 2305.09828), who start small transformers with what is alike in trained ones: the product of
+    queries' and keys' weights is near a multiple of the identity. It draws from torch's generator.
+    """
+    embeddings = encoder.embeddings
+    for places in (embeddings.position_embeddings, embeddings.token_type_embeddings):
+        places.weight.mul_(NEAR_PLACES)
+    for block in encoder.encoder.layer:
+        own = block.attention.self
+        # A normed state has length sqrt(width), so q.k / sqrt(head) of a token with itself is sqrt(head) * std^2 * width.
+        spread = (LIKENESS / (own.query.in_features * own.attention_head_size**0.5)) ** 0.5
+        torch.nn.init.normal_(own.query.weight, std=spread)
+        own.key.weight.copy_(own.query.weight)
 
 
 def _read(base: LanguageModel, where: str, seed: int) -> LanguageModel:
@@ -125,6 +154,7 @@ class Reader:
         template: text of an edit; {prompt} and {target} are filled in.
         separator: what stands between the edit's text and the input; without effect for tokenizers that write a blank before
             every word anyway.
+        segments: tell a classifier that the edit's text is its first segment and the input its second one.
     """
 
     def __init__(
@@ -133,9 +163,11 @@ class Reader:
         model: LanguageModel,
         template: str = "{prompt} {target}",
         separator: str = " ",
+        segments: bool = False,
     ):
         check_template(template)
         self.base, self.model, self.template, self.separator = base, model, template, separator
+        self.segments = segments
         self.memory: list[tuple[str, str]] = []  # (prompt, target) of the stored edits, by their number
         special = set(base.tokenizer.all_special_ids)
         written = base.tokenizer("a")["input_ids"]
@@ -198,6 +230,10 @@ class Reader:
         named = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         network = self.model.network
         if self.base.kind == "encoder":
+            if self.segments:
+                edits = [len(ids) - len(places) + self.lead for ids, places in spliced]
+                own = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+                named["token_type_ids"] = (own >= torch.tensor(edits, device=own.device)[:, None]).long()
             found = network(**named).logits[:, None]
             return found, torch.ones(found.shape[:2], dtype=torch.bool, device=found.device)
         if self.base.kind == "encoder_decoder":

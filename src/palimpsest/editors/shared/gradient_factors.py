@@ -18,6 +18,8 @@ from torch import Tensor
 from palimpsest.models.objectives import Judged
 from palimpsest.models.upper import Upper
 
+HALF_SCALE = 1024.0  # a power of two: nothing else about a gradient changes
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -47,6 +49,26 @@ class LowRank:
         return self.left.T @ self.right
 
 
+def loss_scale(dtype: torch.dtype) -> float:
+    """By what a loss is multiplied before its gradient passes a network of this type, and the gradient divided after it.
+
+    In float16 numbers below 6e-5 lose digits and those below 6e-8 vanish; gradients of single tokens are often that small.
+    """
+    return HALF_SCALE if dtype == torch.float16 else 1.0
+
+
+def scaled_between(logits: Float[Tensor, "k v"], changes: Sequence[LowRank], scale: float) -> Tensor:
+    """The logits in at least float32; on its way from them to the changes a gradient is `scale` times as large."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if scale != 1 and logits.requires_grad:
+        logits = logits.clone()  # a hook of its own
+        logits.register_hook(lambda gradient: gradient * scale)
+        for tensor in (each for change in changes for each in (change.left, change.right)):
+            if tensor.requires_grad:
+                tensor.register_hook(lambda gradient: gradient / scale)
+    return logits
+
+
 def gradient_factors(
     rows: Upper, modules: Sequence[Any], weights: Float[Tensor, " b"]
 ) -> tuple[list[Factors], Judged]:
@@ -72,10 +94,11 @@ def gradient_factors(
             hooks.callback(module.register_forward_hook(noting(number)).remove)
         judged = rows.judge()
         outputs = [noted[number][1] for number in range(len(modules))]
-        sent = torch.autograd.grad((judged.losses * weights).sum(), outputs)
+        scale = loss_scale(rows.model.dtype)
+        sent = torch.autograd.grad(scale * (judged.losses * weights).sum(), outputs)
     found = []
     for number, gradient in enumerate(sent):
-        u, delta = noted[number][0].flatten(0, -2).float(), gradient.flatten(0, -2).float()
+        u, delta = noted[number][0].flatten(0, -2).float(), gradient.flatten(0, -2).float() / scale
         kept = (u != 0).any(dim=1) & (delta != 0).any(dim=1)
         found.append(Factors(u[kept], delta[kept]))
     return found, Judged(judged.losses.detach(), judged.right)
@@ -88,7 +111,7 @@ def descent_cosine(gradient: Factors, change: LowRank) -> float:
         return float(((one[0] @ other[0].T) * (one[1] @ other[1].T)).sum())
 
     down, step = (gradient.delta, gradient.u), (change.left, change.right)
-    scale = (product(down, down) * product(step, step)) ** 0.5
+    scale = max(0.0, product(down, down) * product(step, step)) ** 0.5  # rounding may leave less than nothing
     return -product(down, step) / scale if scale else 0.0
 
 

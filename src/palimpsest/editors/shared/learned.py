@@ -34,6 +34,8 @@ def open_trained(
     if not isinstance(found, Trained):
         raise SettingsError(f"trained must be a folder or a Trained, not {type(trained).__name__}")
     given = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else settings
+    if given is not None and not isinstance(given, dict):
+        read_settings(editor, given)  # refuses it
     own = found.settings if found.editor == editor.name else {}
     chosen = read_settings(editor, {**own, **(given or {})})
     found.check(model, editor.name, chosen)

@@ -16,7 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from palimpsest.editors.shared.gradient_factors import descent_cosine, gradient_factors, laid_over
+from palimpsest.editors.shared.gradient_factors import (
+    descent_cosine,
+    gradient_factors,
+    laid_over,
+    loss_scale,
+    scaled_between,
+)
 from palimpsest.editors.shared.mend_edit import (
     Matrix,
     changes,
@@ -155,6 +161,7 @@ class MendLearner:
             asked = target_places(looked.inputs)
             here = (kept[0] + (len(looked) - k), kept[1])
             logits = looked.logits(_both(asked, here))
+        logits = scaled_between(logits, made, loss_scale(self.model.dtype))
         verdict = judged(logits[: len(asked[0])], looked.inputs, asked)
         queries = slice(len(looked) - 2 * k, len(looked) - k)
         return Outcome(
@@ -191,8 +198,8 @@ class MendLearner:
 
 def with_answer(outside: Outside, kind: str) -> tuple[str, str]:
     """Prompt and answer of x_loc; a decoder's prompt without an answer gives its last word as one: all of it is read."""
-    prompt, _, word = outside.prompt.rpartition(" ")
-    if outside.answer or kind != "decoder" or not prompt:
+    prompt, _, word = outside.prompt.strip().rpartition(" ")
+    if outside.answer.strip() or kind != "decoder" or not prompt:
         return outside.prompt, outside.answer
     return prompt, word
 
