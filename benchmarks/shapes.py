@@ -74,13 +74,16 @@ def random_model(name: str, device: str = "cpu", dtype: str = "float32", blocks:
 
 
 def edits(n: int):
-    """Invented records: prompts of 11 tokens, of which 5 stand after the subject; targets of one."""
+    """Invented records of CounterFact's lengths: prompts of 8 tokens, 3 of them after the subject; one-token targets.
+
+    (26 tokens from the subjects on in all rows of an edit, as comeba_hk 8.3 counts; prompts above 1,000 are longer.)
+    """
     from palimpsest.edits import Edit
 
     return [
         Edit(
             prompt=text.rsplit(" ", 1)[0],
-            subject=" ".join(text.split()[3:5]),
+            subject=" ".join(text.split(" of ")[1].split()[:2]),
             target=text.rsplit(" ", 1)[1],
             identifier=str(i),
         )
@@ -103,7 +106,8 @@ def sentences(n: int) -> list[str]:
     for i in range(n):
         thing, place = things[i // 250 % 4], places[i // 1000 % 10]
         name = f"{first[i % 10]} {last[i // 10 % 25]}"
-        found.append(f"The {thing} of {name} by the {place} lies in {cities[(i * 7 + i // 20) % 4]}")
+        start = "The" if i < 1000 else f"By the {place} the"
+        found.append(f"{start} {thing} of {name} now lies in {cities[(i * 7 + i // 20) % 4]}")
     return found
 
 
