@@ -1,4 +1,4 @@
-# make figures            set up, then the whole workflow at scale mini (about an hour on two cores)
+# make figures            set up, then the whole workflow at scale mini (about two hours on two cores)
 # make figures SCALE=smoke    the same, small, in a few minutes
 # make test               set up, then lint-free tests; what .ci/run and the public CI call
 PYTHON ?= python3

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from palimpsest import __version__, commands
+from palimpsest import __version__, commands, interruption
 from palimpsest.errors import PalimpsestError
 
 _EPILOG = """
@@ -21,7 +21,7 @@ into a terminal. SPEC is JSON, or @FILE with JSON in it. Errors name file, recor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (0 good, 1 refused with a reason, 2 wrong usage)."""
+    """Run a command; returns the exit status (0 good, 1 refused with a reason, 2 wrong usage, 143 or 130 stopped by a signal)."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
@@ -33,10 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     _limit_threads(getattr(options, "threads", None))
     try:
-        options.command(options)
+        with interruption.listening():
+            options.command(options)
     except PalimpsestError as error:
         print(f"palimpsest: {error}", file=sys.stderr)
         return 1
+    except interruption.Interrupted as ending:
+        print(f"palimpsest: {ending}", file=sys.stderr)
+        return ending.status
     except BrokenPipeError:
         sys.stderr.close()
     return 0
@@ -301,7 +305,9 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
     parser = _add(groups, "edit", _print_edit, "Edit a model once and ask it.",
                   "Example: palimpsest edit --model results/models/mini-gpt2 --editor ft --prompt 'The mother tongue of Ada is'\n"
                   "         --subject Ada --target French --ask 'Ada speaks'")  # fmt: skip
-    parser.add_argument("--model", required=True, help="model directory or hub id")
+    parser.add_argument(
+        "--model", required=True, help="model directory, or hub id with its commit: org/name@COMMIT"
+    )
     parser.add_argument("--editor", required=True, help="see `palimpsest list editors`")
     parser.add_argument("--prompt", required=True, help="text the new answer follows")
     parser.add_argument("--target", required=True, help="new answer")

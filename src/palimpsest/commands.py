@@ -9,7 +9,7 @@ from typing import Any
 
 from palimpsest.config import read_yaml, repository_root, settings_schema_of
 from palimpsest.errors import PalimpsestError
-from palimpsest.files import write_json
+from palimpsest.files import only_one, write_json
 
 # Kind of a generated world -> module:function that makes it.
 WORLDS = {
@@ -29,13 +29,13 @@ def read_spec(text: str) -> dict[str, Any]:
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise PalimpsestError(
-                f"--spec {text}: the file cannot be read ({error.strerror}). Check the path"
+                f"--spec {text}: the file cannot be read ({error}). Check the path"
             ) from error
     try:
         spec = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise PalimpsestError(
             f"--spec is not valid JSON ({error}). Quote it for the shell, or give @FILE"
         ) from error
@@ -93,51 +93,42 @@ def write_settings_schema(path: Path | None = None) -> dict[str, Any]:
 def run_world(spec: dict[str, Any], seed: int, out: Path, kind: str = "facts") -> None:
     """Generate a world of one of the kinds of `WORLDS`."""
     module, _, function = WORLDS[kind].partition(":")
-    getattr(import_module(module), function)(spec, seed, out)
+    with only_one(out):
+        getattr(import_module(module), function)(spec, seed, out)
 
 
 def run_source(spec: dict[str, Any], out: Path) -> None:
     """Prepare a real split for pre-training: for lifelong editing (`task`), of facts or claims (`reader`), or text alone."""
     if "task" in spec:
-        from palimpsest.data.lifelong_source import build_lifelong_source
-
-        build_lifelong_source(spec, out)
+        from palimpsest.data.lifelong_source import build_lifelong_source as build
     elif spec.get("reader") in ("fever", "evidence"):
-        from palimpsest.data.claims_source import build_claims_source
-
-        build_claims_source(spec, out)
+        from palimpsest.data.claims_source import build_claims_source as build
     elif "reader" in spec:
-        from palimpsest.data.prepare import build_source
-
-        build_source(spec, out)
+        from palimpsest.data.prepare import build_source as build
     else:
-        from palimpsest.data.text_source import build_text_source
-
-        build_text_source(spec, out)
+        from palimpsest.data.text_source import build_text_source as build
+    with only_one(out):
+        build(spec, out)
 
 
 def run_dataset(spec: dict[str, Any], source: Path | None, out: Path) -> None:
     """Validate and write edits; with a `task`, a stream for lifelong editing and its probes."""
     if "task" in spec:
-        from palimpsest.data.lifelong import build_lifelong
-
-        build_lifelong(spec, source, out)
-        return
-    from palimpsest.data.prepare import build_dataset
-
-    build_dataset(spec, source, out)
+        from palimpsest.data.lifelong import build_lifelong as build
+    else:
+        from palimpsest.data.prepare import build_dataset as build
+    with only_one(out):
+        build(spec, source, out)
 
 
 def run_pretrain(spec: dict[str, Any], source: Path, out: Path, threads: int) -> None:
     """Pre-train a model: on sentences, or for families that are no decoders on pairs of prompt and answer."""
     if spec.get("family") in PAIR_FAMILIES:
-        from palimpsest.models.pretrain_pairs import pretrain_pairs
-
-        pretrain_pairs(spec, source, out, threads=threads)
-        return
-    from palimpsest.models.pretrain import pretrain
-
-    pretrain(spec, source, out, threads=threads)
+        from palimpsest.models.pretrain_pairs import pretrain_pairs as pretrain
+    else:
+        from palimpsest.models.pretrain import pretrain
+    with only_one(out):
+        pretrain(spec, source, out, threads=threads)
 
 
 def run_model(spec: dict[str, Any], out: Path) -> None:
@@ -164,7 +155,8 @@ def run_statistics(spec: dict[str, Any], model: Path, corpus: Path, out: Path) -
     if spec.get("kind") == "fisher":
         from palimpsest.statistics.fisher import collect
 
-        collect({key: value for key, value in spec.items() if key != "kind"}, model, corpus, out)
+        with only_one(out):
+            collect({key: value for key, value in spec.items() if key != "kind"}, model, corpus, out)
         return
     from palimpsest.models.loading import load_model
     from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
@@ -173,7 +165,8 @@ def run_statistics(spec: dict[str, Any], model: Path, corpus: Path, out: Path) -
     settings = CollectionSettings.from_dict({key: value for key, value in spec.items() if key not in where})
     if not corpus.is_file():
         raise PalimpsestError(f"the corpus {corpus} does not exist. Give a text file with one passage a line")
-    collect_covariance(load_model(model, **where), corpus, settings=settings, out=out)
+    with only_one(out):
+        collect_covariance(load_model(model, **where), corpus, settings=settings, out=out)
 
 
 def run_train_editor(spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path) -> None:
@@ -192,8 +185,8 @@ def run_train_editor(spec: dict[str, Any], seed: int, model: Path, dataset: Path
             "It has the keys editor, settings, device, dtype"
         )
     examples = dataset / "learning.jsonl" if dataset.is_dir() else dataset
-    loaded = load_model(model, **where)
-    train_editor(spec["editor"], loaded, examples, spec.get("settings"), out, seed)
+    with only_one(out):
+        train_editor(spec["editor"], load_model(model, **where), examples, spec.get("settings"), out, seed)
 
 
 def run_targets(
@@ -202,7 +195,8 @@ def run_targets(
     """Search target vectors for several runs."""
     from palimpsest.searches import search_targets
 
-    search_targets(spec, seed, model, dataset, out, known)
+    with only_one(out):
+        search_targets(spec, seed, model, dataset, out, known)
 
 
 def run_run(

@@ -95,7 +95,12 @@ def read_yaml(path: Path | str) -> Any:
         return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise ConfigError([f"file {path} cannot be read ({error.strerror}). Check the path"]) from error
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # dates and keys that cannot be, no UTF-8
         raise ConfigError([f"file {path} is not valid YAML: {error}"]) from error
 
 
@@ -110,7 +115,10 @@ def load_config(scale: Mapping[str, Any] | Path | str, root: Path | None = None)
         ConfigError: with all problems of the file's form; cross references are checked by `experiments.plan`.
     """
     root = root or repository_root()
-    content = dict(scale) if isinstance(scale, Mapping) else dict(read_yaml(scale) or {})
+    content = scale if isinstance(scale, Mapping) else read_yaml(scale) or {}
+    if not isinstance(content, Mapping):
+        raise ConfigError([f"file {scale} holds {type(content).__name__}, expected keys with values"])
+    content = dict(content)
     schemas = root / "workflow" / "schemas"
     problems = check(content, read_json(schemas / "config.schema.json"), "config")
     if problems:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import DataError
-from palimpsest.files import write_text
+from palimpsest.files import read_records, write_text
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,19 @@ class Edit:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Edit:
-        """Build from the form that `to_dict` writes."""
+        """Build from the form that `to_dict` writes; DataError names a field of another type."""
         known = {name: value for name, value in content.items() if name in cls.__dataclass_fields__}
+        for name in ("prompt", "target", "identifier"):
+            _need_text(known.get(name, "" if name == "identifier" else None), name)
+        for name in ("subject", "truth", "relation"):
+            if known.get(name) is not None:
+                _need_text(known[name], name)
+        for name in ("rephrasings", "locality", "portability"):
+            known[name] = tuple(_need_list(content.get(name, ()), name))
+        for text in known["rephrasings"]:
+            _need_text(text, "rephrasings")
         for name in ("locality", "portability"):
-            known[name] = tuple(Probe(**probe) for probe in content.get(name, ()))
-        known["rephrasings"] = tuple(content.get("rephrasings", ()))
+            known[name] = tuple(_probe(probe, name) for probe in known[name])
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,20 +100,31 @@ def write_edits(path: Path | str, edits: Iterable[Edit]) -> None:
 
 def read_edits(path: Path | str) -> list[Edit]:
     """Read what `write_edits` wrote; a bad line is refused with file, line and field."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError as error:
-        raise DataError(
-            "the file does not exist", file=path, remedy="Run the rule 'dataset' that makes it"
-        ) from error
     edits = []
-    for number, line in enumerate(lines, start=1):
+    for place, content in read_records(path, "Run the rule 'dataset' that makes it"):
         try:
-            edits.append(Edit.from_dict(json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise DataError(
-                f"not an edit ({error})", file=path, record=f"line {number}", remedy="Make the file again"
-            ) from error
+            edits.append(Edit.from_dict(content))
         except DataError as error:
-            raise DataError(str(error), file=path, record=f"line {number}") from error
+            raise DataError(str(error), file=path, record=place) from error
     return edits
+
+
+def _need_text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"expected a text, found {value!r:.60}", field=field, remedy="Make the file again")
+    return value
+
+
+def _need_list(value: Any, field: str) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise DataError(f"expected a list, found {value!r:.60}", field=field, remedy="Make the file again")
+    return value
+
+
+def _probe(content: Any, field: str) -> Probe:
+    if not isinstance(content, dict) or not set(content) <= set(Probe.__dataclass_fields__):
+        raise DataError(f"not a probe: {content!r:.60}", field=field, remedy="Make the file again")
+    parts = {"kind": "locality", **content}
+    return Probe(
+        **{name: _need_text(parts.get(name), f"{field}.{name}") for name in ("prompt", "answer", "kind")}
+    )

@@ -1,16 +1,27 @@
-"""Files appear whole or not at all: write beside, flush, rename."""
+"""Files appear whole or not at all: write beside, flush, rename. One process at a time works on a folder of results."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from palimpsest.errors import PalimpsestError
+from palimpsest.errors import DataError, PalimpsestError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+AGAIN = "Make the file again"
+PART = ".part"  # in the name of what is being written
+LOCK = ".lock"
+WAIT = 2.0  # seconds for a process that was just killed to be gone
 
 
 class WriteError(PalimpsestError):
@@ -26,7 +37,9 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}-", suffix=PART + target.suffix
+        )
     except OSError as error:
         raise WriteError(
             f"cannot write {target}: {error.strerror or error}. Check that the folder exists and is writable"
@@ -39,9 +52,12 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
-    except OSError as error:
+    except Exception as error:
+        # safetensors wraps the system's error in one of its own; it is not imported here, since figures need none of it.
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
         raise WriteError(
-            f"cannot write {target}: {error.strerror or error}. Free some space and run the command again"
+            f"cannot write {target}: {getattr(error, 'strerror', None) or error}. Free some space and run the command again"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,10 +91,113 @@ def read_json(path: Path | str) -> Any:
         raise PalimpsestError(
             f"file {path} does not exist. Run the rule that makes it, or check the path"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise PalimpsestError(
+            f"file {path} cannot be read ({error.strerror or error}). Check the path and its rights"
+        ) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no JSON, no UTF-8, a number or a nesting beyond all bounds
         raise PalimpsestError(
             f"file {path} is not valid JSON ({error}). It may be truncated: delete it and make it again"
         ) from error
+
+
+def read_object(path: Path | str, *fields: str) -> dict[str, Any]:
+    """Read JSON that must be an object with these fields."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"expected an object, found {type(content).__name__}", file=path, remedy=AGAIN)
+    for name in fields:
+        if name not in content:
+            raise DataError("the field is missing", file=path, field=name, remedy=AGAIN)
+    return content
+
+
+def read_records(path: Path | str, remedy: str = AGAIN) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a JSON-lines file, each with its place ("line 3") for messages.
+
+    Raises DataError that names file and line: a missing or unreadable file, a line that is no object or not whole, or half a
+    character (a lone surrogate), which no file and no tokenizer takes.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError as error:
+        raise DataError("the file does not exist", file=path, remedy=remedy) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the file cannot be read ({error})", file=path, remedy=remedy) from error
+    for number, line in enumerate(lines, start=1):
+        place = f"line {number}"
+        try:
+            content = json.loads(line)
+            if "\\u" in line:
+                json.dumps(content, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
+            raise DataError(f"not valid JSON ({error})", file=path, record=place, remedy=remedy) from error
+        if not isinstance(content, dict):
+            what = f"expected an object, found {type(content).__name__}"
+            raise DataError(what, file=path, record=place, remedy=remedy)
+        yield place, content
+
+
+class BusyError(PalimpsestError):
+    """Another process works on the same folder of results."""
+
+
+@contextmanager
+def only_one(folder: Path | str | None) -> Iterator[None]:
+    """Hold a folder of results for the length of a block; what killed writers left half-written there is removed.
+
+    The system lets go of the lock when the process ends, however it ends. None holds nothing.
+
+    Raises:
+        BusyError: another process holds the folder; nothing has changed then.
+        WriteError: the folder cannot be made or written.
+    """
+    if folder is None:
+        yield
+        return
+    folder = Path(folder)
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _lock(folder / LOCK)
+    except OSError as error:
+        raise WriteError(
+            f"cannot write into {folder}: {error.strerror or error}. Check that it is a folder and writable, with space left"
+        ) from error
+    try:
+        for half in folder.rglob(f".*-*{PART}*"):
+            half.unlink(missing_ok=True)
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        os.close(held)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()  # bad input leaves nothing, not even a place for results
+
+
+def _lock(path: Path) -> int:
+    """Descriptor of the locked file."""
+    until = time.monotonic() + WAIT
+    while True:
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(held), path.stat()):
+                return held
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                os.close(held)
+                raise BusyError(
+                    f"another process is working on {path.parent}. Wait until it has ended, or give another folder"
+                ) from error
+        except OSError:  # a file system without locks
+            return held
+        os.close(held)  # its owner removed it in between, or holds it still
+        time.sleep(0.05)
 
 
 def _umask() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import PalimpsestError
-from palimpsest.files import read_json, write_atomic, write_json
+from palimpsest.files import read_object, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ METRICS = (
     *("flip_success", "drawdown", "accuracy_drop", "drift", "perplexity_rise"),
 )
 _LAYER_SPLIT = re.compile(r"layer_\d+")
-_RUN_NAME = re.compile(r"[a-z0-9_-]+")
+RUN_NAME = re.compile(r"[a-z0-9_-]+")
 
 
 class ResultError(PalimpsestError):
@@ -61,13 +61,15 @@ class ResultError(PalimpsestError):
 class TableSchema:
     """Columns of one table: name -> type ("string", "int", "float", "bool"); `optional` columns may be empty.
 
-    `key` names the columns that together identify a row.
+    `key` names the columns that together identify a row. Columns of `later` are optional ones that rows may leave out and
+    tables of earlier versions lack: both read as empty.
     """
 
     name: str
     columns: Mapping[str, str]
     key: tuple[str, ...]
     optional: frozenset[str] = frozenset()
+    later: frozenset[str] = frozenset()
 
 
 METRICS_SCHEMA = TableSchema(
@@ -96,8 +98,11 @@ RECORDS_SCHEMA = TableSchema(
         "split": "string",
         "metric": "string",
         "value": "float",
+        "failed": "string",  # why this row's edit could not be made; empty for the others
     },
     key=("run", "seed", "step", "order", "split", "metric"),
+    optional=frozenset({"failed"}),
+    later=frozenset({"failed"}),
 )
 INSPECTION_SCHEMA = TableSchema(
     "inspection",
@@ -138,13 +143,13 @@ def check_rows(rows: Sequence[Mapping[str, Any]], schema: TableSchema) -> None:
     seen: set[tuple[Any, ...]] = set()
     for number, row in enumerate(rows, start=1):
         where = f"table '{schema.name}', row {number}"
-        if set(row) != set(schema.columns):
-            wrong = sorted(set(row) ^ set(schema.columns))
+        wrong = sorted(set(row) ^ set(schema.columns) - (schema.later - set(row)))
+        if wrong:
             raise ResultError(
                 f"{where}: missing or unknown column(s) {wrong}; expected {list(schema.columns)}"
             )
         for column, kind in schema.columns.items():
-            _check_cell(row[column], kind, column in schema.optional, f"{where}, column '{column}'")
+            _check_cell(row.get(column), kind, column in schema.optional, f"{where}, column '{column}'")
         _check_names(row, where)
         key = tuple(row[column] for column in schema.key)
         if key in seen:
@@ -166,8 +171,8 @@ def _check_cell(value: Any, kind: str, optional: bool, where: str) -> None:
 
 
 def _check_names(row: Mapping[str, Any], where: str) -> None:
-    if not _RUN_NAME.fullmatch(row["run"]):
-        raise ResultError(f"{where}: the run name {row['run']!r} does not match {_RUN_NAME.pattern}")
+    if not RUN_NAME.fullmatch(row["run"]):
+        raise ResultError(f"{where}: the run name {row['run']!r} does not match {RUN_NAME.pattern}")
     split, metric = row["split"], row.get("metric")
     if split not in SPLITS and not _LAYER_SPLIT.fullmatch(split):
         raise ResultError(f"{where}: unknown split {split!r}; known: {', '.join(SPLITS)}, layer_N")
@@ -183,7 +188,7 @@ def write_table(path: Path | str, rows: Sequence[Mapping[str, Any]], schema: Tab
     check_rows(rows, schema)
     layout = _arrow_schema(schema)
     columns = {
-        name: pa.array([row[name] for row in rows], layout.field(name).type) for name in schema.columns
+        name: pa.array([row.get(name) for row in rows], layout.field(name).type) for name in schema.columns
     }
     table = pa.Table.from_pydict(columns, schema=layout)
     write_atomic(path, lambda temporary: parquet.write_table(table, temporary, compression="zstd"))
@@ -198,16 +203,19 @@ def read_table(path: Path | str, schema: TableSchema) -> pd.DataFrame:
         raise ResultError(f"file {path} does not exist. Make it with the rule 'run' (snakemake {path})")
     try:
         table = parquet.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ResultError(
             f"file {path} is not a readable parquet file ({error}). Delete it and run again"
         ) from error
-    if table.schema.names != list(schema.columns):
+    missing = [name for name in schema.columns if name in schema.later and name not in table.schema.names]
+    for name in missing:
+        table = table.append_column(_arrow_schema(schema).field(name), pa.nulls(len(table), pa.string()))
+    if sorted(table.schema.names) != sorted(schema.columns):
         raise ResultError(
             f"file {path}: the columns are {table.schema.names}, the table '{schema.name}' has "
             f"{list(schema.columns)}. It was written by another version: delete it and run again"
         )
-    return table.to_pandas()
+    return table.select(list(schema.columns)).to_pandas()
 
 
 def write_metrics(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -253,7 +261,7 @@ def write_run(path: Path | str, content: Mapping[str, Any]) -> None:
 def read_run(run_dir: Path | str) -> dict[str, Any]:
     """Content of a run folder's `run.json`."""
     path = Path(run_dir)
-    return read_json(path / RUN_FILE if path.is_dir() else path)
+    return read_object(path / RUN_FILE if path.is_dir() else path)
 
 
 def _read_many(places: Path | str | Iterable[Path | str], name: str, schema: TableSchema) -> pd.DataFrame:

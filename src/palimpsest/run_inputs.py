@@ -14,7 +14,7 @@ import torch
 from palimpsest.editors import editor_class
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, PalimpsestError, SettingsError
-from palimpsest.files import read_json
+from palimpsest.files import read_object
 from palimpsest.metrics.perplexity import TEXT_TOKENS
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import join
@@ -81,12 +81,30 @@ class Options:
         unknown = sorted(set(content) - set(known))
         if unknown:
             raise SettingsError(f"unknown option(s) {unknown} of a run; known: {', '.join(known)}")
+        for option in fields(cls):
+            if option.name in content and not _is_of(content[option.name], str(option.type)):
+                raise SettingsError(
+                    f"option {option.name!r} is {content[option.name]!r:.60}; expected {option.type}"
+                )
         options = cls(**content)
         if options.gate not in GATE_MODES:
             raise SettingsError(f"option 'gate' is {options.gate!r}; expected one of {', '.join(GATE_MODES)}")
         if options.task is not None and options.task not in TASKS:
             raise SettingsError(f"option 'task' is {options.task!r}; expected one of {', '.join(TASKS)}")
         return options
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    """Whether a value is of a type as it is written in `Options`."""
+    simple: dict[str, type] = {"bool": bool, "int": int, "str": str}
+    for part in kind.split(" | "):
+        if part == "None" and value is None:
+            return True
+        if part == "list[int]" and isinstance(value, list) and all(type(item) is int for item in value):
+            return True
+        if part in simple and type(value) is simple[part]:
+            return True
+    return False
 
 
 def choose_edits(
@@ -140,8 +158,11 @@ def check_gate(spec: Mapping[str, Any], options: Options, gate: Path | str | Non
             f"option gate is {options.gate!r}, so the verdict is needed: "
             "give --gate FILE (palimpsest gate --help)"
         )
-    content = read_json(gate)
-    verdict = {"mode": options.gate, "verdict": content.get("verdict"), "reasons": content.get("reasons", [])}
+    content = read_object(gate, "verdict")
+    reasons = content.get("reasons", [])
+    if not isinstance(reasons, list):
+        raise DataError("expected a list", file=gate, field="reasons", remedy="Make it with palimpsest gate")
+    verdict = {"mode": options.gate, "verdict": content["verdict"], "reasons": reasons}
     if content.get("verdict") == "pass":
         return verdict
     because = "; ".join(map(str, verdict["reasons"])) or "no reason is given"
@@ -163,12 +184,12 @@ def known_edits(options: Options, known: Path | str | None) -> set[str] | None:
         raise SettingsError(
             "option known_only needs the list of known facts: give --known FILE (palimpsest gate --help)"
         )
-    content = read_json(known)
-    if not isinstance(content.get("known"), list):
+    names = read_object(known).get("known")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(
             "no list of identifiers", file=known, field="known", remedy="Make it with palimpsest gate"
         )
-    return set(content["known"])
+    return set(names)
 
 
 def fits_into(model: LanguageModel, spare: int = 0) -> Callable[[Edit], bool]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from palimpsest.editors import editor_class, make_editor
 from palimpsest.editors.base import edit_name
 from palimpsest.edits import read_edits
 from palimpsest.errors import SettingsError
+from palimpsest.files import only_one
 from palimpsest.learning.artefact import Trained
 from palimpsest.metrics.answers import Batching
 from palimpsest.metrics.evaluation import Evaluation
@@ -29,6 +32,8 @@ from palimpsest.protocols.inspection import inspection_rows
 from palimpsest.protocols.sample import Sample, calibrate, read_reserved
 from palimpsest.protocols.stream import Progress, Stream
 from palimpsest.run_inputs import Options, check_gate, choose_edits, known_edits, set_threads
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 REQUIRED = ("run", "protocol", "dataset", "model", "editor", "edits", "batch_size")
@@ -69,10 +74,28 @@ def execute(
     Raises:
         PalimpsestError: bad input; nothing is written then.
     """
+    with only_one(out):
+        return _execute(
+            spec, seed, model_dir, dataset_dir, Path(out), statistics, gate, known, text, targets, trained
+        )
+
+
+def _execute(
+    spec: Mapping[str, Any],
+    seed: int,
+    model_dir: Path | str,
+    dataset_dir: Path | str,
+    out: Path,
+    statistics: Path | str | None,
+    gate: Path | str | None,
+    known: Path | str | None,
+    text: Path | str | None,
+    targets: Path | str | None,
+    trained: Path | str | None,
+) -> Path:
     started, clock = datetime.now(UTC), time.perf_counter()
     options = _check_spec(spec)
     set_threads()
-    out = Path(out)
     (out / results.RUN_FILE).unlink(missing_ok=True)  # an old result must not outlive a new attempt
     verdict = check_gate(spec, options, gate)
     knows = known_edits(options, known)
@@ -157,8 +180,21 @@ def _check_spec(spec: Mapping[str, Any]) -> Options:
     missing = [name for name in REQUIRED if spec.get(name) is None]
     if missing:
         raise SettingsError(f"the specification of the run lacks {', '.join(missing)}")
-    for name in ("edits", "batch_size"):
-        if not isinstance(spec[name], int) or spec[name] < 1:
+    for name in ("run", "protocol", "dataset", "model", "editor"):
+        if not isinstance(spec[name], str):
+            raise SettingsError(
+                f"the specification of the run: {name!r} is {spec[name]!r:.60}; expected a text"
+            )
+    if not results.RUN_NAME.fullmatch(spec["run"]):
+        raise SettingsError(f"the run name {spec['run']!r:.60} does not match {results.RUN_NAME.pattern}")
+    for name in ("settings", "options"):
+        if not isinstance(spec.get(name) or {}, Mapping):
+            raise SettingsError(
+                f"run {spec['run']}: {name!r} is {spec[name]!r:.60}; expected names with values"
+            )
+    every = spec.get("snapshot_every")
+    for name in ("edits", "batch_size", *(() if every is None else ("snapshot_every",))):
+        if type(spec[name]) is not int or spec[name] < 1:
             raise SettingsError(
                 f"run {spec['run']}: '{name}' is {spec[name]!r}; expected a whole number above 0"
             )
@@ -312,11 +348,27 @@ def _outcome(
         "edits_requested": len(sample.edits),
         "edits_applied": len(progress.applied),
         "edits_failed": progress.failed,
+        "failure_reasons": _reasons(spec["run"], progress),
         "edits_available": available,
         "edits_dropped": dict(sample.dropped),
         "state_bytes": progress.state_bytes,
         "history": progress.history(),
     }
+
+
+def _reasons(run: str, progress: Progress) -> dict[str, int]:
+    """How many edits failed for each reason, the most frequent first; a run that made no edit at all says so in its log."""
+    reasons = Counter(failure["reason"] for failure in progress.failed)
+    if reasons and not progress.applied:
+        reason, number = reasons.most_common(1)[0]
+        log.warning(
+            "run %s: not one of %d edits could be made, so its rows are those of the unedited model; %d of them: %s",
+            run,
+            len(progress.failed),
+            number,
+            reason,
+        )
+    return dict(reasons.most_common())
 
 
 def _circumstances(model: LanguageModel, identity: Mapping[str, Any], gate: dict[str, Any]) -> dict[str, Any]:

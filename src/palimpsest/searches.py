@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from palimpsest import provenance
+from palimpsest import interruption, provenance
 from palimpsest.editors.base import settings_from
 from palimpsest.editors.shared.contexts import sample_contexts
 from palimpsest.editors.shared.key_value import SEARCHES, KeyValueSettings
@@ -85,14 +85,18 @@ def _search_all(
     parts = [] if (found := checkpoints.latest()) is None else [_part(found)]
     done = sum(len(part.z) for part in parts)
     pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
-    with tqdm(total=len(edits), initial=done, unit="edit", desc="target vectors", mininterval=pause) as bar:
+    bar = tqdm(total=len(edits), initial=done, unit="edit", desc="target vectors", mininterval=pause)
+    with bar, interruption.deferred():
         for start in range(done, len(edits), EDITS_AT_ONCE):
             batch = edits[start : start + EDITS_AT_ONCE]
             parts.append(SEARCHES[settings.target_search](model, batch, flat, search))
             parts = [_joined(parts)]
             bar.update(len(batch))
-            if checkpoints.due() and start + len(batch) < len(edits):
+            leaving = interruption.requested()
+            if (leaving or checkpoints.due()) and start + len(batch) < len(edits):
                 checkpoints.save(_checkpoint(parts[0]))
+                if leaving:
+                    interruption.leave(f"{len(parts[0].z)} of {len(edits)} target vectors are kept")
     return parts[0]
 
 

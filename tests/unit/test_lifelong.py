@@ -177,9 +177,13 @@ def test_the_last_item_is_looked_at_even_when_it_is_right():
 
 def test_a_failed_edit_is_noted_and_still_judged():
     progress = run(stream(n=3, fails=("item-1",), edit_always=True))
-    assert progress.failed == [{"edit": "item-1", "step": 2, "reason": "not this one"}]
+    assert progress.failed == [{"edit": "item-1", "order": 1, "step": 2, "reason": "not this one"}]
     assert progress.made == [0, 1, 2] and progress.applied == ["item-0", "item-2"]
     assert frame_of(progress, split="edit", metric="failed_edits", step=3).value.tolist() == [1]
+    told = {(row["order"], row["failed"], row["split"]) for row in progress.records if row["failed"]}
+    assert told == {
+        (1, "not this one", split) for split in ("edit", "stream")
+    }  # a probe's number is no edit's
 
 
 @pytest.mark.parametrize("task", FAMILY)
@@ -274,7 +278,7 @@ def test_probes_are_read_and_refused(tmp_path):
         with pytest.raises(DataError, match=message):
             read_probes(tmp_path, edits)
     write_text(tmp_path / "probes.jsonl", "{\n")
-    with pytest.raises(DataError, match=r"probes\.jsonl, record line 1: not a probe"):
+    with pytest.raises(DataError, match=r"probes\.jsonl, record line 1: not valid JSON"):
         read_probes(tmp_path, edits)
 
 

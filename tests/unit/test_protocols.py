@@ -167,11 +167,13 @@ def test_single_round_judges_each_batch_on_a_fresh_model():
 def test_failed_edits_are_recorded_and_the_run_goes_on(name):
     progress = protocol(name)(stream(fails=("edit-1",), breaks=("edit-4",)))
     assert progress.failed == [
-        {"edit": "edit-1", "step": 1, "reason": "not this one"},
-        {"edit": "edit-4", "step": 3, "reason": "the whole batch diverged"},
-        {"edit": "edit-5", "step": 3, "reason": "the whole batch diverged"},
+        {"edit": "edit-1", "order": 1, "step": 1, "reason": "not this one"},
+        {"edit": "edit-4", "order": 4, "step": 3, "reason": "the whole batch diverged"},
+        {"edit": "edit-5", "order": 5, "step": 3, "reason": "the whole batch diverged"},
     ]
     assert progress.applied == ["edit-0", "edit-2", "edit-3"]
+    told = {(row["order"], row["failed"]) for row in progress.records if row["step"] == 3}
+    assert {(0, None), (1, "not this one"), (4, "the whole batch diverged")} <= told and len(told) == 6
     assert value_of(pd.DataFrame(progress.metrics), step=3, metric="failed_edits") == 3
 
 

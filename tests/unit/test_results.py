@@ -39,7 +39,8 @@ def test_tables_come_back(tmp_path):
     results.write_metrics(
         tmp_path / "metrics.parquet", [metric_row(), metric_row(split="layer_12", metric="alpha")]
     )
-    results.write_records(tmp_path / "records.parquet", [record_row()])
+    rows = [record_row(), record_row(order=4, failed="the loss is nan")]
+    results.write_records(tmp_path / "records.parquet", rows)
     results.write_inspection(
         tmp_path / "inspection.parquet", [inspection_row(), inspection_row(layer=3, z_subject=1.0)]
     )
@@ -47,9 +48,23 @@ def test_tables_come_back(tmp_path):
     assert list(metrics.columns) == list(results.METRICS_SCHEMA.columns)
     assert metrics.to_dict("records")[0] == metric_row()
     assert str(metrics["value"].dtype) == "float64"
-    assert results.read_records(tmp_path / "records.parquet").to_dict("records") == [record_row()]
+    records = results.read_records(tmp_path / "records.parquet")
+    assert records.drop(columns="failed").iloc[0].to_dict() == record_row()
+    assert records.failed.isna().tolist() == [True, False] and records.failed[1] == "the loss is nan"
     inspection = results.read_inspection(tmp_path)
     assert inspection["z_subject"].isna().tolist() == [True, False]
+
+
+def test_records_without_the_later_column_are_read(tmp_path):
+    """Tables of runs made before failed edits had a reason there."""
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "records.parquet"
+    results.write_records(path, [record_row(failed="no")])
+    parquet.write_table(parquet.read_table(path).drop_columns(["failed"]), path)
+    assert results.read_records(path).failed.isna().all()
+    with pytest.raises(ResultError, match="'inventd'"):
+        results.write_records(path, [record_row(inventd=1)])
 
 
 def test_empty_and_several_tables(tmp_path):

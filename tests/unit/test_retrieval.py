@@ -112,7 +112,7 @@ def test_thresholds_and_places_of_encoders():
     ):
         with pytest.raises(SettingsError, match=f"setting {next(iter(wrong))}"):
             make_editor("retrieval", model, wrong)
-    with pytest.raises(ModelError, match="cannot load the encoder ./nowhere"):
+    with pytest.raises(ModelError, match="there is no directory ./nowhere"):
         make_editor("retrieval", model, {"embedding": "./nowhere"})
     with pytest.raises(SettingsError, match="needs no training"):
         make_editor("retrieval", model, trained="anything")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_runs import run, spec, world  # noqa: F401  the fixture
 
-from palimpsest import experiment_shared, results, runs, searches
+from palimpsest import experiment_shared, experiments, results, runs, searches
 from palimpsest.config import repository_root
 from palimpsest.editors import editor_class, editor_names
 from palimpsest.editors.shared.stored_targets import StoredTargets

@@ -65,8 +65,8 @@ def test_rows_in_scope_are_the_other_model_s_and_the_rest_is_untouched(family):
 
 
 @torch.no_grad()
-def alone(model, edit, prompt, answer):
-    """Logits of the answer's tokens by the counterfactual model, from text."""
+def alone(model, edit, prompt, answer, segments=True):
+    """Logits of the answer's tokens by the counterfactual model, from text; one made here tells edit and input apart."""
     tokens = model.tokenizer
     written = tokens(f"{edit.prompt} {edit.target} ", add_special_tokens=False)["input_ids"]
     if model.kind == "decoder":
@@ -76,7 +76,8 @@ def alone(model, edit, prompt, answer):
         return found[len(written) + len(asked) - 1 :]
     ids = tokens(prompt)["input_ids"]
     if model.kind == "encoder":
-        return model.network(torch.tensor([[ids[0], *written, *ids[1:]]])).logits
+        kinds = torch.tensor([[0] * (1 + len(written)) + [int(segments)] * (len(ids) - 1)])
+        return model.network(torch.tensor([[ids[0], *written, *ids[1:]]]), token_type_ids=kinds).logits
     said = [0, *tokens(answer)["input_ids"][:-1]]
     return model.network(torch.tensor([[*written, *ids]]), decoder_input_ids=torch.tensor([said])).logits[0]
 
@@ -297,7 +298,7 @@ def test_retrieve_and_prompt_is_the_base_on_the_longer_text(family):
     """With `counterfactual: base` the answer is what the base says to the edit and the prompt."""
     model = tiny_model(family)
     edit, answers = edits_for(model)[0], answers_for(model, PROMPTS)
-    expected = alone(model, edit, PROMPTS[0], answers[0])
+    expected = alone(model, edit, PROMPTS[0], answers[0], segments=False)
     editor = serac(model=model, settings={"counterfactual": "base"})
     editor.edit([edit])
     assert torch.allclose(logits(model, PROMPTS[:1], answers[:1]), expected, atol=1e-4)

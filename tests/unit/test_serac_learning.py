@@ -166,7 +166,7 @@ def test_encoders_that_exist_already(form, tmp_path):
     made.train_last(1)
     names = {name for name, p in made.network.named_parameters() if p.requires_grad}
     assert names and all(name.startswith(("encoder.encoder.layer.3.", "head.")) for name in names)
-    with pytest.raises(ModelError, match="cannot load the encoder ./nowhere"):
+    with pytest.raises(ModelError, match="there is no directory ./nowhere"):
         ScopeClassifier(tiny_model(), ScopeShape(encoder="./nowhere"))
 
 
@@ -186,7 +186,7 @@ def test_counterfactual_models_that_do_not_fit(tmp_path):
     bert.network.save_pretrained(tmp_path / "bert")
     bert.tokenizer.save_pretrained(tmp_path / "bert")
     assert counterfactual_model(bert, str(tmp_path / "bert"), {}, 0).labels == bert.labels
-    with pytest.raises(ModelError, match="cannot load the counterfactual model ./nowhere"):
+    with pytest.raises(ModelError, match="there is no directory ./nowhere"):
         counterfactual_model(bert, "./nowhere", {}, 0)
 
 

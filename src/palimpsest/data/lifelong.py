@@ -35,7 +35,7 @@ from palimpsest.data.tables import open_records
 from palimpsest.data.text import read_passages
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
-from palimpsest.files import read_json, write_json, write_text
+from palimpsest.files import read_object, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def split_questions(
 def _documents(settings: LifelongSettings, folder: Path | None) -> Stream:
     labels = settings.labels
     if labels is None and folder is not None and (folder / "manifest.json").is_file():
-        labels = read_json(folder / "manifest.json").get("labels")
+        labels = read_object(folder / "manifest.json").get("labels")
     source, upstream_source = _stream_source(settings, folder), _upstream_source(settings, folder)
     forms = document_forms(labels, settings.words)
     bad = settings.upstream.get("bad_records", "refuse")

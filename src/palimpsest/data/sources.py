@@ -207,7 +207,19 @@ def check_hub(hub: Mapping[str, Any]) -> tuple[str, str]:
             f"hub.revision of {identifier}: expected a commit of 40 hexadecimal digits, found {revision!r}. "
             "A branch or tag can move; copy the commit from the data set's page"
         )
+    for name in ("file", "config", "split", "column"):
+        value = hub.get(name)
+        if value is not None and (not isinstance(value, str) or _leads_out(value)):
+            raise SettingsError(
+                f"hub.{name} of {identifier}: expected a name inside the repository, found {value!r}"
+            )
     return identifier, revision
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a name could mean a place outside of the folder it is looked up in."""
+    parts = name.replace("\\", "/").split("/")
+    return "\0" in name or name.startswith("/") or ".." in parts or ":" in parts[0]
 
 
 def _download(hub: Mapping[str, Any]) -> Path:

@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 
 from palimpsest.edits import Edit
-from palimpsest.errors import EditError, PalimpsestError, SettingsError
-from palimpsest.files import read_json, write_atomic, write_json
+from palimpsest.errors import DataError, EditError, PalimpsestError, SettingsError
+from palimpsest.files import read_object, write_atomic, write_json
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import say
 from palimpsest.models.upper import Upper
 
 log = logging.getLogger(__name__)
+# What one edit may raise without ending the run: a reason of its own, a text it cannot read, arithmetic that failed.
+ONE_EDITS_FAULT = (EditError, DataError, torch.linalg.LinAlgError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Editor(ABC):
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Make the model obey a batch of checked edits; return those that could not be made.
 
-        Raises EditError when the whole batch fails; the model must then be as before the call.
+        Raises EditError when the whole batch fails; the model must then be as before the call, as after any other error.
         """
 
     @abstractmethod
@@ -130,7 +132,7 @@ class Editor(ABC):
         if usable:
             try:
                 failed += self.apply(usable, notes)
-            except EditError as error:
+            except ONE_EDITS_FAULT as error:
                 log.warning("%s: a batch of %d edits failed: %s", self.name, len(usable), error)
                 failed += [FailedEdit(edit_name(edit), str(error)) for edit in usable]
         lost = {failure.edit for failure in failed}
@@ -263,8 +265,8 @@ def settings_from(kind: type[Any], content: Mapping[str, Any], owner: str) -> An
     hints = typing.get_type_hints(kind)
     try:
         return kind(**{key: _plain_value(value, hints[key]) for key, value in content.items()})
-    except TypeError as error:
-        raise SettingsError(f"settings of {owner}: {error}") from error
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise SettingsError(f"settings of {owner}: a value of a wrong type or size ({error})") from error
 
 
 def _plain_value(value: Any, hint: Any) -> Any:
@@ -314,7 +316,7 @@ def load_state(editor: Editor, folder: Path | str) -> None:
     """Read what `save_state` wrote; refuses the state of another editor or model."""
     from safetensors.torch import load_file
 
-    content = read_json(Path(folder) / "state.json")
+    content = read_object(Path(folder) / "state.json", "plain")
     for what, own in (("editor", editor.name), ("model", editor.model.fingerprint), ("format", 1)):
         if content.get(what) != own:
             raise PalimpsestError(
@@ -327,4 +329,9 @@ def load_state(editor: Editor, folder: Path | str) -> None:
         raise PalimpsestError(
             f"file {folder}/state.safetensors is missing or damaged ({error}). Save the state again"
         ) from error
-    editor.load_state(EditorState(tensors, content["plain"]))
+    try:
+        editor.load_state(EditorState(tensors, content["plain"]))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise PalimpsestError(
+            f"{folder} holds no whole state of {editor.name} ({error!r}). Save the state again"
+        ) from error

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit, require
+from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.editors.shared.hook_layers import TEMPORARY, VALIDATED, WATCHING, HookLayers, ceiling
 from palimpsest.editors.shared.key_system import NOTHING, Past
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
@@ -119,10 +120,12 @@ class ComebaHk(KeyValueEditor):
         try:
             if self.hooked:
                 self._write_hooks(self.hooked, edits, targets, record)
+                refuse_broken(self.model, edits)
                 self._lower_alpha(self.hooked, edits, record)
             else:
                 assert self.weights is not None
                 self.write(edits, targets, self._solve, self.weights.add, cut=True, record=record)
+                refuse_broken(self.model, edits)
         except BaseException:  # an interrupt too must not leave half a batch behind
             self._take_back(before)
             raise

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, require
 from palimpsest.editors.shared.adam import Adam
+from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit
@@ -123,7 +124,13 @@ class FineTuning(Editor):
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Adam until the stop rule says so or the passes are used up."""
+        before = self.weights.snapshot()
         losses, change = self.fit(self.mini_batches(batch, self.settings.mini_batch), self.settings.steps)
+        try:
+            refuse_broken(self.model, batch)
+        except BaseException:
+            self.weights.restore(before)
+            raise
         if record is not None:
             record |= {"losses": losses, "updates": {self.settings.layer: change.float().cpu()}}
         return []
@@ -185,7 +192,9 @@ class FineTuning(Editor):
         for batch in batches:
             loss, right = self._loss(batch)
             if not torch.isfinite(loss):
-                raise DivergedEdit(f"the fine-tuning loss is {float(loss)}; use a smaller learning_rate")
+                raise DivergedEdit(
+                    f"the fine-tuning loss is {float(loss.detach())}; use a smaller learning_rate"
+                )
             total, count = total + float(loss.detach()) * len(batch), count + len(batch)
             all_right = all_right and right
             if stop and (right if self.settings.stop == "argmax" else loss < self.settings.stop_loss):

@@ -23,7 +23,7 @@ from palimpsest.editors.base import Editor, EditorState, FailedEdit, read_settin
 from palimpsest.editors.ft import FineTuning
 from palimpsest.editors.ft import Settings as FineTuningSettings
 from palimpsest.edits import Edit
-from palimpsest.errors import SettingsError
+from palimpsest.errors import DivergedEdit, SettingsError, StatisticsError
 from palimpsest.models.families import as_stored
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import encode
@@ -123,7 +123,10 @@ class FineTuningEwc(FineTuning):
             wide = torch.promote_types(original.dtype, torch.float32)
             return self.statistics.matrix(layer).to(model.device), original.to(wide)
         inputs = encode(model, [edit.prompt for edit in recent], [edit.target for edit in recent])
-        squares = squared_gradients(model, Upper(model, inputs, layer), layer, site)
+        try:
+            squares = squared_gradients(model, Upper(model, inputs, layer), layer, site)
+        except StatisticsError as error:  # of these edits alone: the run goes on
+            raise DivergedEdit(str(error)) from error
         weight = self.weights.module(layer).weight.detach().clone()
         return squares / len(recent), weight.to(torch.promote_types(weight.dtype, torch.float32))
 

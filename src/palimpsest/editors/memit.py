@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit
+from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
@@ -48,6 +49,7 @@ class Memit(KeyValueEditor):
         before = self.weights.snapshot()
         try:
             self.write(edits, targets, self._solve, self.weights.add, cut=True, record=record)
+            refuse_broken(self.model, edits)
         except BaseException:  # an interrupt too must not leave half a batch behind
             self.weights.restore(before)
             raise

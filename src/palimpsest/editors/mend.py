@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, read_settings, require
+from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.editors.shared.gradient_factors import (
     Factors,
     LowRank,
@@ -191,6 +192,7 @@ class Mend(Editor):
         try:
             for number, update in enumerate(updates):
                 self.weights.add(number, update)
+            refuse_broken(self.model, batch)
         except BaseException:
             self.weights.restore(before)
             raise

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit, edit_name, require
+from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.editors.shared.key_value import SEARCHES, KeyValueEditor, KeyValueSettings
 from palimpsest.editors.shared.keys import KeyWalk
 from palimpsest.editors.shared.target_vectors import TargetVectors
@@ -81,9 +82,12 @@ class Rome(KeyValueEditor):
         start = self.weights.snapshot()
         for edit in batch:
             note: dict[str, Any] | None = {} if record is not None else None
+            before = self.weights.snapshot()
             try:
                 self._edit_one(edit, note)
+                refuse_broken(self.model, [edit])
             except EditError as error:
+                self.weights.restore(before)
                 failed.append(FailedEdit(edit_name(edit), str(error)))
             except BaseException:
                 self.weights.restore(start)

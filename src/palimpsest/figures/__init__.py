@@ -5,6 +5,7 @@ Drawers are found by name and imported when they are used: neither pandas nor ma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from palimpsest.errors import SettingsError
 
+_STEM = re.compile(r"[a-z0-9_-]+")
 DRAWERS: dict[str, str] = {
     "editing_table": "palimpsest.figures.editing_table:draw",
     "curves": "palimpsest.figures.curves:draw",
@@ -72,9 +74,11 @@ def draw(name: str, spec: dict[str, Any], run_dirs: Sequence[Path | str], out: P
         the files written, as `outputs` names them.
 
     Raises:
-        SettingsError: unknown drawer.
+        SettingsError: unknown drawer, or a name that is no plain stem (files are written into `out` and nowhere else).
         DataError: a run directory is incomplete, or nothing in it fits the figure.
     """
+    if not _STEM.fullmatch(name):
+        raise SettingsError(f"figure {name!r}: a name is made of small letters, digits, '_' and '-'")
     drawer = spec.get("drawer")
     if drawer not in DRAWERS:
         raise SettingsError(

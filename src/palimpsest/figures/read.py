@@ -14,7 +14,7 @@ import pandas as pd
 from palimpsest import results
 from palimpsest.errors import DataError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, Interval, interval_over_seeds
-from palimpsest.files import read_json
+from palimpsest.files import read_object
 
 METRIC_SPLITS = {"reliability": "edit", "generality": "rephrase", "locality": "locality"}
 
@@ -98,14 +98,9 @@ def load_runs(run_dirs: Iterable[Path | str]) -> list[Run]:
     runs = []
     for directory in map(Path, run_dirs):
         path = directory / "run.json"
-        info = read_json(path)
-        for field in ("spec", "seed", "status"):
-            if field not in info:
-                raise DataError(
-                    "the field is missing", file=path, field=field, remedy="Run the rule 'run' again"
-                )
+        info = read_object(path, "spec", "seed", "status")
         for field in ("editor", "model", "dataset", "protocol"):
-            if field not in info["spec"]:
+            if not isinstance(info["spec"], dict) or field not in info["spec"]:
                 raise DataError(
                     "the field is missing",
                     file=path,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,18 +25,19 @@ from palimpsest.models.loading import LanguageModel
 from palimpsest.provenance import file_fingerprint
 
 WEIGHTS, DESCRIPTION, FORMAT = "weights.safetensors", "trained.json", 1
-FIELDS = (
-    "editor",
-    "model",
-    "model_name",
-    "data",
-    "settings",
-    "seed",
-    "steps",
-    "best_step",
-    "validation",
-    "learned",
-)
+KINDS: dict[str, type] = {
+    "editor": str,
+    "model": str,
+    "model_name": str,
+    "data": str,
+    "settings": dict,
+    "seed": int,
+    "steps": int,
+    "best_step": int,
+    "validation": dict,
+    "learned": list,
+}
+FIELDS = tuple(KINDS)
 REMEDY = "Train it again: palimpsest train-editor"
 
 
@@ -104,7 +106,15 @@ class Trained:
             raise TrainedError(
                 f"file {weights} is missing or not the one that {DESCRIPTION} was written with. {REMEDY}"
             )
-        return cls(**{name: content[name] for name in FIELDS}, tensors=load_file(weights))
+        for name, kind in KINDS.items():
+            if not isinstance(content[name], kind) or isinstance(content[name], bool):
+                raise TrainedError(
+                    f"file {folder / DESCRIPTION}, field {name!r}: {content[name]!r:.60}. {REMEDY}"
+                )
+        try:
+            return cls(**{name: content[name] for name in FIELDS}, tensors=load_file(weights))
+        except SafetensorError as error:
+            raise TrainedError(f"file {weights} is damaged ({error}). {REMEDY}") from error
 
     def check(self, model: LanguageModel, editor: str, settings: Any) -> None:
         """Refuse to serve another editor, model or setting than it was trained for, naming what differs.

@@ -16,7 +16,7 @@ from typing import Any
 
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
-from palimpsest.files import write_text
+from palimpsest.files import read_records, write_text
 
 SPLITS = ("train", "valid", "test")
 HOLE = "{}"  # stands for the answer after the edit
@@ -143,28 +143,15 @@ def read_examples(path: Path | str, rephrase: bool = True) -> list[LearningExamp
         DataError: naming file, line and field: a missing file, a bad line, an identifier used twice, or a file in which no
             record has a rephrasing (an editor trained on it would learn the wording of the prompt, not the fact).
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError as error:
-        raise DataError("the file does not exist", file=path, remedy=REMEDY) from error
     examples: list[LearningExample] = []
     seen: set[str] = set()
-    for number, line in enumerate(lines, start=1):
+    for place, content in read_records(path, REMEDY):
         try:
-            content = json.loads(line)
-            if not isinstance(content, dict):
-                raise DataError(f"expected an object, found {type(content).__name__}")
             example = LearningExample.from_dict(content)
             _need(example.identifier not in seen, "identifier", f"{example.identifier!r} is used twice")
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"not valid JSON ({error})", file=path, record=f"line {number}", remedy=REMEDY
-            ) from error
         except DataError as error:
             what = str(error).partition(": ")[2] if error.field else str(error)
-            raise DataError(
-                what, file=path, record=f"line {number}", field=error.field, remedy=REMEDY
-            ) from error
+            raise DataError(what, file=path, record=place, field=error.field, remedy=REMEDY) from error
         seen.add(example.identifier)
         examples.append(example)
     if rephrase:

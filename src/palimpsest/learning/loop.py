@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from palimpsest import interruption
 from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.files import write_atomic, write_text
 from palimpsest.learning.examples import Draw, Sampler
@@ -181,7 +182,7 @@ def train(
     pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
     bar = tqdm(total=settings.steps, initial=progress.step, unit="step", desc="training", mininterval=pause)
     try:
-        with bar:
+        with bar, interruption.deferred():
             while progress.step < settings.steps and not _stops(progress, settings):
                 before = progress.step
                 _update(learner, sampler, optimiser, parameters, progress, seed)
@@ -192,8 +193,12 @@ def train(
                 if last or _crossed(before, progress.step, settings.validate_every):
                     _validate(learner, validation, progress)
                     bar.set_postfix(best=f"{progress.best[TOTAL]:.3g}", at=progress.best_step)
-                if folder is not None and _crossed(before, progress.step, settings.checkpoint_every):
+                leaving = interruption.requested() and not last
+                due = leaving or _crossed(before, progress.step, settings.checkpoint_every)
+                if folder is not None and due:
                     _save(learner, optimiser, parameters, progress, Path(folder) / CHECKPOINT, key)
+                if leaving:
+                    interruption.leave(f"training is kept after {progress.step} of {settings.steps} steps")
     finally:
         if folder is not None:
             write_curve(Path(folder) / CURVE, progress.rows)

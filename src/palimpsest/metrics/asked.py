@@ -7,6 +7,7 @@ a decoder the answer's own tokens count, without an end token, since not every d
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -179,7 +180,11 @@ def _said(
     ]
 
 
-def _kl(before: Tensor, now: Tensor) -> float:
-    """Mean over the places of KL(before || now), from log-probabilities [m, v]; rounding below 0 is cut off."""
+def _kl(before: Tensor, now: Tensor) -> float | None:
+    """Mean over the places of KL(before || now), from log-probabilities [m, v]; rounding below 0 is cut off.
+
+    None where it is not a number: the model gives none any more, which is not a drift of 0.
+    """
     each = (before.exp() * (before - now)).double().sum(dim=1)
-    return max(0.0, float(each.mean()))
+    value = float(each.mean())
+    return max(0.0, value) if math.isfinite(value) else None

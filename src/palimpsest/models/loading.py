@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import ModelError
+from palimpsest.files import read_json
 from palimpsest.models.families import Family, family_of, matrix_view, part
+from palimpsest.models.hub import NO_PICKLE, pinned
 from palimpsest.models.placement import placement, refuse_elsewhere
 from palimpsest.models.tokens import TokenBatch
 
@@ -271,7 +273,7 @@ def load_model(
     revision: str | None = None,
     family: str | None = None,
 ) -> LanguageModel:
-    """Load a model from a local directory in hub format, a directory with our manifest, or a hub id.
+    """Load a model from a local directory in hub format, a directory with our manifest, or a hub id with its commit.
 
     The family says which kind it is: a causal language model, sequence to sequence, or a sequence classifier.
     Only safetensors weights are read and no remote code is run. Raises ModelError with the remedy when the
@@ -286,7 +288,7 @@ def load_model(
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
     source, revision, name = resolve(path_or_id, revision)
-    options = {"revision": revision} if revision else {}
+    source, options = pinned(source, revision)
     placed = placement(device)
     try:
         config = AutoConfig.from_pretrained(source, **options)
@@ -297,7 +299,7 @@ def load_model(
             )
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
         network, found = getattr(transformers, AUTO[row.kind]).from_pretrained(
-            source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options, **placed
+            source, dtype=DTYPES[dtype], output_loading_info=True, **NO_PICKLE, **options, **placed
         )
     except ModelError:
         raise
@@ -330,7 +332,11 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> tuple[str, s
     path = Path(path_or_id)
     manifest = path if path.name == MANIFEST else path / MANIFEST
     if manifest.is_file():
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = read_json(manifest)
+        if not isinstance(content, dict) or not isinstance(content.get("path") or "", str):
+            raise ModelError(
+                f"file {manifest}, field 'path': expected an object with a text. Make the model again"
+            )
         if content.get("path"):
             target = content["path"]
             local = (manifest.parent / target).resolve()

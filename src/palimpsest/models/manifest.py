@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.files import read_json, write_json
+from palimpsest.files import read_object, write_json
 from palimpsest.models.families import family_of
 from palimpsest.models.loading import MANIFEST, LanguageModel, load_model
 from palimpsest.models.pairs import read_pairs
@@ -156,7 +156,7 @@ def _labels_of(spec: Mapping[str, Any]) -> Any:
     if spec.get("labels") or not spec.get("pairs"):
         return spec.get("labels")
     beside = Path(spec["pairs"]).parent / MANIFEST
-    return read_json(beside).get("labels") if beside.is_file() else None
+    return read_object(beside).get("labels") if beside.is_file() else None
 
 
 def _filler(seed: int) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import DataError
+from palimpsest.files import read_records
 
 HELD_OUT = "held_out"  # a kind of pair that is never read; it measures
 
@@ -14,25 +14,15 @@ HELD_OUT = "held_out"  # a kind of pair that is never read; it measures
 def read_pairs(path: Path) -> list[dict[str, Any]]:
     """Lines of pairs.jsonl ({"prompt", "answer", "kind"}), refused with file, line and field."""
     remedy = "Make the source directory again"
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError as error:
-        raise DataError("the file does not exist", file=path, remedy=remedy) from error
     pairs = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            pair = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"not valid JSON ({error})", file=path, record=f"line {number}", remedy=remedy
-            ) from error
+    for place, pair in read_records(path, remedy):
         for name in ("prompt", "answer", "kind"):
-            value = pair.get(name) if isinstance(pair, dict) else None
+            value = pair.get(name)
             if not isinstance(value, str) or not value.strip():
                 raise DataError(
-                    f"expected a text, found {value!r}",
+                    f"expected a text, found {value!r:.60}",
                     file=path,
-                    record=f"line {number}",
+                    record=place,
                     field=name,
                     remedy=remedy,
                 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from palimpsest.errors import DataError, ModelError, SettingsError
 from palimpsest.files import read_json
 from palimpsest.models.families import family_of
+from palimpsest.models.hub import NO_PICKLE, pinned
 from palimpsest.models.loading import AUTO, LanguageModel, load_model
 from palimpsest.models.manifest import save_network, write_manifest
 from palimpsest.models.objectives import encode, judge
@@ -258,12 +259,13 @@ def _start(where: str, family: str, labels: Sequence[str]) -> tuple[Any, Any]:
     if kind != "encoder":
         model = load_model(where, family=family)
         return model.network, model.tokenizer
+    where, options = pinned(where)
     named = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, use_fast=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, use_fast=True, **options)
         torch.manual_seed(0)  # of the new head
         network = getattr(transformers, AUTO[kind]).from_pretrained(
-            where, num_labels=len(labels), ignore_mismatched_sizes=True, use_safetensors=True, **named
+            where, num_labels=len(labels), ignore_mismatched_sizes=True, **NO_PICKLE, **options, **named
         )
     except Exception as error:  # transformers raises many kinds; the reader needs one sentence
         raise ModelError(

@@ -6,7 +6,6 @@ that the model knows its facts in all the places in which editors and metrics wi
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from palimpsest.errors import DataError
+from palimpsest.files import read_records
 
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 
@@ -43,34 +43,27 @@ class Rows:
     hidden: np.ndarray
 
 
+def _is_span(value: Any, length: int) -> bool:
+    """Two whole numbers that cut something out of a text of this length; None is one too: there is none."""
+    if value is None:
+        return True
+    if not isinstance(value, list) or len(value) != 2 or any(type(place) is not int for place in value):
+        return False
+    return 0 <= value[0] < value[1] <= length
+
+
 def read_facts(path: Path) -> list[dict[str, Any]]:
     """Lines of facts.jsonl, refused with file, line and field when a span does not lie in its text."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DataError(
-            "the file does not exist", file=path, remedy="Make the source directory again"
-        ) from error
-    facts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            fact = json.loads(line)
-            for name in ("answer", "subject"):
-                span = fact[name]
-                if span is not None and not 0 <= span[0] < span[1] <= len(fact["text"]):
-                    raise DataError(
-                        f"the span {span} does not lie in the text",
-                        file=path,
-                        record=f"line {number}",
-                        field=name,
-                    )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(
-                f"not a fact sentence ({error!r})",
-                file=path,
-                record=f"line {number}",
-                remedy="Make the source directory again",
-            ) from error
+    facts, remedy = [], "Make the source directory again"
+    for place, fact in read_records(path, remedy):
+        for name in ("text", "kind"):
+            if not isinstance(fact.get(name), str):
+                what = f"expected a text, found {fact.get(name)!r:.60}"
+                raise DataError(what, file=path, record=place, field=name, remedy=remedy)
+        for name in ("answer", "subject"):
+            if not _is_span(fact.get(name, 0), len(fact["text"])):
+                what = f"the span {fact.get(name)!r:.60} does not lie in the text"
+                raise DataError(what, file=path, record=place, field=name, remedy=remedy)
         facts.append(fact)
     if not facts:
         raise DataError("the file is empty", file=path, remedy="Make the source directory again")

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from palimpsest import interruption
 from palimpsest.errors import ModelError
 from palimpsest.files import write_atomic
 
@@ -89,33 +90,38 @@ def train(
     started, saved = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0), time.monotonic()
     total, seen, tokens = 0.0, 0, int(rows[-1]["tokens"]) if rows else 0
     progress = tqdm(total=training.steps, initial=first, unit="step", desc="pre-training", mininterval=2.0)
-    for step, batch in enumerate(batches):
-        if step < first:
-            continue
-        if step >= training.steps:
-            break
-        torch.manual_seed(training.seed * 1_000_003 + step)  # dropout and bottleneck repeat after a restart
-        rate = learning_rate(step, training)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        value = _step(network, optimiser, loss(batch, step), training)
-        total, seen, tokens = total + value, seen + 1, tokens + size(batch)
-        if (step + 1) % training.log_every == 0 or step + 1 == training.steps:
-            if not math.isfinite(total):
-                raise ModelError(
-                    f"pre-training diverged at step {step + 1} (loss is not finite): lower 'learning_rate'"
-                )
-            seconds = round(time.monotonic() - started, 1)
-            values = (step + 1, total / seen, rate, tokens, seconds)
-            rows.append(dict(zip(COLUMNS, values, strict=True)))
-            progress.set_postfix(loss=f"{total / seen:.3f}")
-            total, seen = 0.0, 0
-            # Only here, so that the running mean of the loss survives a restart too.
-            if time.monotonic() - saved > training.checkpoint_seconds and step + 1 < training.steps:
-                _save_checkpoint(network, optimiser, checkpoint, digest, step + 1, rows)
-                saved = time.monotonic()
-        progress.update()
-    progress.close()
+    with progress, interruption.deferred():
+        for step, batch in enumerate(batches):
+            if step < first:
+                continue
+            if step >= training.steps:
+                break
+            # Dropout and bottleneck repeat after a restart.
+            torch.manual_seed(training.seed * 1_000_003 + step)
+            rate = learning_rate(step, training)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            value = _step(network, optimiser, loss(batch, step), training)
+            total, seen, tokens = total + value, seen + 1, tokens + size(batch)
+            if (step + 1) % training.log_every == 0 or step + 1 == training.steps:
+                if not math.isfinite(total):
+                    raise ModelError(
+                        f"pre-training diverged at step {step + 1} (loss is not finite): lower 'learning_rate'"
+                    )
+                seconds = round(time.monotonic() - started, 1)
+                values = (step + 1, total / seen, rate, tokens, seconds)
+                rows.append(dict(zip(COLUMNS, values, strict=True)))
+                progress.set_postfix(loss=f"{total / seen:.3f}")
+                total, seen = 0.0, 0
+                # Only here, so that the running mean of the loss survives a restart too.
+                leaving = interruption.requested()
+                due = leaving or time.monotonic() - saved > training.checkpoint_seconds
+                if due and step + 1 < training.steps:
+                    _save_checkpoint(network, optimiser, checkpoint, digest, step + 1, rows)
+                    saved = time.monotonic()
+                    if leaving:
+                        interruption.leave(f"pre-training is kept after {step + 1} of {training.steps} steps")
+            progress.update()
     return rows
 
 
@@ -180,20 +186,34 @@ def _save_checkpoint(
 def _resume(
     network: nn.Module, optimiser: torch.optim.Optimizer, path: Path, digest: str
 ) -> tuple[int, list[dict[str, int | float]]]:
-    """Step to go on from and the rows logged so far; a checkpoint of another spec or source is ignored."""
+    """Step to go on from and the rows logged so far; a checkpoint that is damaged or of another spec or source is left aside."""
     if not path.exists():
         return 0, []
-    with safe_open(str(path), framework="pt") as file:
-        metadata, names = file.metadata(), set(file.keys())
-        if metadata.get("digest") != digest:
-            log.info("the checkpoint %s belongs to other settings; training starts anew", path)
-            return 0, []
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                parameter.copy_(file.get_tensor(f"weight.{name}"))
-                if f"step.{name}" in names:
-                    optimiser.state[parameter] = {
-                        key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
-                    }
-    log.info("pre-training continues at step %s", metadata["step"])
-    return int(metadata["step"]), json.loads(metadata["rows"])
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("digest") != digest:
+                log.info("the checkpoint %s belongs to other settings; training starts anew", path)
+                return 0, []
+            found = {name: file.get_tensor(name) for name in file.keys()}
+        step, rows = int(metadata["step"]), json.loads(metadata["rows"])
+        weights = [(parameter, found[f"weight.{name}"]) for name, parameter in network.named_parameters()]
+        if any(parameter.shape != tensor.shape for parameter, tensor in weights):
+            raise ValueError("its shapes are others")
+        moments = {
+            parameter: {key: found[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            for name, parameter in network.named_parameters()
+            if f"step.{name}" in found
+        }
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        log.warning(
+            "the checkpoint %s is damaged, or of another version (%s); training starts anew", path, error
+        )
+        return 0, []
+    with torch.no_grad():  # only now: nothing was touched by a checkpoint that does not serve
+        for parameter, tensor in weights:
+            parameter.copy_(tensor)
+    for parameter, own in moments.items():
+        optimiser.state[parameter] = own
+    log.info("pre-training continues at step %d", step)
+    return step, rows

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from palimpsest.errors import PalimpsestError
@@ -72,7 +73,7 @@ class Checkpoints:
         content = {"key": self.key, "tensors": file_fingerprint(tensors_path), "plain": checkpoint.plain}
         write_json(plain_path, content, indent=None)
         for old in self._steps()[:-KEPT]:
-            self._drop(old)
+            self.drop(old)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - start
 
@@ -92,9 +93,9 @@ class Checkpoints:
                         f"file {tensors_path} is not the one that {plain_path} was written with"
                     )
                 return Checkpoint(step, load_file(tensors_path), content["plain"])
-            except (PalimpsestError, KeyError, TypeError) as error:
+            except (PalimpsestError, SafetensorError, OSError, KeyError, TypeError) as error:
                 log.warning("checkpoint of step %d is not used: %s", step, error)
-                self._drop(step)
+                self.drop(step)
         return None
 
     def clear(self) -> None:
@@ -102,13 +103,15 @@ class Checkpoints:
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
 
-    def _drop(self, step: int) -> None:
+    def drop(self, step: int) -> None:
+        """Remove one that does not serve."""
         tensors_path, plain_path = self._paths(step)
         plain_path.unlink(missing_ok=True)  # first: without it the checkpoint does not count
         tensors_path.unlink(missing_ok=True)
 
     def _steps(self) -> list[int]:
-        return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.json"))
+        names = (path.stem.removeprefix("step-") for path in self.folder.glob("step-*.json"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def _paths(self, step: int) -> tuple[Path, Path]:
         stem = f"step-{step:06d}"

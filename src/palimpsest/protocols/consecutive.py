@@ -5,6 +5,7 @@ Judged at snapshots on the way and at the end, each time on *all* edits so far, 
 
 from __future__ import annotations
 
+from palimpsest.interruption import deferred
 from palimpsest.metrics.perplexity import TextLoss
 from palimpsest.protocols.checkpoints import Checkpoints
 from palimpsest.protocols.stream import Progress, Stream, add_metric, add_rows, begin, edit_batch, keep, look
@@ -13,12 +14,12 @@ from palimpsest.protocols.stream import Progress, Stream, add_metric, add_rows, 
 def run(stream: Stream, checkpoints: Checkpoints | None = None) -> Progress:
     """Edit the whole stream; rows at step 0, at snapshots and at the end. The editor keeps its last state."""
     progress = begin(stream, checkpoints)
-    with stream.bar(progress.done) as bar:
+    with stream.bar(progress.done) as bar, deferred():
         for step, orders in stream.batches():
             if step <= progress.step:
                 continue
             before = progress.done
-            edit_batch(stream, progress, step, stream.edits[orders.start : orders.stop])
+            edit_batch(stream, progress, step, orders)
             if _due(stream, before, progress.done):
                 _snapshot(stream, progress)
             keep(stream, progress, checkpoints)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from palimpsest.editors.base import Editor, edit_name
+from palimpsest.interruption import deferred
 from palimpsest.metrics.retention import MAIN_SCORE, Pool, Scores, averages
 from palimpsest.metrics.scores import mean
 from palimpsest.protocols.checkpoints import Checkpoints
@@ -70,7 +71,7 @@ def run(stream: LifelongStream, checkpoints: Checkpoints | None = None) -> Lifel
         progress = LifelongProgress(seconds={"ask": 0.0, "edit": 0.0, "evaluate": 0.0})
         progress.said = stream.examples.say()
         _look(stream, progress)
-    with progress_bar(stream, progress.done, unit="item") as bar:
+    with progress_bar(stream, progress.done, unit="item") as bar, deferred():
         for place in range(progress.done, len(stream.edits)):
             if place % AHEAD == 0:
                 _prepare(stream, progress, range(place, min(place + AHEAD, len(stream.edits))))
@@ -113,7 +114,7 @@ def _meet(stream: LifelongStream, progress: LifelongProgress, place: int) -> Non
     step = place + 1
     if not _answered(stream, progress, place) or stream.edit_always:
         before = progress.seconds["edit"]
-        edit_batch(stream, progress, step, [stream.edits[place]])
+        edit_batch(stream, progress, step, range(place, place + 1))
         progress.made.append(place)
         progress.edit_seconds.append(progress.seconds["edit"] - before + _share(progress))
         start = time.perf_counter()
@@ -122,7 +123,9 @@ def _meet(stream: LifelongStream, progress: LifelongProgress, place: int) -> Non
         success = scores.values[MAIN_SCORE[stream.asking.task]]
         if success is not None:
             progress.successes.append(success)
-            _add_record(stream, progress, "stream", place, "edit_success", success)
+            failure = progress.failed[-1] if progress.failed else {"order": None}
+            reason = failure["reason"] if failure["order"] == place else None
+            _add_record(stream, progress, "stream", place, "edit_success", success, reason=reason)
     progress.step = progress.done = step
 
 
@@ -152,9 +155,10 @@ def _look(stream: LifelongStream, progress: LifelongProgress) -> None:
         split, places = ("stream", list(range(len(stream.edits)))) if first else ("edit", progress.made)
         scores = _timed(seconds, split, stream.items, places)
         _add_averages(stream, progress, split, scores)
+        reasons = progress.reasons()
         for place, one in zip(places, scores, strict=True):
             for name, value in one.values.items():
-                _add_record(stream, progress, split, place, name, value)
+                _add_record(stream, progress, split, place, name, value, reason=reasons.get(place))
     _add_counts(stream, progress)
     if stream.text_loss is not None:
         start = time.perf_counter()
@@ -226,13 +230,15 @@ def _add_record(
     metric: str,
     value: float | None,
     name: str | None = None,
+    reason: str | None = None,
 ) -> None:
-    """One row of `records`, unless the value is not a number."""
+    """One row of `records`, unless the value is not a number; `reason` says why its edit could not be made."""
     if value is None:
         return
     base = {"run": stream.run, "seed": stream.seed, "step": progress.step, "n_edits": len(progress.made)}
     identity = {"edit": name or edit_name(stream.edits[place]), "order": place}
-    progress.records.append({**base, **identity, "split": split, "metric": metric, "value": float(value)})
+    score = {"split": split, "metric": metric, "value": float(value)}
+    progress.records.append({**base, **identity, **score, "failed": reason})
 
 
 def _add_probe_records(

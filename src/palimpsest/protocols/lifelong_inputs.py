@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from palimpsest.editors.base import Editor, edit_name
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
-from palimpsest.files import read_json
+from palimpsest.files import read_json, read_records
 from palimpsest.metrics.perplexity import TextLoss
 from palimpsest.metrics.retention import KINDS, Asking, Pool
 from palimpsest.models.batching import Batching
@@ -145,22 +144,18 @@ def read_probes(dataset_dir: Path | str, edits: Sequence[Edit]) -> list[AskedPro
     path = Path(dataset_dir) / PROBES_FILE
     if not path.is_file():
         return _probes_of(edits)
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    return [_probe(line, path, number) for number, line in enumerate(lines, start=1)]
+    return [_probe(content, path, place) for place, content in read_records(path, "Make the data set again")]
 
 
-def _probe(line: str, path: Path, number: int) -> AskedProbe:
-    place: Any = {"file": path, "record": f"line {number}"}
-    try:
-        content = json.loads(line)
-        probe = AskedProbe(content["set"], content["prompt"], content["answer"], content.get("edit"))
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"not a probe ({error!r})", **place, remedy="Make the data set again") from error
-    if probe.split not in PROBE_SPLITS:
+def _probe(content: dict[str, Any], path: Path, line: str) -> AskedProbe:
+    place: Any = {"file": path, "record": line}
+    probe = AskedProbe(*(content.get(name) for name in ("set", "prompt", "answer", "edit")))  # type: ignore[arg-type]
+    if not isinstance(probe.split, str) or probe.split not in PROBE_SPLITS:
         expected = f"expected one of {', '.join(PROBE_SPLITS)}"
-        raise DataError(
-            f"it is {probe.split!r}", **place, field="set", remedy=expected.capitalize()
-        ) from None
+        raise DataError(f"it is {probe.split!r:.60}", **place, field="set", remedy=expected.capitalize())
+    if probe.edit is not None and not isinstance(probe.edit, str):
+        what = f"expected the identifier of an edit, found {probe.edit!r:.60}"
+        raise DataError(what, **place, field="edit", remedy="Make the data set again")
     for name in ("prompt", "answer"):
         text = getattr(probe, name)
         if not isinstance(text, str) or not text.strip():

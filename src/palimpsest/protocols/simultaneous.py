@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from palimpsest.interruption import deferred
 from palimpsest.metrics import success
 from palimpsest.metrics.asked import Said
 from palimpsest.metrics.evaluation import RecordValue
@@ -55,13 +56,13 @@ class SimultaneousProgress(Progress):
 def run(stream: Simultaneous, checkpoints: Checkpoints | None = None) -> SimultaneousProgress:
     """Edit, judge and roll back batch after batch, k after k; the editor keeps the last batch's state."""
     progress = resumed(stream, checkpoints, SimultaneousProgress) or _begin(stream)
-    with progress_bar(stream, progress.done) as bar:
+    with progress_bar(stream, progress.done) as bar, deferred():
         for step, batch in enumerate(stream.rounds, start=1):
             if step <= progress.step:
                 continue
             progress.held_from = batch.orders.start
             spent = progress.seconds["edit"]
-            edit_batch(stream, progress, step, stream.edits[batch.orders.start : batch.orders.stop])
+            edit_batch(stream, progress, step, batch.orders)
             progress.edit_seconds.setdefault(str(batch.k), []).append(progress.seconds["edit"] - spent)
             _look(stream, progress, batch.questions)
             if step == len(stream.rounds) or stream.rounds[step].k != batch.k:
@@ -101,10 +102,15 @@ def _look(stream: Simultaneous, progress: SimultaneousProgress, questions: Seque
     for question, (first_said, said) in found.items():
         for split in (question.split, "outside") if question.split in OUTSIDE else ():
             total = progress.totals.setdefault(split, [0.0, 0.0, 0.0])
-            total[0] += first_said.loss * first_said.tokens
-            total[1] += said.loss * said.tokens
+            total[0] += _counted(first_said.loss) * first_said.tokens
+            total[1] += _counted(said.loss) * said.tokens
             total[2] += said.tokens
     progress.seconds["evaluate"] += time.perf_counter() - start
+
+
+def _counted(loss: float) -> float:
+    """A loss that is no number counts as the largest: a model that says nothing any more is no better than that."""
+    return loss if math.isfinite(loss) else success.LARGEST
 
 
 def _by_order(questions: Sequence[Question]) -> list[list[Question]]:
@@ -152,7 +158,11 @@ def record_values(
         marks = [one.acted for kind in (AGREEING, OPPOSING) for one in splits[kind][1]]
         if None not in marks:
             values.append(("in_scope", "swap_rate", mean([float(bool(mark)) for mark in marks])))
-    return [RecordValue(order, split, metric, value) for split, metric, value in values if value is not None]
+    return [
+        RecordValue(order, split, metric, value)
+        for split, metric, value in values
+        if value is not None and math.isfinite(value)
+    ]
 
 
 def _splits_of(split: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
+from palimpsest.interruption import deferred
 from palimpsest.metrics.evaluation import RecordValue
 from palimpsest.metrics.perplexity import TextLoss
 from palimpsest.metrics.scores import mean
@@ -21,13 +22,13 @@ AHEAD = 64  # edits
 def run(stream: Stream, checkpoints: Checkpoints | None = None) -> Progress:
     """Edit, judge and roll back batch after batch; the editor keeps the last batch's state."""
     progress, prepared = begin(stream, checkpoints), None
-    with stream.bar(progress.done) as bar:
+    with stream.bar(progress.done) as bar, deferred():
         for step, orders in stream.batches():
             if step <= progress.step:
                 continue
             prepared = _prepare(stream, progress, orders.start, prepared)
             progress.held_from = orders.start
-            edit_batch(stream, progress, step, stream.edits[orders.start : orders.stop])
+            edit_batch(stream, progress, step, orders)
             progress.pending += [asdict(value) for value in look(stream, progress, orders)]
             if progress.done < len(stream.edits):
                 stream.editor.reset()

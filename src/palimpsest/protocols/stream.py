@@ -12,9 +12,10 @@ from typing import Any, Protocol, Self, TypeVar
 
 from tqdm import tqdm
 
+from palimpsest import interruption
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name
 from palimpsest.edits import Edit
-from palimpsest.errors import EditError, SettingsError
+from palimpsest.errors import EditError, PalimpsestError, SettingsError
 from palimpsest.metrics.evaluation import Evaluation, RecordValue, aggregate
 from palimpsest.metrics.perplexity import TextLoss
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints, random_state, set_random_state
@@ -91,7 +92,7 @@ class Progress:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)  # edit, order, step, reason
     alpha: dict[str, list[float | None]] = field(default_factory=dict)
     state_bytes: int = 0
     text_losses: list[list[float]] = field(default_factory=list)
@@ -110,6 +111,10 @@ class Progress:
     def history(self) -> dict[str, Any]:
         """What `run.json` keeps beside the tables."""
         return {"alpha": self.alpha}
+
+    def reasons(self) -> dict[int, str]:
+        """Why edits could not be made, by their position in the stream."""
+        return {failure["order"]: failure["reason"] for failure in self.failed}
 
     def alpha_by_layer(self) -> list[tuple[str, list[float | None]]]:
         """History of each hook layer, in the order of the layers (JSON sorts them as text)."""
@@ -140,10 +145,23 @@ def begin(stream: Stream, checkpoints: Checkpoints | None) -> Progress:
 def resumed(
     stream: Streamed, checkpoints: Checkpoints | None, kind: type[SomeProgress]
 ) -> SomeProgress | None:
-    """Put editor and random sources back to the newest checkpoint; None when there is none."""
-    found = checkpoints.latest() if checkpoints is not None else None
-    if found is None:
-        return None
+    """Put editor and random sources back to the newest checkpoint that serves; None when there is none."""
+    tensors, plain = random_state()
+    while checkpoints is not None and (found := checkpoints.latest()) is not None:
+        try:
+            progress = _restored(stream, found, kind)
+        except (PalimpsestError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            log.warning("checkpoint of step %d is not used, it is of another form: %r", found.step, error)
+            checkpoints.drop(found.step)
+            stream.editor.reset()
+            set_random_state(tensors, plain)
+            continue
+        log.info("%s goes on after %d edits", stream.run, progress.done)
+        return progress
+    return None
+
+
+def _restored(stream: Streamed, found: Checkpoint, kind: type[SomeProgress]) -> SomeProgress:
     progress = kind.from_plain(found.plain["progress"])
     tensors = {
         name.removeprefix(EDITOR_PREFIX): tensor
@@ -153,23 +171,26 @@ def resumed(
     stream.editor.load_state(EditorState(tensors, found.plain["editor"]))
     # Last: loading may draw random numbers.
     set_random_state(found.tensors, found.plain["random"])
-    log.info("%s goes on after %d edits", stream.run, progress.done)
     return progress
 
 
 def keep(stream: Streamed, progress: Progress, checkpoints: Checkpoints | None) -> None:
-    """Save a checkpoint when one is due. Call it between batches only."""
-    if checkpoints is None or not checkpoints.due() or progress.done >= len(stream.edits):
+    """Save a checkpoint when one is due, or when the command is asked to end: then it ends here. Call it between batches only."""
+    leaving = interruption.requested()
+    if checkpoints is None or not (leaving or checkpoints.due()) or progress.done >= len(stream.edits):
         return
     state = stream.editor.state()
     tensors, random_plain = random_state()
     tensors.update({f"{EDITOR_PREFIX}{name}": tensor for name, tensor in state.tensors.items()})
     plain = {"progress": progress.to_plain(), "editor": state.plain, "random": random_plain}
     checkpoints.save(Checkpoint(progress.step, tensors, plain))
+    if leaving:
+        interruption.leave(f"{stream.run} is kept after {progress.done} of {len(stream.edits)} edits")
 
 
-def edit_batch(stream: Streamed, progress: Progress, step: int, batch: Sequence[Edit]) -> None:
-    """Make one batch. Edits that cannot be made are noted with their reason, and the run goes on."""
+def edit_batch(stream: Streamed, progress: Progress, step: int, orders: range) -> None:
+    """Make the edits at these positions as one batch. Those that cannot be made are noted with their reason; the run goes on."""
+    batch = stream.edits[orders.start : orders.stop]
     start = time.perf_counter()
     try:
         report = stream.editor.edit(batch)
@@ -180,7 +201,12 @@ def edit_batch(stream: Streamed, progress: Progress, step: int, batch: Sequence[
     progress.seconds["edit"] += time.perf_counter() - start
     progress.step, progress.done = step, progress.done + len(batch)
     progress.applied += applied
-    progress.failed += [{"edit": failure.edit, "step": step, "reason": failure.reason} for failure in failed]
+    reasons = {failure.edit: failure.reason for failure in failed}
+    progress.failed += [
+        {"edit": edit_name(edit), "order": order, "step": step, "reason": reasons[edit_name(edit)]}
+        for order, edit in zip(orders, batch, strict=True)
+        if edit_name(edit) in reasons
+    ]
     progress.state_bytes = max(progress.state_bytes, int(stream.editor.state_bytes()))
     for layer, alpha in current_alpha(stream.editor).items():
         series = progress.alpha.setdefault(str(layer), [])
@@ -216,11 +242,13 @@ def add_rows(
 ) -> None:
     """Rows of one look: the mean of every score, and every record's own score."""
     base = {"run": stream.run, "seed": stream.seed, "step": progress.step, "n_edits": n_edits}
+    reasons = progress.reasons()
     for split, metric, mean_value, count in aggregate(values):
         progress.metrics.append({**base, "split": split, "metric": metric, "value": mean_value, "n": count})
     for value in values:
         identity = {"edit": edit_name(stream.edits[value.order]), "order": value.order}
         score = {"split": value.split, "metric": value.metric, "value": value.value}
+        score["failed"] = reasons.get(value.order)
         progress.records.append({**base, **identity, **score})
     if losses:
         mean_loss = TextLoss(math.fsum(found.loss for found in losses) / len(losses), losses[0].tokens)

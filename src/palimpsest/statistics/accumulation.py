@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from palimpsest import interruption
 from palimpsest.errors import StatisticsError
 from palimpsest.files import write_atomic
 from palimpsest.models.loading import LanguageModel
@@ -66,10 +67,19 @@ class Sums:
         except StatisticsError as error:
             log.warning("cannot go on from a broken checkpoint, starting again: %s", error)
             return
-        if all(header.get(name) == value for name, value in self.header.items()):
-            self.sums = {layer: tensors[f"layer_{layer}"].to(total) for layer, total in self.sums.items()}
-            self.tokens, self.batches = int(header["tokens"]), int(header["batches"])
-            log.info("going on after %d tokens", self.tokens)
+        if any(header.get(name) != value for name, value in self.header.items()):
+            return
+        try:
+            found = {layer: tensors[f"layer_{layer}"] for layer in self.layers}
+            if any(found[layer].shape != self.sums[layer].shape for layer in self.layers):
+                raise ValueError("its shapes are others")
+            tokens, batches = int(header["tokens"]), int(header["batches"])
+        except (KeyError, ValueError) as error:
+            log.warning("the checkpoint %s is of another form (%r), starting again", path, error)
+            return
+        self.sums = {layer: found[layer].to(own) for layer, own in self.sums.items()}
+        self.tokens, self.batches = tokens, batches
+        log.info("going on after %d tokens", self.tokens)
 
     def add(self, layer: int, keys: torch.Tensor) -> None:
         """Add the products of one batch; keys [tokens, d_k] of any dtype and device."""
@@ -159,7 +169,7 @@ def accumulate(
         mininterval=pause,
     )
     trunk: Any = model.network.base_model
-    with bar, _watching(model, partial), torch.no_grad():
+    with bar, _watching(model, partial), torch.no_grad(), interruption.deferred():
         for batch in islice(batches, partial.batches, None):
             tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
             try:
@@ -169,8 +179,11 @@ def accumulate(
             partial.tokens += tokens.numel()
             partial.batches += 1
             bar.update(tokens.numel())
-            if partial.batches % checkpoint_batches == 0:
+            leaving = interruption.requested()
+            if leaving or partial.batches % checkpoint_batches == 0:
                 partial.save()
+            if leaving:
+                interruption.leave(f"the sums over {partial.tokens} tokens are kept")
 
 
 def packed_rows(

@@ -176,7 +176,8 @@ class CollectionSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be counts."""
-        for name in ("tokens", "batch_tokens", "checkpoint_batches"):
+        context = () if self.context is None else ("context",)
+        for name in ("tokens", "batch_tokens", "checkpoint_batches", *context):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise SettingsError(
                     f"statistics: '{name}' is {getattr(self, name)!r}; expected a whole number above 0"
@@ -191,8 +192,11 @@ class CollectionSettings:
                 f"statistics: unknown setting(s) {unknown}; known: {sorted(cls.__dataclass_fields__)}"
             )
         layers = content.get("layers")
-        chosen = None if layers in (None, "all") else tuple(sorted(set(layers)))
-        return cls(**{**content, "layers": chosen})
+        if layers in (None, "all"):
+            return cls(**{**content, "layers": None})
+        if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
+            raise SettingsError(f"statistics: 'layers' is {layers!r:.60}; expected numbers of blocks, or all")
+        return cls(**{**content, "layers": tuple(sorted(set(layers)))})
 
 
 def collect(

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from palimpsest.errors import DataError, ModelError, SettingsError, StatisticsError
-from palimpsest.files import write_atomic, write_json
+from palimpsest.files import read_records, write_atomic, write_json
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.models.objectives import encode
@@ -177,7 +177,9 @@ class CollectionSettings:
     def from_dict(cls, content: Mapping[str, Any]) -> CollectionSettings:
         """From the JSON of a rule; unknown names are refused."""
         unknown = sorted(set(content) - set(cls.__dataclass_fields__))
-        if unknown or not content.get("layers"):
+        layers = content.get("layers")
+        listed = isinstance(layers, list | tuple) and all(type(layer) is int for layer in layers)
+        if unknown or not layers or not listed:
             raise SettingsError(
                 f"Fisher statistics: unknown setting(s) {unknown}, or no `layers`; known: {sorted(cls.__dataclass_fields__)}"
             )
@@ -196,20 +198,14 @@ def collect(
 def read_pairs(path: Path | str) -> list[tuple[str, str]]:
     """(prompt, answer) of each JSON line with these fields; of lines with a `set`, those of the set "upstream"."""
     pairs = []
-    if not Path(path).is_file():
-        raise DataError("the file does not exist", file=path, remedy="Give probes.jsonl or pairs.jsonl")
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            content = json.loads(line)
-            if content.get("set", "upstream") == "upstream":
-                pairs.append((str(content["prompt"]), str(content["answer"])))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise DataError(
-                f"not an example ({error!r})",
-                file=path,
-                record=f"line {number}",
-                remedy="Make the file again",
-            ) from error
+    for place, content in read_records(path, "Give probes.jsonl or pairs.jsonl"):
+        if content.get("set", "upstream") != "upstream":
+            continue
+        for name in ("prompt", "answer"):
+            if not isinstance(content.get(name), str):
+                what = f"expected a text, found {content.get(name)!r:.60}"
+                raise DataError(what, file=path, record=place, field=name, remedy="Make the file again")
+        pairs.append((content["prompt"], content["answer"]))
     return pairs
 
 

@@ -123,20 +123,19 @@ class AdapterEditor(Editor):
         """A fresh Adam on the parameters; the losses before each step.
 
         Raises:
-            DivergedEdit: a loss is not finite.
+            DivergedEdit: a loss is not finite, before a step or after the last.
         """
         settings, losses = self.settings, list[float]()
         optimiser = Adam(parameters, settings.learning_rate)
         for _ in range(settings.steps):
             value = loss()
             losses.append(float(value.detach()))
-            if not math.isfinite(losses[-1]):
-                raise DivergedEdit(
-                    f"the loss is {losses[-1]} after {len(losses) - 1} steps; use a smaller learning_rate"
-                )
+            _refuse_loss(losses[-1], len(losses) - 1)
             if settings.stop_loss is not None and losses[-1] < settings.stop_loss:
-                break
+                return losses
             optimiser.step(torch.autograd.grad(value, parameters))
+        with torch.no_grad():
+            _refuse_loss(float(loss()), len(losses))
         return losses
 
     @contextmanager
@@ -218,3 +217,8 @@ class AdapterEditor(Editor):
         self.adapter.detach()
         self.generator.manual_seed(self.seed)
         self._fresh()
+
+
+def _refuse_loss(loss: float, steps: int) -> None:
+    if not math.isfinite(loss):
+        raise DivergedEdit(f"the loss is {loss} after {steps} steps; use a smaller learning_rate")

@@ -28,6 +28,7 @@ from torch import Tensor
 from palimpsest.editors.shared.routed_output import Row
 from palimpsest.errors import ModelError, SettingsError
 from palimpsest.models.families import family_of
+from palimpsest.models.hub import NO_PICKLE, pinned
 from palimpsest.models.loading import AUTO, LanguageModel, load_model
 from palimpsest.models.objectives import Inputs, Judged, judged, target_places
 from palimpsest.models.packaged import PREFIX, locate
@@ -104,14 +105,14 @@ def _read(base: LanguageModel, where: str, seed: int) -> LanguageModel:
         return found
     import transformers
 
-    place = locate(where)
+    place, options = pinned(where)
     named = {"id2label": dict(enumerate(base.labels)), "num_labels": len(base.labels)}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, use_fast=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, use_fast=True, **options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of the new head
             network = getattr(transformers, AUTO["encoder"]).from_pretrained(
-                place, ignore_mismatched_sizes=True, use_safetensors=True, **named
+                place, ignore_mismatched_sizes=True, **NO_PICKLE, **options, **named
             )
     except Exception as error:  # transformers raises many kinds; the reader needs one sentence
         raise ModelError(

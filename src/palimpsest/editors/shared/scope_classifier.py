@@ -25,8 +25,8 @@ from palimpsest.editors.base import require
 from palimpsest.editors.shared.counterfactual import SCRATCH
 from palimpsest.errors import ModelError
 from palimpsest.models.batching import Batching
+from palimpsest.models.hub import NO_PICKLE, pinned
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.packaged import locate
 
 FORMS = ("embedding", "cross")
 DISTANCES = ("sq_l2", "l2", "cos")
@@ -136,19 +136,19 @@ class ScopeClassifier:
     def _read(self, where: str) -> nn.Module:
         import transformers
 
-        place = locate(where)
+        place, options = pinned(where)
         try:
-            config = transformers.AutoConfig.from_pretrained(place)
+            config = transformers.AutoConfig.from_pretrained(place, **options)
             for name, value in config.to_dict().items():
                 if "dropout" in name and isinstance(value, float):
                     setattr(config, name, 0.0)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(place, use_fast=True)
-            encoder = transformers.AutoModel.from_pretrained(place, config=config, use_safetensors=True)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(place, use_fast=True, **options)
+            encoder = transformers.AutoModel.from_pretrained(place, config=config, **NO_PICKLE, **options)
         except Exception as error:  # transformers raises many kinds; the reader needs one sentence
             raise ModelError(
                 f"cannot load the encoder {where} of the scope classifier: {type(error).__name__}: "
                 f"{str(error).splitlines()[0]}. Give a directory with config.json, model.safetensors and tokenizer.json, a "
-                "hub id such as distilbert-base-cased, or encoder: scratch"
+                "hub id such as distilbert-base-cased@COMMIT, or encoder: scratch"
             ) from error
         marks = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id)
         if any(mark is None for mark in marks):

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from palimpsest.editors.shared.target_vectors import Search, TargetVectors
 from palimpsest.edits import Edit
 from palimpsest.errors import PalimpsestError
-from palimpsest.files import read_json, write_atomic, write_json
+from palimpsest.files import read_object, write_atomic, write_json
 from palimpsest.provenance import file_fingerprint
 
 TENSORS, DESCRIPTION = "targets.safetensors", "targets.json"
@@ -56,16 +57,21 @@ class StoredTargets:
     def load(cls, folder: Path | str) -> StoredTargets:
         """Read what `save` wrote."""
         folder = Path(folder)
-        content = read_json(folder / DESCRIPTION)
+        content = read_object(folder / DESCRIPTION, "tensors", "losses", "edits", "about")
         if not (folder / TENSORS).is_file() or file_fingerprint(folder / TENSORS) != content.get("tensors"):
             raise PalimpsestError(
                 f"file {folder / TENSORS} is missing or not the one that {DESCRIPTION} was written with. "
                 "Delete the folder and make it again with palimpsest targets"
             )
-        tensors = load_file(folder / TENSORS)
-        losses = [[float(value) for value in row] for row in content["losses"]]
-        vectors = TargetVectors(tensors["z"], tensors["initial"], losses, tensors["finite"])
-        return cls(vectors, content["edits"], content["about"])
+        try:
+            tensors = load_file(folder / TENSORS)
+            losses = [[float(value) for value in row] for row in content["losses"]]
+            vectors = TargetVectors(tensors["z"], tensors["initial"], losses, tensors["finite"])
+            return cls(vectors, content["edits"], dict(content["about"]))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise PalimpsestError(
+                f"{folder} holds no target vectors ({error!r}). Delete it and make it again with palimpsest targets"
+            ) from error
 
     def check(self, about: Mapping[str, Any]) -> None:
         """Refuse the targets of another model, search or set of contexts, naming what differs."""

@@ -46,7 +46,7 @@ def own_start(seed: int, name: str, width: int) -> Float[Tensor, " d"]:
 def train_together(
     adapter: GatedAdapter, upper: Upper, starts: Float[Tensor, "b d"], steps: int, learning_rate: float
 ) -> list[Trained | None]:
-    """A fixed number of steps of a fresh Adam for each row; None for a row whose loss was not finite at some step.
+    """A fixed number of steps of a fresh Adam for each row; None for a row whose loss was ever not finite, at the end too.
 
     Args:
         upper: the rows, with their targets, standing at the adapter's block.
@@ -61,12 +61,15 @@ def train_together(
             now = upper.row_losses()
             losses.append(now.detach())
             optimiser.step(torch.autograd.grad(now.sum(), [values]))
+        with torch.no_grad():
+            last = upper.row_losses()
     finally:
         adapter.fixed = None
     every, found = torch.stack(losses, dim=1), values.detach()
+    finite = torch.isfinite(every).all(dim=1) & torch.isfinite(last)
     return [
-        Trained(start, value, mine) if bool(torch.isfinite(mine).all()) else None
-        for start, value, mine in zip(starts, found, every, strict=True)
+        Trained(start, value, mine) if fine else None
+        for start, value, mine, fine in zip(starts, found, every, finite.tolist(), strict=True)
     ]
 
 

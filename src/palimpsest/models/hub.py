@@ -1,0 +1,47 @@
+"""Whose files are loaded: a directory on this machine, or a hub repository at one commit. Code in either is never run.
+
+A hub id without a commit means whatever its owner puts there next, so it is refused: `org/name@COMMIT`, or the argument
+`revision`, names the 40 hexadecimal digits. A directory needs none; its content is in the model's fingerprint.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from palimpsest.errors import ModelError
+from palimpsest.models.packaged import locate
+
+PINNED = re.compile(r"[0-9a-f]{40}")
+# Said outright: left out, transformers asks the person at the terminal whether to run a repository's code.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+# For weights: pickled ones can run code too.
+NO_PICKLE: dict[str, Any] = {"use_safetensors": True}
+
+
+def pinned(where: str, revision: str | None = None) -> tuple[str, dict[str, Any]]:
+    """What to give to every `from_pretrained`: the place, and options that pin the commit and refuse code.
+
+    Args:
+        where: a directory, `package:NAME/FOLDER`, or a hub id, with `@COMMIT` or with `revision`.
+
+    Raises:
+        ModelError: a hub id without a commit of 40 hexadecimal digits, or a package or directory that is not there.
+    """
+    place = locate(where)
+    if Path(place).is_dir():
+        return place, dict(NO_CODE)
+    if place.startswith((".", "/", "~")) or place.count("/") > 1:  # no hub id looks like this
+        raise ModelError(
+            f"there is no directory {place}; a model is a directory, or a hub id with its commit"
+        )
+    identifier, _, commit = place.partition("@")
+    commit = commit or revision or ""
+    if not PINNED.fullmatch(commit):
+        raise ModelError(
+            f"the hub model {identifier!r} is not pinned to a commit (found {commit or 'none'!r}): what a name or a branch "
+            f"means can change. Copy the commit of 40 hexadecimal digits from its page and give `revision`, or "
+            f"{identifier}@COMMIT; or download it and give the directory"
+        )
+    return identifier, {"revision": commit, **NO_CODE}

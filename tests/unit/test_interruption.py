@@ -1,0 +1,103 @@
+"""Commands that are asked to end, or killed: real processes, real signals, the same results afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from palimpsest import interruption
+from palimpsest.cli import main
+from palimpsest.interruption import Interrupted, deferred, leave, listening, requested
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+
+def ask(number=signal.SIGTERM):
+    """Send this process a signal and let Python see it."""
+    os.kill(os.getpid(), number)
+    for _ in range(100):
+        pass
+
+
+def test_outside_of_a_loop_a_signal_ends_the_command_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(Interrupted, match="stopped by SIGTERM.*Start the same command again") as found,
+        listening(),
+    ):
+        ask()
+    assert found.value.status == 143 and signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(Interrupted) as found, listening():
+        ask(signal.SIGINT)
+    assert found.value.status == 130
+
+
+def test_inside_a_loop_it_waits_for_the_next_step_and_a_second_does_not():
+    with pytest.raises(Interrupted, match="three steps are kept"), listening(), deferred():
+        assert not requested()
+        ask()
+        assert requested()
+        leave("three steps are kept")
+    with pytest.raises(Interrupted, match="will be made again"), listening(), deferred():
+        ask()
+        ask()
+    assert not requested()
+
+
+def test_a_step_that_takes_too_long_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(interruption, "PATIENCE", 0.05)
+    with pytest.raises(Interrupted, match=r"no step ended within 0\.05 s"), listening(), deferred():
+        ask()
+        time.sleep(5)
+
+
+def test_what_is_ignored_stays_ignored_and_threads_are_left_alone():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job in the background of a shell
+    try:
+        with listening():
+            ask(signal.SIGINT)
+            assert not requested()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    handlers = []
+
+    def other():
+        with listening():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_the_command_line_says_so_and_has_the_status(monkeypatch, capsys):
+    monkeypatch.setattr("palimpsest.commands.run_toy", lambda *_: ask())
+    assert main(["toy", "--spec", "{}", "--out", "unused"]) == 143
+    assert "palimpsest: stopped by SIGTERM" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "moments"), [("KILL", 3), ("TERM", 2)])
+def test_stopped_at_random_moments_everything_goes_on_to_the_same_results(tmp_path, name, moments):
+    """The documented command, at a small count; every kind of long work (`python benchmarks/kill.py --help`)."""
+    out = tmp_path / "kill.json"
+    arguments = ["--moments", str(moments), "--signal", name, "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PALIMPSEST_WARM": "off"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "kill.py"), *arguments],
+        capture_output=True, text=True, env=environment, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(out.read_text())
+    assert len(report) == 5 and not any(entry["different"] for entry in report)
+    assert sum(entry["stopped"] for entry in report) >= 5 and sum(entry["went_on"] for entry in report) >= 3
