@@ -8,6 +8,7 @@ CORES ?= all
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+BENCH ?=
 
 .PHONY: help setup figures report test lint format bench gallery schema clean
 .DEFAULT_GOAL := help
@@ -17,7 +18,7 @@ help:
 	@echo "make figures [SCALE=smoke]  tables, figures and claims into figures/"
 	@echo "make report [SCALE=...]     results/report.zip after a run"
 	@echo "make gallery                copy the finished pictures to docs/gallery/"
-	@echo "make test | lint | bench    tests, checks of the source, speed comparisons"
+	@echo "make test | lint | bench    tests, checks of the source, speed comparisons (docs/benchmarks.md)"
 
 setup: $(STAMP)
 
@@ -53,9 +54,9 @@ format: $(STAMP)
 schema: $(STAMP)
 	$(BIN)/palimpsest schema --write
 
+# Every piece that has no result yet; BENCH='--only edit-mini-* --again' measures some anew, --list names them.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/target_vectors.py --shape mini --edits 100 --threads 1 --out results/benchmarks
-	$(BIN)/python benchmarks/target_vectors.py --shape gpt2-small --edits 50 --plain-edits 3 --threads 1 --out results/benchmarks
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 clean:
 	rm -rf results logs .snakemake

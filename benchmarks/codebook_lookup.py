@@ -38,7 +38,7 @@ def medians(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 def measure(keys: int, threads: int, repeats: int) -> dict:
     """Seconds of a pass, of a look-up, and of a pass with the adapter."""
     import torch
-    from target_vectors import random_model
+    from shapes import random_model
 
     from palimpsest.editors import make_editor
 

@@ -18,71 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-SHAPES = {
-    "mini": {
-        "n_embd": 128,
-        "n_layer": 8,
-        "n_head": 4,
-        "n_inner": 1536,
-        "n_positions": 128,
-        "vocab_size": 2000,
-    },
-    "gpt2-small": {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
-}
-LAYER = {"mini": 2, "gpt2-small": 4}
-
-
-def random_model(shape: str):
-    """A random GPT-2 of a shape, with a small byte-level tokenizer (token ids stay below its size, logits do not)."""
-    import torch
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    from palimpsest.models.families import family_of
-    from palimpsest.models.loading import LanguageModel
-
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        sentences(400),
-        vocab_size=1500,
-        min_frequency=1,
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
-    torch.manual_seed(0)
-    network = GPT2LMHeadModel(GPT2Config(**SHAPES[shape]))
-    return LanguageModel(network, tokenizer, family_of("gpt2"), shape)
-
-
-def edits(n: int):
-    """Invented records of CounterFact's lengths: 8-token prompts, 3 tokens after the subject, one-token targets."""
-    from palimpsest.edits import Edit
-
-    return [
-        Edit(
-            prompt=text.rsplit(" ", 1)[0],
-            subject=" ".join(text.split()[3:5]),
-            target=text.rsplit(" ", 1)[1],
-            identifier=str(i),
-        )
-        for i, text in enumerate(sentences(n))
-    ]
-
-
-def sentences(n: int) -> list[str]:
-    """Deterministic sentences of one pattern."""
-    first, last, cities = (
-        ("Ada", "Ben", "Mira", "Jon", "Lea"),
-        ("Tolvek", "Sorn", "Karel", "Vint"),
-        ("Rome", "Oslo", "Bern", "Lima"),
-    )
-    return [
-        f"The home of {first[i % 5]} {last[i // 5 % 4]} lies in {cities[(i * 7 + i // 20) % 4]}"
-        for i in range(n)
-    ]
+from shapes import CONTEXTS, SHAPES, blocks_and_layers, edits, random_model
 
 
 def measure(shape: str, count: int, plain_count: int, threads: int, steps: int) -> dict:
@@ -94,14 +30,9 @@ def measure(shape: str, count: int, plain_count: int, threads: int, steps: int) 
 
     torch.set_num_threads(threads)
     model, batch = random_model(shape), edits(count)
-    contexts = [
-        "",
-        *[
-            f"{word} home of the old man lies in a small town"
-            for word in ("The", "Therefore", "Because", "I", "You")
-        ],
-    ]
-    search = Search(layer=LAYER[shape], steps=steps, learning_rate=0.5, early_stop=False)
+    contexts = list(CONTEXTS)
+    layer = blocks_and_layers(shape, "cpu")[1][-1]
+    search = Search(layer=layer, steps=steps, learning_rate=0.5, early_stop=False)
     search_target_vectors(model, batch[:2], contexts, replace(search, steps=2))  # warm up
     start = time.perf_counter()
     plain = search_target_vectors_plain(model, batch[:plain_count], contexts, search)

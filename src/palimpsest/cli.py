@@ -331,7 +331,7 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
     parser.add_argument("--tokens", type=int, default=8, help="length of the answers (default 8)")
     parser.add_argument("--save", default=None, metavar="DIR", help="keep the editor's state there")
     parser.add_argument("--seed", type=int, default=0, help="seed of the editor (default 0)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default cpu)")
     parser.add_argument("--json", action="store_true", help="as JSON")
     _threads(parser)
 

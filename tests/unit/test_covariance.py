@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from tiny import TEXTS, tiny_model
 
 from palimpsest.errors import ModelError, SettingsError, StatisticsError
 from palimpsest.models.hooks import captured_inputs
-from palimpsest.statistics import covariance
+from palimpsest.statistics import accumulation, covariance
 from palimpsest.statistics.accumulation import batched, corpus_digest, packed_rows
 from palimpsest.statistics.covariance import (
     CollectionSettings,
@@ -56,6 +60,36 @@ def test_equals_the_plain_sum_over_single_rows(family):
     assert found.layers == (0, 2)
     for layer, total in plain.items():
         torch.testing.assert_close(found.matrix(layer), total / count, rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 12), st.integers(0, 1000))
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_half_of_the_products_makes_the_whole(width, tokens, block, seed):
+    """Blocks below the diagonal, mirrored: exactly symmetric, and the plain products up to rounding."""
+    keys = torch.randn(2, tokens, width, generator=torch.Generator().manual_seed(seed))
+    model = SimpleNamespace(inner_width=width, mlp_weight=lambda layer: torch.zeros(1, width))
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accumulation, "BLOCK", block)
+        for symmetric in (True, False):
+            sums = accumulation.Sums(None, {}, (0,), model, 8, symmetric)
+            for batch in keys:
+                sums.add(0, batch)
+            found[symmetric] = sums.total(0)
+    assert torch.equal(found[True], found[True].T)
+    torch.testing.assert_close(found[True], found[False], rtol=1e-5, atol=1e-5)
+
+
+def test_what_half_of_the_products_leaves_out(model, monkeypatch):
+    """48 wide in blocks of 16: 6 of 9 blocks are computed, and the statistics are those of both halves."""
+    monkeypatch.setattr(accumulation, "BLOCK", 16)
+    halves = collect_covariance(model, TEXTS, settings(), progress=False)
+    whole = collect_covariance(model, TEXTS, settings(symmetric=False), progress=False)
+    for layer in (0, 2):
+        torch.testing.assert_close(halves.matrix(layer), whole.matrix(layer), rtol=1e-5, atol=1e-7)
+    sums = accumulation.Sums(None, {}, (0,), model, 8)
+    sums.add(0, torch.ones(3, 48))
+    assert int((sums.sums[0] == 0).sum()) == 3 * 16 * 16
 
 
 def test_rows_are_full_and_the_budget_is_kept(model):

@@ -34,7 +34,7 @@ use_this_python()
 
 FIGURES = PLAN.scale["figures"]
 TOY = "results/toy/toy.json"
-DEVICE_GPUS = 1 if PLAN.scale["device"].startswith("cuda") else 0
+DEVICE_GPUS = 0 if PLAN.scale["device"] == "cpu" else 1
 
 
 def one_of(names):

@@ -67,6 +67,7 @@ class Editor(ABC):
     needs_subject: ClassVar[bool] = False
     edits_everything: bool = False  # under `lifelong`: also what the model gets right
     needs_decoder: ClassVar[bool] = False
+    prepares_rounds: ClassVar[bool] = False  # `prepare` serves edits that each start from the untouched model
     learns: ClassVar[bool] = False  # is trained before it edits: `learner`, and make_editor(trained=...)
     reads_whole_rows: ClassVar[bool] = (
         False  # it decides over the whole sequence: nothing may be kept between tokens

@@ -31,8 +31,8 @@ from torch import Tensor
 from palimpsest.editors.base import EditorState, FailedEdit, require
 from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.editors.shared.hook_layers import TEMPORARY, VALIDATED, WATCHING, HookLayers, ceiling
+from palimpsest.editors.shared.key_system import NOTHING, Past
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
-from palimpsest.editors.shared.solve import solve_update
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
 from palimpsest.models.tokens import TokenBatch, encode_prompts, subject_index, tokenise
@@ -105,7 +105,7 @@ class ComebaHk(KeyValueEditor):
 
     def _fresh(self) -> None:
         """State before the first batch: no key is remembered."""
-        self.remembered: dict[int, Tensor] = {}  # sum of k k^T of all earlier batches [d_k, d_k], float64
+        self.remembered: dict[int, Past] = {}  # keys of all earlier batches, by layer
         self.alpha_history: list[dict[int, float]] = []
 
     @property
@@ -147,12 +147,9 @@ class ComebaHk(KeyValueEditor):
 
     def _solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
         """Delta of Eq. 13, and K' K'^T of the next step."""
-        stored, past = self.lam * self.covariance(layer), self.remembered.get(layer)
-        if past is not None:
-            stored = stored + (self.lam if self.settings.accumulate == "released" else 1.0) * past
-        update, _ = solve_update(stored, keys, residuals)
-        keys = keys.to(torch.float64)
-        self.remembered[layer] = keys.T @ keys if past is None else past + keys.T @ keys
+        weight = self.lam if self.settings.accumulate == "released" else 1.0
+        system, past = self.system(layer, weight), self.remembered.get(layer, NOTHING)
+        update, self.remembered[layer] = system.solve(keys, residuals, past)
         return update
 
     def _write_hooks(
@@ -249,7 +246,8 @@ class ComebaHk(KeyValueEditor):
         tensors = self.weights.tensors() if self.weights else {}
         if self.hooked:
             tensors = {f"difference.{layer}": d for layer, d in self.hooked.difference.items()}
-        tensors |= {f"remembered.{layer}": past for layer, past in self.remembered.items()}
+        for layer, past in self.remembered.items():
+            tensors |= past.tensors(layer)
         history = [{str(layer): value for layer, value in alpha.items()} for alpha in self.alpha_history]
         alpha = {str(layer): value for layer, value in self.alpha.items()}
         # clones, so that a later batch does not change a state that was taken before it
@@ -266,11 +264,8 @@ class ComebaHk(KeyValueEditor):
             self.hooked.attach()
         elif self.weights:
             self.weights.load(state.tensors)
-        self.remembered = {
-            layer: state.tensors[f"remembered.{layer}"].to(device)
-            for layer in self.settings.layers
-            if f"remembered.{layer}" in state.tensors
-        }
+        found = {layer: Past.load(state.tensors, layer, device) for layer in self.settings.layers}
+        self.remembered = {layer: past for layer, past in found.items() if not past.empty}
         self.alpha_history = [{int(k): v for k, v in alpha.items()} for alpha in state.plain["alpha_history"]]
         self.set_contexts(state.plain["contexts"])
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from palimpsest.editors.base import EditorState, FailedEdit
 from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
-from palimpsest.editors.shared.solve import solve_update
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
 
@@ -57,7 +56,7 @@ class Memit(KeyValueEditor):
         return failed
 
     def _solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
-        return solve_update(self.lam * self.covariance(layer), keys, residuals)[0]
+        return self.system(layer).solve(keys, residuals)[0]
 
     def state(self) -> EditorState:
         """The sums of all updates, and the contexts they were computed with."""

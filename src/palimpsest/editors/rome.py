@@ -19,9 +19,9 @@ from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit, edit_name, require
 from palimpsest.editors.shared.aftermath import refuse_broken
-from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
+from palimpsest.editors.shared.key_value import SEARCHES, KeyValueEditor, KeyValueSettings
 from palimpsest.editors.shared.keys import KeyWalk
-from palimpsest.editors.shared.solve import cholesky_solve
+from palimpsest.editors.shared.target_vectors import TargetVectors
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, EditError
@@ -56,11 +56,25 @@ class Rome(KeyValueEditor):
     name = "rome"
     settings_type = Settings
     settings: Settings
+    prepares_rounds = True
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
         self.weights = EditedWeights(model, settings.layers)
-        self._factor: Tensor | None = None
+        self._ahead: dict[tuple[str, str], TargetVectors] = {}  # of the untouched model, by prompt and target
+        self._untouched = True
+
+    def prepare(self, coming: Sequence[Edit]) -> None:
+        """Search v* of edits that will each be made on the untouched model together (single rounds)."""
+        self._ahead.clear()
+        usable, _ = self._check(coming)
+        if not self._untouched or len(usable) < 2:
+            return
+        flat = [context for group in self.contexts for context in group]
+        search = SEARCHES[self.settings.target_search]
+        found = search(self.model, usable, flat, self.settings.search("mlp"))
+        for row, edit in enumerate(usable):
+            self._ahead[edit.prompt, edit.target] = found.rows([row])
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Rank-one updates, one by one."""
@@ -85,7 +99,8 @@ class Rome(KeyValueEditor):
 
     def _edit_one(self, edit: Edit, record: dict[str, Any] | None) -> None:
         layer = self.settings.layers[0]
-        _, targets, _ = self.search_targets([edit], record, site="mlp")
+        ahead = self._ahead.get((edit.prompt, edit.target)) if self._untouched else None
+        _, targets, _ = self.search_targets([edit], record, site="mlp", found=ahead)
         flat = [context for group in self.contexts for context in group]
         mean_key = self._key(edit, flat)
         used = mean_key if self.settings.form == "corrected" else self._key(edit, [""])
@@ -95,6 +110,7 @@ class Rome(KeyValueEditor):
         if denominator.abs() < 1e-12:
             raise DivergedEdit("u^T k is zero: the rank-one update is not defined (use form: corrected)")
         update = torch.outer((targets[0].to(torch.float64) - output) / denominator, direction)
+        self._untouched = False
         self.weights.add(layer, update)
         if record is not None:
             record |= {
@@ -112,10 +128,7 @@ class Rome(KeyValueEditor):
     def _direction(self, key: Tensor) -> Tensor:
         """u, of length one (the length cancels in Eq. 2)."""
         if self.settings.use_statistics:
-            if self._factor is None:
-                eye = torch.eye(len(key), dtype=torch.float64, device=key.device)
-                self._factor = cholesky_solve(self.covariance(self.settings.layers[0]), eye)
-            key = self._factor @ key
+            key = self.covariance(self.settings.layers[0]).solve(key[:, None])[:, 0]
         return key / key.norm()
 
     def _bias(self, layer: int) -> Tensor:
@@ -130,10 +143,13 @@ class Rome(KeyValueEditor):
         """Write a saved update into the model."""
         self.weights.load(state.tensors)
         self.set_contexts(state.plain["contexts"])
+        self._ahead.clear()
+        self._untouched = not any(bool(update.any()) for update in self.weights.updates.values())
 
     def remove(self) -> None:
-        """Restore the weights."""
+        """Restore the weights. What was prepared for the untouched model stays."""
         self.weights.restore()
+        self._untouched = True
 
     def state_bytes(self) -> int:
         """The changed matrix."""

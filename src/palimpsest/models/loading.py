@@ -18,6 +18,7 @@ from palimpsest.errors import ModelError
 from palimpsest.files import read_json
 from palimpsest.models.families import Family, family_of, matrix_view, part
 from palimpsest.models.hub import NO_PICKLE, pinned
+from palimpsest.models.placement import placement, refuse_elsewhere
 from palimpsest.models.tokens import TokenBatch
 
 log = logging.getLogger(__name__)
@@ -277,6 +278,9 @@ def load_model(
     The family says which kind it is: a causal language model, sequence to sequence, or a sequence classifier.
     Only safetensors weights are read and no remote code is run. Raises ModelError with the remedy when the
     directory, a file, the family or the dtype is not what it should be.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", or "auto": accelerate spreads the blocks over the GPUs there are.
     """
     import transformers
     from transformers import AutoConfig, AutoTokenizer
@@ -285,6 +289,7 @@ def load_model(
         raise ModelError(f"dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
     source, revision, name = resolve(path_or_id, revision)
     source, options = pinned(source, revision)
+    placed = placement(device)
     try:
         config = AutoConfig.from_pretrained(source, **options)
         row = family_of(family or config.model_type)
@@ -294,7 +299,7 @@ def load_model(
             )
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
         network, found = getattr(transformers, AUTO[row.kind]).from_pretrained(
-            source, dtype=DTYPES[dtype], output_loading_info=True, **NO_PICKLE, **options
+            source, dtype=DTYPES[dtype], output_loading_info=True, **NO_PICKLE, **options, **placed
         )
     except ModelError:
         raise
@@ -315,7 +320,8 @@ def load_model(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    model = LanguageModel(network.to(device), tokenizer, row, name)
+    model = LanguageModel(network if placed else network.to(device), tokenizer, row, name)
+    refuse_elsewhere(model)
     _refuse_non_finite(model)
     _refuse_bare_tokens(model)
     return model

@@ -24,8 +24,15 @@ from palimpsest.models.loading import LanguageModel
 log = logging.getLogger(__name__)
 
 
+BLOCK = 512  # rows of a product that are computed at a time; what lies above the diagonal outside them is left out
+
+
 class Sums:
-    """Sums so far, in memory and (when there is a path) on disk, so that a broken collection can go on."""
+    """Sums so far, in memory and (when there is a path) on disk, so that a broken collection can go on.
+
+    K^T K is symmetric: only blocks on and below the diagonal are computed and summed (of 12 rows of blocks 54 % of the
+    products), `total` mirrors them. They lie in float64 on the device of the layer they belong to.
+    """
 
     def __init__(
         self,
@@ -34,16 +41,22 @@ class Sums:
         layers: tuple[int, ...],
         model: LanguageModel,
         batch_tokens: int,
+        symmetric: bool = True,
     ):
+        self.symmetric = symmetric
         self.path, self.layers = path, layers
         # The batch size is part of this key: it decides which rows a counted batch held.
         self.header = {
             **{n: str(v) for n, v in key.items()},
             "layers": str(layers),
             "batch_tokens": str(batch_tokens),
+            "symmetric": str(symmetric),
         }
         width = model.inner_width
-        self.sums = {layer: torch.zeros(width, width, dtype=torch.float64) for layer in layers}
+        where = {layer: model.mlp_weight(layer).device for layer in layers}
+        self.sums = {
+            layer: torch.zeros(width, width, dtype=torch.float64, device=where[layer]) for layer in layers
+        }
         self.tokens, self.batches = 0, 0
         if path is not None and path.exists():
             self._resume(path)
@@ -64,26 +77,46 @@ class Sums:
         except (KeyError, ValueError) as error:
             log.warning("the checkpoint %s is of another form (%r), starting again", path, error)
             return
-        self.sums, self.tokens, self.batches = found, tokens, batches
+        self.sums = {layer: found[layer].to(own) for layer, own in self.sums.items()}
+        self.tokens, self.batches = tokens, batches
         log.info("going on after %d tokens", self.tokens)
 
     def add(self, layer: int, keys: torch.Tensor) -> None:
         """Add the products of one batch; keys [tokens, d_k] of any dtype and device."""
-        keys = keys.to(torch.float32)
-        product = keys.T @ keys
-        if not torch.isfinite(product).all():
+        keys, total = keys.to(torch.float32), self.sums[layer]
+        if not torch.isfinite(keys).all():
             raise StatisticsError(
                 f"the keys of layer {layer} are not finite in batch {self.batches + 1}. "
                 "Load the model in float32 and check it"
             )
-        self.sums[layer] += product.to(device="cpu", dtype=torch.float64)
+        width = keys.shape[1]
+        block = BLOCK if self.symmetric else width
+        for start in range(0, width, block):
+            end = min(start + block, width)
+            total[start:end, :end] += keys[:, start:end].T @ keys[:, :end]
+
+    def total(self, layer: int) -> torch.Tensor:
+        """The sum of k k^T [d_k, d_k], float64, both halves, on the CPU.
+
+        Raises:
+            StatisticsError: it is not finite.
+        """
+        found = self.sums[layer].cpu()
+        if self.symmetric:
+            found = found.tril() + found.tril(-1).T
+        if not torch.isfinite(found).all():
+            raise StatisticsError(
+                f"the products of the keys of layer {layer} are not finite: the keys are too large for float32. "
+                "Check the model"
+            )
+        return found
 
     def save(self) -> None:
         """Write the sums, if there is a place for them."""
         if self.path is None:
             return
         header = {**self.header, "tokens": str(self.tokens), "batches": str(self.batches)}
-        tensors = {f"layer_{layer}": total for layer, total in self.sums.items()}
+        tensors = {f"layer_{layer}": total.cpu() for layer, total in self.sums.items()}
         write_atomic(self.path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
     def remove(self) -> None:

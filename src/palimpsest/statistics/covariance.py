@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class CovarianceStatistics:
         model_fingerprint: `LanguageModel.fingerprint` of the model whose keys these are; empty = not known.
         corpus_sha256, token_budget, context: the rest of the key; empty or 0 for matrices made by hand.
         model_name: for messages only.
+        derived: what others computed from the matrices and want to find again (factors); never saved.
     """
 
     matrices: Mapping[int, torch.Tensor]
@@ -55,6 +56,7 @@ class CovarianceStatistics:
     token_budget: int = 0
     context: int = 0
     model_name: str = ""
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what no solve could use: not square, not finite, no tokens."""
@@ -78,12 +80,16 @@ class CovarianceStatistics:
 
     def matrix(self, layer: int) -> torch.Tensor:
         """C0 of `layer`, [d_k, d_k], float64; a copy, so that no caller changes what others read."""
+        return self.stored(layer).to(torch.float64, copy=True)
+
+    def stored(self, layer: int) -> torch.Tensor:
+        """C0 of `layer` itself, [d_k, d_k], as it lies in memory; not to be changed."""
         if layer not in self.matrices:
             raise StatisticsError(
                 f"no covariance of layer {layer}; there are layers {list(self.layers)}. "
                 f"Collect it: palimpsest statistics --help"
             )
-        return self.matrices[layer].to(torch.float64, copy=True)
+        return self.matrices[layer]
 
     def check(self, model: Any) -> None:
         """Refuse statistics of another model (the message has both fingerprints) or of another width."""
@@ -158,6 +164,7 @@ class CollectionSettings:
         context: tokens per row; `None` = the model's context.
         batch_tokens: tokens per forward pass (memory and speed; the sums agree up to float32 rounding).
         checkpoint_batches: the sums so far are written every so many batches.
+        symmetric: compute one half of the symmetric products and mirror it; False computes both.
     """
 
     layers: tuple[int, ...] | None = None
@@ -165,6 +172,7 @@ class CollectionSettings:
     context: int | None = None
     batch_tokens: int = 2048
     checkpoint_batches: int = 50
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be counts."""
@@ -246,9 +254,8 @@ def collect_covariance(
     if found is not None and not missing:
         log.info("covariance of layers %s is there already", list(wanted))
         return found
-    partial = Sums(
-        Path(out) / PARTIAL_FILE if out is not None else None, key, missing, model, settings.batch_tokens
-    )
+    path = Path(out) / PARTIAL_FILE if out is not None else None
+    partial = Sums(path, key, missing, model, settings.batch_tokens, settings.symmetric)
     rows = packed_rows(model, corpus, settings.tokens, context)
     batches = batched(rows, max(1, settings.batch_tokens // context))
     accumulate(model, batches, partial, settings.tokens, settings.checkpoint_batches, progress)
@@ -256,7 +263,7 @@ def collect_covariance(
         raise StatisticsError("the corpus holds no text. Give a file with one passage a line")
     if partial.tokens < settings.tokens:
         log.warning("the corpus ended after %d of %d tokens", partial.tokens, settings.tokens)
-    fresh = {layer: (total / partial.tokens).to(torch.float32) for layer, total in partial.sums.items()}
+    fresh = {layer: (partial.total(layer) / partial.tokens).to(torch.float32) for layer in missing}
     matrices = {**(found.matrices if found else {}), **fresh}
     result = CovarianceStatistics(matrices, partial.tokens, model_name=model.name, **key)
     if out is not None:

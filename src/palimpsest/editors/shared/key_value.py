@@ -17,10 +17,12 @@ from torch import Tensor
 
 from palimpsest.editors.base import Editor, FailedEdit, edit_name, require
 from palimpsest.editors.shared.contexts import sample_contexts
+from palimpsest.editors.shared.factors import FactoredCovariance, factored
+from palimpsest.editors.shared.key_system import SOLVERS, KeySystem
 from palimpsest.editors.shared.keys import KeyWalk
 from palimpsest.editors.shared.layer_writer import write_layers
 from palimpsest.editors.shared.stored_targets import StoredTargets, about_targets
-from palimpsest.editors.shared.target_vectors import Search, search_target_vectors
+from palimpsest.editors.shared.target_vectors import Search, TargetVectors, search_target_vectors
 from palimpsest.editors.shared.target_vectors_plain import search_target_vectors_plain
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, SettingsError
@@ -41,6 +43,7 @@ class KeyValueSettings:
         lam: lambda, weight of C_0 (Eq. 15).
         lam_ratio: lambda / d_k, to carry a setting over to another width (spec 3.3); replaces lam when given.
         target_search: "fast", or "plain" for the one-by-one form it is held to.
+        solver: "woodbury", on factors that are kept, or "cholesky", a new factor for each batch (`key_system.py`).
     """
 
     layers: tuple[int, ...] = (13, 14, 15, 16, 17)
@@ -57,6 +60,7 @@ class KeyValueSettings:
     lam: float | None = 20000.0
     lam_ratio: float | None = None
     target_search: str = "fast"
+    solver: str = "woodbury"
 
     def __post_init__(self) -> None:
         require(bool(self.layers), "layers", self.layers, "give at least one layer")
@@ -88,6 +92,7 @@ class KeyValueSettings:
             self.target_search,
             f"one of {', '.join(SEARCHES)}",
         )
+        require(self.solver in SOLVERS, "solver", self.solver, f"one of {', '.join(SOLVERS)}")
         groups = self.context_texts
         require(
             groups is None or tuple(groups[0]) == ("",),
@@ -124,6 +129,7 @@ class KeyValueEditor(Editor, ABC):
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
+        self._systems: dict[int, KeySystem] = {}
         for layer in settings.layers:
             model.block(layer)
         if self.statistics is not None:
@@ -170,15 +176,31 @@ class KeyValueEditor(Editor, ABC):
         ratio = self.settings.lam_ratio
         return float(self.settings.lam) if ratio is None else ratio * self.model.inner_width  # type: ignore[arg-type]
 
-    def covariance(self, layer: int) -> Tensor:
-        """C_0 [d_k, d_k] of a layer, float64, on the model's device."""
-        return self.statistics.matrix(layer).to(self.model.device)
+    def covariance(self, layer: int) -> FactoredCovariance:
+        """C_0 [d_k, d_k] of a layer, where its matrix lies, with a factor that all editors share."""
+        return factored(self.statistics, layer, self.model.mlp_weight(layer).device)
+
+    def system(self, layer: int, weight: float = 1.0) -> KeySystem:
+        """What solves against lambda C_0 and earlier keys of a layer, these weighted by `weight`."""
+        if layer not in self._systems:
+            self._systems[layer] = KeySystem(self.covariance(layer), self.lam, weight, self.settings.solver)
+        return self._systems[layer]
 
     def search_targets(
-        self, batch: Sequence[Edit], record: dict[str, Any] | None, site: str = "block"
+        self,
+        batch: Sequence[Edit],
+        record: dict[str, Any] | None,
+        site: str = "block",
+        found: TargetVectors | None = None,
     ) -> tuple[list[Edit], Tensor, list[FailedEdit]]:
-        """Target vectors of a batch. Returns (edits that have one, z [b, d], the others with their reason)."""
-        if self.stored_targets is not None:
+        """Target vectors of a batch, unless they were `found` before.
+
+        Returns:
+            (edits that have one, z [b, d], the others with their reason).
+        """
+        if found is not None:
+            pass
+        elif self.stored_targets is not None:
             found = self.stored_targets.look_up(batch, self.model.device)
         else:
             flat = [context for group in self.contexts for context in group]

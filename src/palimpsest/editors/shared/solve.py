@@ -1,7 +1,8 @@
 """The linear algebra of key-value writers, in float64.
 
 Delta = R K^T A^{-1} with A = lambda C_0 + (keys of the past) + K K^T symmetric and positive definite: a Cholesky
-factor is enough (half the work of the released code's LU; the same numbers, spec 8.2).
+factor is enough (half the work of the released code's LU; the same numbers, spec 8.2). This is the plain way;
+`key_system.py` gets the same from a factor that is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from palimpsest.editors.shared.factors import not_definite
 from palimpsest.errors import DivergedEdit
 
 
@@ -28,20 +30,27 @@ def solve_update(
     Raises:
         DivergedEdit: keys or residuals are not finite, or A is not positive definite.
     """
-    keys, residuals = keys.to(torch.float64), residuals.to(torch.float64)
-    if not (torch.isfinite(keys).all() and torch.isfinite(residuals).all()):
-        raise DivergedEdit("keys or residuals are not finite")
+    keys, residuals = finite_pair(keys, residuals)
     total = covariance.to(keys) + keys.T @ keys
     return residuals.T @ cholesky_solve(total, keys.T).T, total
 
 
-def cholesky_solve(matrix: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+def finite_pair(
+    keys: Float[Tensor, "b d_k"], residuals: Float[Tensor, "b d"]
+) -> tuple[Float64[Tensor, "b d_k"], Float64[Tensor, "b d"]]:
+    """Both in float64, on the device of the keys; raises DivergedEdit unless all of it is finite."""
+    keys = keys.to(torch.float64)
+    residuals = residuals.to(keys)
+    if not (torch.isfinite(keys).all() and torch.isfinite(residuals).all()):
+        raise DivergedEdit("keys or residuals are not finite")
+    return keys, residuals
+
+
+def cholesky_solve(
+    matrix: Float[Tensor, "n n"], right: Float[Tensor, "n m"], where: str = "the covariance"
+) -> Float[Tensor, "n m"]:
     """matrix^{-1} right for symmetric positive definite matrices; says what to do when it is not."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) != 0:
-        raise DivergedEdit(
-            "the covariance is not positive definite (fewer independent keys in the corpus than the key is long, or a "
-            "layer whose keys repeat, such as block 0 of a parallel-block model). "
-            "Use more tokens, a larger lambda, or other layers"
-        )
+        raise DivergedEdit(not_definite(where, int(info)))
     return torch.cholesky_solve(right, factor)

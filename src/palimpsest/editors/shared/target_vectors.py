@@ -18,7 +18,8 @@ is frozen and leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,8 +30,10 @@ from palimpsest.editors.shared.lanes import Lanes, pack, run_once
 from palimpsest.editors.shared.target_sequences import TargetSequences, build_sequences
 from palimpsest.edits import Edit
 from palimpsest.models.loading import LanguageModel
+from palimpsest.models.memory import that_fit
 from palimpsest.models.partial import causal_mask, embed, read_out, row_positions, run_blocks
 
+log = logging.getLogger(__name__)
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -46,7 +49,7 @@ class Search:
         clamp: largest |delta| / |h_0|.
         loss_layer: block whose output is read by the final norm and head for the rewriting loss; None is the last.
         early_stop: False runs all steps for every edit (for timing).
-        edits_at_once: how many edits share one pass; bounds memory.
+        edits_at_once: how many edits share one pass at most; fewer where memory is short, which is logged.
     """
 
     layer: int
@@ -84,6 +87,12 @@ class TargetVectors:
         """z - h_0 [b, d]."""
         return self.z - self.initial
 
+    def rows(self, places: Sequence[int]) -> TargetVectors:
+        """Some of the edits, in the given order."""
+        chosen = list(places)
+        losses = [self.losses[place] for place in chosen]
+        return TargetVectors(self.z[chosen], self.initial[chosen], losses, self.finite[chosen])
+
 
 def search_target_vectors(
     model: LanguageModel, edits: Sequence[Edit], contexts: Sequence[str], search: Search
@@ -96,9 +105,7 @@ def search_target_vectors(
         contexts: texts put before the prompt; the first must be "".
     """
     parts = []
-    for start in range(0, len(edits), search.edits_at_once):
-        chunk = edits[start : start + search.edits_at_once]
-        part = _search(model, build_sequences(model, chunk, contexts), search)
+    for chunk, part in _chunks(model, edits, contexts, search):
         # What is not finite spreads within a lane: only an edit that diverges alone too has diverged.
         for i in [] if len(chunk) == 1 else torch.nonzero(~part.finite)[:, 0].tolist():
             alone = _search(model, build_sequences(model, [chunk[i]], contexts), search)
@@ -110,6 +117,45 @@ def search_target_vectors(
         losses=[losses for part in parts for losses in part.losses],
         finite=torch.cat([part.finite for part in parts]),
     )
+
+
+def _chunks(
+    model: LanguageModel, edits: Sequence[Edit], contexts: Sequence[str], search: Search
+) -> Iterator[tuple[Sequence[Edit], TargetVectors]]:
+    """Edits that share their passes, with their results. A device that runs out of memory gets half as many at a time."""
+    start, size = 0, min(search.edits_at_once, len(edits))
+    while start < len(edits):
+        chunk = edits[start : start + size]
+        sequences = build_sequences(model, chunk, contexts)
+        fitting = that_fit(len(chunk), pass_bytes(model, sequences, search), model.device, "target vectors")
+        if fitting < len(chunk):
+            size = fitting
+            continue
+        try:
+            part = _search(model, sequences, search)
+        except torch.OutOfMemoryError:
+            if len(chunk) == 1:
+                raise
+            size = -(-len(chunk) // 2)
+            log.warning("target vectors: out of memory, now %d share a pass", size)
+            continue
+        yield chunk, part
+        start += len(chunk)
+
+
+def pass_bytes(model: LanguageModel, sequences: TargetSequences, search: Search) -> int:
+    """About how many bytes a search of these sequences takes at its largest: one forward and backward pass.
+
+    Of each token from the subject on and each upper block: what the backward pass reads (about 8 d + 2 d_k numbers);
+    of earlier tokens: keys and values, unpacked and packed; of each place that is read four rows of the vocabulary.
+    """
+    tail = int((sequences.tokens.lengths - sequences.subject).sum())
+    before = int(sequences.subject.max()) * len(sequences.subject)
+    upper, itemsize = model.n_blocks - 1 - search.layer, torch.finfo(model.dtype).bits // 8
+    places = len(sequences.read_row) + len(sequences.kl)
+    graph = tail * upper * (8 * model.width + 2 * model.inner_width)
+    kept = 2 * before * upper * 2 * model.width + sequences.tokens.input_ids.numel() * model.width
+    return itemsize * (graph + kept) + 4 * places * model.vocabulary * max(itemsize, 4)
 
 
 @dataclass

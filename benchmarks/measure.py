@@ -1,0 +1,127 @@
+"""Clock, memory and machine: what every piece of the benchmarks notes beside its result."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Taken:
+    """What a block took. On a CPU `seconds` are CPU seconds (other programs lengthen wall time), on a GPU wall seconds."""
+
+    seconds: float = 0.0
+    wall: float = 0.0
+    peak_bytes: int | None = None
+
+    def plain(self, units: float = 1.0) -> dict[str, Any]:
+        """For JSON; seconds for each of so many units."""
+        return {"seconds": self.seconds / units, "wall": self.wall / units, "peak_bytes": self.peak_bytes}
+
+
+@contextlib.contextmanager
+def taking(device: str) -> Iterator[Taken]:
+    """Time and peak memory of a block: resident memory of this process on a CPU, allocated memory on a GPU."""
+    import torch
+
+    taken, cuda = Taken(), device.startswith("cuda")
+    gc.collect()
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        _forget_peak()
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield taken
+    finally:
+        if cuda:
+            torch.cuda.synchronize()
+        taken.wall = time.perf_counter() - wall
+        taken.seconds = taken.wall if cuda else time.process_time() - cpu
+        taken.peak_bytes = torch.cuda.max_memory_allocated() if cuda else _peak()
+
+
+def clock(device: str) -> float:
+    """Now, in the seconds that `taking` counts; for parts of a block that is being taken."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _forget_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak() -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        return None
+
+
+def product_rate(device: str, dtype: str = "float32", size: int = 1024, repeats: int = 8) -> float:
+    """Operations per second of the machine's matrix product, the best of some, with the threads that are set.
+
+    Counted in the same seconds as the pieces: on a CPU a rate for each second of a core.
+    """
+    import torch
+
+    kind = getattr(torch, dtype)
+    size = size if device == "cpu" else 4 * size
+    left = torch.randn(size, size, device=device).to(kind)
+    right, best = left.clone(), float("inf")
+    for _ in range(repeats):
+        with taking(device) as taken:
+            left @ right
+        best = min(best, taken.seconds)
+    return 2.0 * size**3 / best
+
+
+def compare(plain: Callable[[], Any], fast: Callable[[], Any], device: str) -> tuple[Any, Taken, Any, Taken]:
+    """Both forms, one after the other in this process."""
+    with taking(device) as slow:
+        expected = plain()
+    with taking(device) as quick:
+        found = fast()
+    return expected, slow, found, quick
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    """What a time belongs to; no name of a computer."""
+    import torch
+
+    return {
+        "device": device,
+        "processor": _gpu() if device.startswith("cuda") else _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+    }
+
+
+def _gpu() -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

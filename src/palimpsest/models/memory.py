@@ -1,0 +1,83 @@
+"""How much memory is free, and how many edits may therefore share a pass."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.5  # of the free memory may be planned for a pass: estimates are rough, others need some too
+_said: set[tuple[str, int]] = set()  # what was logged: a stream makes the same choice at every batch
+
+
+def free_memory(device: torch.device | str, root: Path = Path("/")) -> int | None:
+    """Free bytes of a device; None where nobody knows.
+
+    On a CPU what the kernel calls available, and no more than what is left under a container's limit.
+
+    Args:
+        root: where /proc and /sys lie (tests have their own).
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + held)
+    if device.type != "cpu":
+        return None
+    known = [size for size in (_available(root), _left_of_limit(root)) if size is not None]
+    return min(known) if known else None
+
+
+def _available(root: Path) -> int | None:
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
+def _left_of_limit(root: Path) -> int | None:
+    """Of a container's limit (control groups, version 2, then 1); cached files count as free."""
+    for folder, limit, used, cached in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        (
+            "sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            most = int((root / folder / limit).read_text(encoding="utf-8"))  # "max": no number, no limit
+            now = int((root / folder / used).read_text(encoding="utf-8"))
+            rows = (root / folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+            files = next((int(row.split()[1]) for row in rows if row.startswith(f"{cached} ")), 0)
+            return max(0, most - now + files)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def that_fit(count: int, needed: int, device: torch.device | str, what: str) -> int:
+    """How many of `count` items may share a pass, when all of them together need about `needed` bytes.
+
+    It is halved until a share of the free memory is enough, so that small changes of what is free change nothing: how
+    items share passes decides the last digits of results. What was chosen is logged, once for each number.
+    """
+    free, chosen = free_memory(device), count
+    if free is None:
+        return count
+    while chosen > 1 and needed * chosen / count > SHARE * free:
+        chosen = -(-chosen // 2)
+    size, left = (f"{bytes_ / 2**30:.2f} GiB" for bytes_ in (needed * chosen / count, free))
+    level = logging.WARNING if chosen < count else logging.INFO
+    level = logging.DEBUG if (what, chosen) in _said else level
+    number = f"{chosen} instead of {count}" if chosen < count else str(chosen)
+    log.log(level, "%s: %s share a pass (about %s of %s free)", what, number, size, left)
+    _said.add((what, chosen))
+    return chosen

@@ -1,0 +1,45 @@
+"""Where a model's weights lie: on one device, or spread over several by accelerate (device "auto")."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any
+
+from palimpsest.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+
+def placement(device: str) -> dict[str, Any]:
+    """What `from_pretrained` is told beside the weights; empty for a device that is named.
+
+    Raises:
+        ModelError: "auto" without accelerate.
+    """
+    if device != "auto":
+        return {}
+    if importlib.util.find_spec("accelerate") is None:
+        raise ModelError(
+            "device 'auto' needs accelerate, which is not installed. Install it (pip install 'palimpsest[placement]'), "
+            "or name a device: cpu, cuda, cuda:1"
+        )
+    return {"device_map": "auto"}
+
+
+def refuse_elsewhere(model: Any) -> None:
+    """Every weight must be at hand: what was left in main memory or on the disk for want of room cannot be edited.
+
+    Raises:
+        ModelError: some weights were not loaded onto a device.
+    """
+    away = [name for name, tensor in model.network.named_parameters() if tensor.is_meta]
+    if away:
+        raise ModelError(
+            f"{model.name} does not fit onto the devices: {len(away)} of its weights ({away[0]} among others) would be "
+            "fetched again in every pass, and could not be edited. Use dtype bfloat16 or float16, or more GPUs"
+        )
+    devices = sorted({str(tensor.device) for tensor in model.network.parameters()})
+    if len(devices) > 1:
+        model.lean = False  # what is written out in models/lean.py knows one device
+        log.warning("%s lies on %s; one device is what was tested", model.name, ", ".join(devices))
