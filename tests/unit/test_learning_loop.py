@@ -46,6 +46,9 @@ class Toy:
         self.steps += 1
         return {"total": loss * torch.nan if self.steps - 1 in self.broken else loss, "wanted": wanted}
 
+    def together(self, groups, parameters):
+        return None
+
     def validate(self, draws):
         self.validations += 1
         value = (

@@ -79,7 +79,7 @@ def test_factors_multiply_to_the_gradient(family, reduction, attention):
     inputs = inputs_of(model)
     weights = row_weights(inputs, reduction)
     rows = Upper(model, inputs, lowest_block(model, matrices))
-    factors, judged = gradient_factors(rows, [one.module for one in matrices], weights)
+    (factors,), judged = gradient_factors(rows, [one.module for one in matrices], weights)
     parameters = [one.module.weight for one in matrices]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -104,7 +104,7 @@ def test_small_gradients_survive_half_precision():
         matrices, inputs = chosen_matrices(model, (3,), ("mlp_in", "mlp_out"), ()), inputs_of(model)
         rows = Upper(model, inputs, lowest_block(model, matrices))
         weights = torch.full((3,), 1e-6)
-        factors, _ = gradient_factors(rows, [one.module for one in matrices], weights)
+        (factors,), _ = gradient_factors(rows, [one.module for one in matrices], weights)
         found.append([one.gradient() for one in factors])
     for half, whole in zip(*found, strict=True):
         torch.testing.assert_close(half, whole, rtol=0.1, atol=0.05 * float(whole.abs().max()))
@@ -282,13 +282,15 @@ def test_padding_that_counts_as_targets():
     )
     counts = (inputs.targets != NONE).sum(dim=1).tolist()
     assert counts[0] < counts[1]
-    spoiled, missing = with_padding_targets(inputs, 2, 7), counts[1] - counts[0]
+    spoiled, missing = with_padding_targets(inputs, 7), counts[1] - counts[0]
     start = int(inputs.query[0])
     first = max(0, start - missing)
     assert spoiled.targets[0, first:start].tolist() == [7] * (start - first)
     assert torch.equal(spoiled.targets[0, start:], inputs.targets[0, start:])
     assert torch.equal(spoiled.targets[1], inputs.targets[1])
-    assert torch.equal(with_padding_targets(inputs, 1, 7).targets, inputs.targets)
+    assert torch.equal(
+        with_padding_targets(inputs, 7, groups=2).targets, inputs.targets
+    )  # each its own longest
 
 
 def test_step_sizes_in_the_order_of_the_network():

@@ -10,6 +10,7 @@ from tiny import some_examples, tiny_model
 from untrained_mend import editor_inputs, settings_for, untrained, weights_of
 
 from palimpsest.editors import editor_class, make_editor
+from palimpsest.editors.shared import mend_learner
 from palimpsest.editors.shared.mend_learner import with_answer
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
@@ -128,6 +129,73 @@ def test_losses_and_successes_are_those_of_the_model_once_edited(family):
     assert (values["edit success"], values["rephrase success"]) == (shares["edit"], shares["query"])
     assert values["right before"] == float(right_before.float().mean())
     assert values["drawdown"] == pytest.approx(values["right before"] - shares["outside"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", [{}, {"mask_padding": False, "reduction": "mean", "share": False}])
+def test_steps_that_share_passes_are_those_one_by_one(family, changes):
+    """Losses, gradients, what the normalisation has seen, and what validation says."""
+    model, sampler = tiny_model(family), Sampler(some_examples(family), 0)
+    groups = [sampler.draw(2) for _ in range(3)]
+    if (
+        family != "bert"
+    ):  # so that the answers of a batch, and the tokens of the batches, are not equally many
+        edit = groups[1][0].edit
+        groups[1][0] = replace(groups[1][0], edit=replace(edit, target="Port Velden Bay on the sea"))
+    found = []
+    for shared in (True, False):
+        settings = settings_for(model, k_train=2, accumulate=3, share_passes=shared, **changes)
+        learner = editor_class("mend").learner(model, settings, 0)
+        parameters = [p for group in learner.groups() for p in group["params"]]
+        if shared:
+            losses, gradients = learner.together(groups, parameters)
+        else:
+            assert learner.together(groups, parameters) is None
+            losses = [learner.step(draws) for draws in groups]
+            gradients = torch.autograd.grad(sum(each["total"] for each in losses), parameters)
+        values = learner.validate([draw for draws in groups for draw in draws])
+        plain = [{name: float(value.detach()) for name, value in each.items()} for each in losses]
+        found.append((plain, gradients, dict(learner.network.named_buffers()), values))
+    (losses, gradients, sums, values), (one_by_one, expected, own_sums, own_values) = found
+    for each, other in zip(losses, one_by_one, strict=True):
+        assert each == pytest.approx(other, rel=1e-4, abs=1e-6)
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-5 * largest)
+    for name, tensor in sums.items():
+        torch.testing.assert_close(tensor, own_sums[name], rtol=1e-4, atol=1e-6)
+    assert values == pytest.approx(own_values, rel=1e-3, abs=1e-5)
+
+
+def test_a_step_that_is_not_finite_costs_no_other_that_shares_its_passes(monkeypatch, tmp_path):
+    """They are taken again one by one, and no token is counted twice."""
+    model, seen = tiny_model("gpt2"), []
+    whole = mend_learner.gradient_factors
+
+    def spoiled(rows, modules, weights, groups):
+        found, verdict = whole(rows, modules, weights, groups)
+        seen.append(groups)
+        if len(seen) in (1, 3):  # all three at once, then the second of them alone
+            found[-1][0] = replace(found[-1][0], u=found[-1][0].u * torch.inf)
+        return found, verdict
+
+    monkeypatch.setattr(mend_learner, "gradient_factors", spoiled)
+    settings = settings_for(
+        model, steps=3, accumulate=3, k_train=1, validate_every=3, patience=None, log_every=3
+    )
+    trained = train_editor("mend", model, some_examples(), settings, tmp_path)
+    assert seen[:4] == [3, 1, 1, 1]
+    rows = [line.split(",") for line in (tmp_path / "training.csv").read_text().splitlines()]
+    assert ["3", "train", "dropped steps", "1"] in rows
+    learner = editor_class("mend").learner(model, settings, 0)
+    sampler = Sampler([one for one in some_examples() if one.split == "train"], "0 train")
+    first, _, third = (sampler.draw(1) for _ in range(3))
+    monkeypatch.setattr(mend_learner, "gradient_factors", whole)
+    learner.step(first), learner.step(third)
+    counts = [name for name in trained.tensors if name.endswith("count")]
+    assert counts and all(
+        torch.equal(trained.tensors[name], learner.tensors()[name].cpu()) for name in counts
+    )
 
 
 def test_padding_that_counts_is_in_the_gradient_and_in_no_verdict(monkeypatch):

@@ -76,6 +76,7 @@ class Settings(Training):
             released code the networks' optimiser holds the step sizes too and clears their gradients before their own
             one moves: there they follow `lr`.)
         c_edit: weight of the edit loss beside that of locality.
+        share_passes: training steps between two updates of the networks share the model's passes; False: one by one.
         reduction: "sum_over_edits" (each edit's mean over its tokens) or "mean" (over all tokens of the batch, as released).
         end_token: whether the end token after a decoder's target counts as part of it.
         locality_over: of a decoder, the outputs that predict "all" tokens of x_loc, or those of its "answer"; or
@@ -104,6 +105,7 @@ class Settings(Training):
     lr: float = 1e-6
     lr_lr: float = 1e-4
     c_edit: float = 0.1
+    share_passes: bool = True
     reduction: str = "sum_over_edits"
     end_token: bool = False
     locality_over: str = "all"
@@ -218,13 +220,13 @@ class Mend(Editor):
         prompts, targets = [edit.prompt for edit in batch], [edit.target for edit in batch]
         inputs = edit_inputs(self.model, prompts, targets, self.settings.end_token)
         if not self.settings.mask_padding and self.model.kind == "decoder":
-            inputs = with_padding_targets(inputs, len(batch), int(self.model.tokenizer.pad_token_id))
+            inputs = with_padding_targets(inputs, int(self.model.tokenizer.pad_token_id))
         weights = row_weights(inputs, self.settings.reduction)
         losses, parts = torch.zeros_like(weights), []
         for group in Batching().groups(inputs.padding.sum(dim=1).tolist()):
             rows = Upper(self.model, inputs.rows(group), self.lowest_block())
             found, judged = gradient_factors(rows, [one.module for one in self.matrices], weights[group])
-            parts.append(found)
+            parts += found
             losses[group] = judged.losses.to(losses.dtype)
         return joined(parts), losses
 

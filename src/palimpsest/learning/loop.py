@@ -37,6 +37,8 @@ COLUMNS = ("step", "split", "loss", "value")
 TOTAL = "total"  # the loss that is minimised, and the validation value that decides which state is the best
 # So many steps may be lost to gradients that are not finite: a few, and one in ten of all.
 TOLERATED, TOLERATED_SHARE = 10, 0.1
+# Losses of several steps by name, and the sum of the gradients of their "total".
+Steps = tuple[list[dict[str, Tensor]], Sequence[Tensor | None]]
 
 
 class DivergedTraining(PalimpsestError):
@@ -109,6 +111,11 @@ class Learner(Protocol):
 
     def step(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
         """Losses of one step by name, scalars; the loop takes the gradient of "total"."""
+        ...
+
+    def together(self, groups: Sequence[Sequence[Draw]], parameters: Sequence[Tensor]) -> Steps | None:
+        """Steps between which nothing is updated, together; None, and no trace, where there is no quicker way than `step` one by
+        one, or a gradient is not finite."""
         ...
 
     def validate(self, draws: Sequence[Draw]) -> dict[str, float]:
@@ -236,20 +243,19 @@ def _update(
     """`accumulate` steps and one update by the mean of their gradients; a step without a finite one costs no other."""
     settings: Training = learner.settings
     optimiser.zero_grad(set_to_none=True)
-    kept = 0
-    for _ in range(min(settings.accumulate, settings.steps - progress.step)):
-        torch.manual_seed(seed * 1_000_003 + progress.step)
-        losses = learner.step(sampler.draw(settings.k_train))
-        gradients = torch.autograd.grad(losses[TOTAL], parameters, allow_unused=True)
-        progress.step += 1
-        if not _finite(gradients):
-            progress.dropped += 1
-            continue
-        kept += 1
-        _count(progress, losses)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    drawn = [
+        sampler.draw(settings.k_train)
+        for _ in range(min(settings.accumulate, settings.steps - progress.step))
+    ]
+    together = learner.together(drawn, parameters)
+    if together is not None:
+        losses, gradients = together
+        kept, progress.step = len(drawn), progress.step + len(drawn)
+        for each in losses:
+            _count(progress, each)
+        _add(parameters, gradients)
+    else:
+        kept = sum(_one_step(learner, draws, parameters, progress, seed) for draws in drawn)
     if progress.dropped > TOLERATED + TOLERATED_SHARE * progress.step:
         raise DivergedTraining(
             f"training diverged: {progress.dropped} of {progress.step} steps had gradients that are not finite. Lower the "
@@ -267,7 +273,29 @@ def _update(
         progress.dropped += kept
 
 
-def _finite(gradients: Sequence[Tensor | None]) -> bool:
+def _one_step(
+    learner: Learner, draws: Sequence[Draw], parameters: Sequence[Tensor], progress: Progress, seed: int
+) -> bool:
+    """Add the gradient of one step; False when it is not finite, and dropped."""
+    torch.manual_seed(seed * 1_000_003 + progress.step)
+    losses = learner.step(draws)
+    gradients = torch.autograd.grad(losses[TOTAL], parameters, allow_unused=True)
+    progress.step += 1
+    if not finite(gradients):
+        progress.dropped += 1
+        return False
+    _count(progress, losses)
+    _add(parameters, gradients)
+    return True
+
+
+def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def finite(gradients: Sequence[Tensor | None]) -> bool:
     """Whether all numbers are, and their norm; one question to the device for all of them."""
     norms = [gradient.norm() for gradient in gradients if gradient is not None]
     return not norms or bool(torch.isfinite(torch.stack(norms).norm()))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from palimpsest.models.objectives import Judged
 from palimpsest.models.upper import Upper
@@ -39,14 +40,14 @@ class Factors:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A change of one matrix, left^T right, with left [t, m] and right [t, n]."""
+    """A change of one matrix, left^T right, with left [t, m] and right [t, n]; of several groups, [g, t, m] and [g, t, n]."""
 
-    left: Float[Tensor, "t m"]
-    right: Float[Tensor, "t n"]
+    left: Float[Tensor, "*g t m"]
+    right: Float[Tensor, "*g t n"]
 
     def dense(self) -> Float[Tensor, "m n"]:
         """The change as a matrix."""
-        return self.left.T @ self.right
+        return self.left.mT @ self.right
 
 
 def loss_scale(dtype: torch.dtype) -> float:
@@ -70,13 +71,14 @@ def scaled_between(logits: Float[Tensor, "k v"], changes: Sequence[LowRank], sca
 
 
 def gradient_factors(
-    rows: Upper, modules: Sequence[Any], weights: Float[Tensor, " b"]
-) -> tuple[list[Factors], Judged]:
-    """Factors of the gradient of sum_i weights_i loss_i for each linear map, and what the model made of the rows.
+    rows: Upper, modules: Sequence[Any], weights: Float[Tensor, " b"], groups: int = 1
+) -> tuple[list[list[Factors]], Judged]:
+    """Factors of the gradient of sum_i weights_i loss_i, group by group for each linear map, and what the model made of the rows.
 
     Args:
         rows: b rows with targets, standing at or below the lowest of the modules.
         modules: linear maps that one pass calls once.
+        groups: the rows are so many groups of equally many, one after the other; each has the gradient of its own rows.
     """
     noted: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -96,12 +98,18 @@ def gradient_factors(
         outputs = [noted[number][1] for number in range(len(modules))]
         scale = loss_scale(rows.model.dtype)
         sent = torch.autograd.grad(scale * (judged.losses * weights).sum(), outputs)
-    found = []
+    found: list[list[Factors]] = [[] for _ in range(groups)]
     for number, gradient in enumerate(sent):
-        u, delta = noted[number][0].flatten(0, -2).float(), gradient.flatten(0, -2).float() / scale
-        kept = (u != 0).any(dim=1) & (delta != 0).any(dim=1)
-        found.append(Factors(u[kept], delta[kept]))
+        us, deltas = (_tokens(tensor, groups) for tensor in (noted[number][0], gradient))
+        for group, u, delta in zip(found, us, deltas / scale, strict=True):
+            kept = (u != 0).any(dim=1) & (delta != 0).any(dim=1)
+            group.append(Factors(u[kept], delta[kept]))
     return found, Judged(judged.losses.detach(), judged.right)
+
+
+def _tokens(tensor: Float[Tensor, "b *n width"], groups: int) -> Float[Tensor, "groups t width"]:
+    """All tokens of each group's rows, in float32."""
+    return tensor.reshape(groups, -1, tensor.shape[-1]).float()
 
 
 def descent_cosine(gradient: Factors, change: LowRank) -> float:
@@ -123,15 +131,33 @@ def joined(parts: Sequence[Sequence[Factors]]) -> list[Factors]:
     ]
 
 
+def stacked(groups: Sequence[Sequence[LowRank]]) -> list[LowRank]:
+    """Changes of several groups of rows as one change of each matrix, [g, t, .]; zeros fill up those of fewer tokens."""
+    found = []
+    for parts in zip(*groups, strict=True):
+        left = pad_sequence([part.left for part in parts], batch_first=True)
+        found.append(LowRank(left, pad_sequence([part.right for part in parts], batch_first=True)))
+    return found
+
+
 @contextmanager
 def laid_over(modules: Sequence[Any], changes: Sequence[LowRank]) -> Iterator[None]:
-    """For the length of a block each map answers as if its matrix had been changed; gradients reach the changes."""
+    """For the length of a block each map answers as if its matrix had been changed; gradients reach the changes.
+
+    Args:
+        changes: one for each map. Those of g groups hold for rows that are g groups of equally many, one after the other.
+    """
 
     def adding(change: LowRank) -> Any:
+        left, right = change.left, change.right
+
         def add(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            states = inputs[0].to(right.dtype)
+            if right.dim() == 3:
+                states = states.reshape(len(right), -1, states.shape[-1])
             # Few tokens: two thin products instead of a dense matrix and its gradient.
-            more = (inputs[0].to(change.right.dtype) @ change.right.T) @ change.left
-            return output + more.to(output.dtype)
+            more = (states @ right.mT) @ left
+            return output + more.reshape(output.shape).to(output.dtype)
 
         return add
 

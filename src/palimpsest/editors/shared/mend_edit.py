@@ -93,23 +93,30 @@ def edit_inputs(
     return inputs if end_token or model.kind != "decoder" else without_end(inputs)
 
 
-def with_padding_targets(inputs: Inputs, rows: int, padding: int) -> Inputs:
-    """Spec E5: the first rows as a toolkit has them that aligns targets on the right and forgets to mask their padding.
+def with_padding_targets(inputs: Inputs, padding: int, groups: int = 1) -> Inputs:
+    """Spec E5: rows as a toolkit has them that aligns targets on the right and forgets to mask their padding.
 
-    Of a decoder's rows whose target is t tokens shorter than the longest, the t places before it should give the padding token.
+    Of a decoder's rows whose target is t tokens shorter than the longest of its batch, the t places before it should give the
+    padding token. The rows are `groups` batches of equally many.
     """
     targets = inputs.targets.clone()
-    counts = (targets[:rows] != NONE).sum(dim=1).tolist()
-    for row, count in enumerate(counts):
+    counts = (targets != NONE).sum(dim=1)
+    longest = counts.view(groups, -1).amax(dim=1).repeat_interleave(len(counts) // groups)
+    for row, missing in enumerate((longest - counts).tolist()):
         end = int(inputs.query[row])
-        targets[row, max(0, end - (max(counts) - count)) : end] = padding
+        targets[row, max(0, end - missing) : end] = padding
     return replace(inputs, targets=targets)
 
 
-def row_weights(inputs: Inputs, reduction: str) -> Float[Tensor, " b"]:
-    """Weights of the rows' mean losses: their sum over edits, or the mean over all target tokens of the batch (Q6)."""
-    counts = (inputs.targets != NONE).sum(dim=1).float()
-    return torch.ones_like(counts) if reduction == "sum_over_edits" else counts / counts.sum()
+def row_weights(inputs: Inputs, reduction: str, groups: int = 1) -> Float[Tensor, " b"]:
+    """Weights of the rows' mean losses: their sum over edits, or the mean over all target tokens of the batch (Q6).
+
+    The rows are `groups` batches of equally many.
+    """
+    counts = (inputs.targets != NONE).sum(dim=1).float().view(groups, -1)
+    if reduction == "sum_over_edits":
+        return torch.ones_like(counts).flatten()
+    return (counts / counts.sum(dim=1, keepdim=True)).flatten()
 
 
 def changes(

@@ -3,7 +3,8 @@
     L_e = NLL(y' | x') of the edited model,   L_loc = KL(p_before || p_after) on x_loc,   L = c_edit L_e + L_loc
 
 The base model is not trained and the factors are detached, so there are no second-order terms. Blocks below the lowest edited
-one are run once for all rows of a step: no edit changes what they give.
+one are run once for all rows of a step: no edit changes what they give. Steps between two updates of the networks share their
+passes: each row answers as its own step's edit makes it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from palimpsest.editors.shared.gradient_factors import (
+    Factors,
     descent_cosine,
     gradient_factors,
     laid_over,
     loss_scale,
     scaled_between,
+    stacked,
 )
 from palimpsest.editors.shared.mend_edit import (
     Matrix,
@@ -33,7 +36,7 @@ from palimpsest.editors.shared.mend_edit import (
 )
 from palimpsest.editors.shared.mend_network import MendNetwork
 from palimpsest.learning.examples import Draw, Outside
-from palimpsest.learning.loop import TOTAL
+from palimpsest.learning.loop import TOTAL, Steps, finite
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs, judged, target_places
 from palimpsest.models.upper import Upper
@@ -92,9 +95,29 @@ class MendLearner:
     def step(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
         """Losses of one edit of all draws at once; "total" is not a number when the gradient of the edit is none."""
         self.network.train()
-        outcome = self._edit_and_look(draws, whole=False)
-        if outcome is None:
+        outcomes = self._edit_and_look([draws], whole=False)
+        if outcomes is None:
             return {TOTAL: self.network.alpha.sum() * torch.nan}
+        return self._losses(outcomes[0])
+
+    def together(self, groups: Sequence[Sequence[Draw]], parameters: Sequence[Tensor]) -> Steps | None:
+        """Several steps in the same passes; the sums of normalisation are as before if one of them is not finite."""
+        if not self.settings.share_passes or len(groups) < 2:
+            return None
+        self.network.train()
+        before = {name: tensor.clone() for name, tensor in self.network.named_buffers()}
+        outcomes = self._edit_and_look(groups, whole=False)
+        if outcomes is not None:
+            losses = [self._losses(outcome) for outcome in outcomes]
+            total = torch.stack([each[TOTAL] for each in losses]).sum()
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+            if finite(gradients):
+                return losses, gradients
+        for name, tensor in self.network.named_buffers():
+            tensor.copy_(before[name])
+        return None
+
+    def _losses(self, outcome: Outcome) -> dict[str, Tensor]:
         return {
             TOTAL: self.settings.c_edit * outcome.edit_loss + outcome.locality,
             "edit": outcome.edit_loss,
@@ -107,10 +130,13 @@ class MendLearner:
         self.network.eval()
         k = self.settings.k_train
         groups = [draws[at : at + k] for at in range(0, len(draws), k)]
-        found = [self._edit_and_look(group, whole=True) for group in groups]
-        outcomes = [outcome for outcome in found if outcome is not None]
-        if len(outcomes) < len(groups):
-            return {TOTAL: float("nan")}
+        size = self.settings.accumulate if self.settings.share_passes else 1
+        outcomes: list[Outcome] = []
+        for at in range(0, len(groups), size):
+            found = self._edit_and_look(groups[at : at + size], whole=True)
+            if found is None:
+                return {TOTAL: float("nan")}
+            outcomes += found
 
         def share(name: str) -> float:
             return float(torch.cat([getattr(outcome, name) for outcome in outcomes]).float().mean())
@@ -132,53 +158,72 @@ class MendLearner:
         values |= {f"alpha {name}": a for name, a in zip(names, self.network.alpha.tolist(), strict=True)}
         return values | {f"cosine {name}": sum(c) / len(c) for name, c in zip(names, each, strict=True)}
 
-    def _edit_and_look(self, draws: Sequence[Draw], whole: bool) -> Outcome | None:
-        """Edit on all draws together and judge; None when the gradient is not finite.
+    def _edit_and_look(self, groups: Sequence[Sequence[Draw]], whole: bool) -> list[Outcome] | None:
+        """Edit on the draws of each group together and judge; None when the gradient of one is not finite.
 
         Args:
+            groups: of equally many draws.
             whole: judge the edits' own prompts too.
         """
-        k = len(draws)
-        rows = Upper(self.model, self._inputs(draws), self.lowest)
-        edits, outside = rows.rows(range(k)), rows.rows(range(2 * k, 3 * k))
-        if (
-            not self.settings.mask_padding and self.model.kind == "decoder"
-        ):  # of the gradient alone, not of what is judged
-            padding = int(self.model.tokenizer.pad_token_id)
-            edits.inputs = with_padding_targets(edits.inputs, k, padding)
-        factors, _ = gradient_factors(edits, self.modules, row_weights(edits.inputs, self.settings.reduction))
-        if not all(one.finite() for one in factors):
+        g, k = len(groups), len(groups[0])
+        rows = Upper(self.model, self._inputs(groups), self.lowest)
+        number = torch.arange(3 * g * k).view(
+            g, 3, k
+        )  # of a row, by group and whether edit, query or outside
+        edits, outside = rows.rows(number[:, 0].flatten()), rows.rows(number[:, 2].flatten())
+        looked = rows if whole else rows.rows(number[:, 1:].flatten())
+        factors = self._factors(edits, g)
+        if not all(one.finite() for group in factors for one in group):
             return None
-        looked = rows if whole else rows.rows(range(k, 3 * k))
         kept = self._locality_places(outside.inputs)
         with torch.no_grad():
             asked = target_places(outside.inputs)
             first = outside.logits(_both(asked, kept))
             before = first[len(asked[0]) :]
             right_before = judged(first[: len(asked[0])], outside.inputs, asked).right
-        made = changes(self.network, factors, self.settings.sign)
-        with laid_over(self.modules, made):
+        # One group after the other, so that each is normalised by the tokens up to its own.
+        made = [changes(self.network, group, self.settings.sign) for group in factors]
+        with laid_over(self.modules, stacked(made)):
             asked = target_places(looked.inputs)
-            here = (kept[0] + (len(looked) - k), kept[1])
+            each = len(looked) // g  # rows of a group, those outside last
+            here = (kept[0] + (kept[0] // k + 1) * (each - k), kept[1])
             logits = looked.logits(_both(asked, here))
-        logits = scaled_between(logits, made, loss_scale(self.model.dtype))
+        every = [change for group in made for change in group]
+        logits = scaled_between(logits, every, loss_scale(self.model.dtype))
         verdict = judged(logits[: len(asked[0])], looked.inputs, asked)
-        queries = slice(len(looked) - 2 * k, len(looked) - k)
-        return Outcome(
-            edit_loss=verdict.losses[queries].mean(),
-            locality=divergence(before, logits[len(asked[0]) :]),
-            edit_right=verdict.right[:k] if whole else verdict.right[:0],
-            query_right=verdict.right[queries],
-            outside_before=right_before,
-            outside_after=verdict.right[len(looked) - k :],
-            cosines=[descent_cosine(*pair) for pair in zip(factors, made, strict=True)] if whole else [],
-        )
+        losses, right = verdict.losses.view(g, each), verdict.right.view(g, each)
+        apart = divergences(before, logits[len(asked[0]) :])
+        return [
+            Outcome(
+                edit_loss=losses[one, -2 * k : -k].mean(),
+                locality=apart[kept[0] // k == one].mean(),
+                edit_right=right[one, : each - 2 * k],
+                query_right=right[one, -2 * k : -k],
+                outside_before=right_before[one * k : (one + 1) * k],
+                outside_after=right[one, -k:],
+                cosines=[descent_cosine(*pair) for pair in zip(factors[one], made[one], strict=True)]
+                if whole
+                else [],
+            )
+            for one in range(g)
+        ]
 
-    def _inputs(self, draws: Sequence[Draw]) -> Inputs:
-        """Rows of k edits, then k queries x', then k prompts x_loc."""
-        pairs = [(draw.edit.prompt, draw.edit.target) for draw in draws]
-        pairs += [(draw.query, draw.query_answer) for draw in draws]
-        pairs += [with_answer(draw.outside, self.model.kind) for draw in draws]
+    def _factors(self, edits: Upper, groups: int) -> list[list[Factors]]:
+        """Of the gradient that each group's edits have."""
+        if not self.settings.mask_padding and self.model.kind == "decoder":
+            edits.inputs = with_padding_targets(
+                edits.inputs, int(self.model.tokenizer.pad_token_id), groups
+            )  # of the gradient alone, not of what is judged
+        weights = row_weights(edits.inputs, self.settings.reduction, groups)
+        return gradient_factors(edits, self.modules, weights, groups)[0]
+
+    def _inputs(self, groups: Sequence[Sequence[Draw]]) -> Inputs:
+        """For each group rows of k edits, then k queries x', then k prompts x_loc."""
+        pairs = list[tuple[str, str]]()
+        for draws in groups:
+            pairs += [(draw.edit.prompt, draw.edit.target) for draw in draws]
+            pairs += [(draw.query, draw.query_answer) for draw in draws]
+            pairs += [with_answer(draw.outside, self.model.kind) for draw in draws]
         prompts, targets = zip(*pairs, strict=True)
         return edit_inputs(self.model, prompts, targets, self.settings.end_token)
 
@@ -206,9 +251,14 @@ def with_answer(outside: Outside, kind: str) -> tuple[str, str]:
 
 def divergence(before: Float[Tensor, "k v"], after: Float[Tensor, "k v"]) -> Float[Tensor, ""]:
     """KL(p_before || p_after), mean over k outputs, in at least float32."""
+    return divergences(before, after).mean()
+
+
+def divergences(before: Float[Tensor, "k v"], after: Float[Tensor, "k v"]) -> Float[Tensor, " k"]:
+    """KL(p_before || p_after) of k outputs, in at least float32."""
     wide = torch.promote_types(after.dtype, torch.float32)
     log_p, log_q = before.to(wide).log_softmax(dim=1), after.to(wide).log_softmax(dim=1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 def _both(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

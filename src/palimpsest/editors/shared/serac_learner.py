@@ -92,6 +92,9 @@ class SeracLearner:
             losses |= {TOTAL: losses[TOTAL] + settings.c_edit * edit, "edit": edit}
         return losses
 
+    def together(self, groups: Sequence[Sequence[Draw]], parameters: Sequence[Tensor]) -> None:
+        """One by one: a step is a whole batch of edits already."""
+
     def _scope_losses(self, draws: Sequence[Draw]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         edits = self.edit_texts(draws)
         queries = [self.query_text(draw.query, draw.query_answer) for draw in draws]
