@@ -55,6 +55,7 @@ def import_closure(*modules: str, root: Path | None = None) -> dict[str, Path]:
     Imports inside functions count, imports under `if TYPE_CHECKING` do not: they change no number.
     """
     found: dict[str, Path] = {}
+    root = root or source_root()  # once: this asks the disk
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
@@ -114,7 +115,7 @@ def git_state(directory: Path | None = None) -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(_git(directory, "status", "--porcelain"))}
 
 
-def _imports(name: str, file: Path, root: Path | None) -> Iterator[str]:
+def _imports(name: str, file: Path, root: Path) -> Iterator[str]:
     """Names of the package's modules that `file` imports."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in _reachable(ast.parse(file.read_text(encoding="utf-8"), filename=str(file)).body):
@@ -128,15 +129,16 @@ def _imports(name: str, file: Path, root: Path | None) -> Iterator[str]:
                 yield candidate
 
 
-def _reachable(nodes: Iterable[ast.AST]) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All import statements in `nodes` and below, without those that only a type checker sees."""
-    for node in nodes:
+def _reachable(statements: Iterable[ast.AST]) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All imports in these statements and below, without those that only a type checker sees."""
+    for node in statements:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             yield node
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             yield from _reachable(node.orelse)
-        else:
-            yield from _reachable(ast.iter_child_nodes(node))
+        else:  # expressions hold no statements, and are most of a file
+            for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+                yield from _reachable(getattr(node, part, ()))
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
