@@ -11,6 +11,7 @@ such rows are in use, and no hook of a module above it runs.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,9 +95,13 @@ class LeanRows(ABC):
 
     Attributes:
         asked: input [b, n, d_in] of the map, which no edit of it changes.
+        middle: states [b, n, d] to which the MLP of the map's block is added.
+        wanted: what `answers` noted; None before.
     """
 
     asked: Float[Tensor, "b n d_in"]
+    middle: Float[Tensor, "b n d"]
+    wanted: Any
 
     @staticmethod
     @abstractmethod
@@ -110,13 +115,16 @@ class LeanRows(ABC):
         """Run block `layer` up to the map once; `side` is that of `side()`, `hidden` the block's input."""
 
     @abstractmethod
+    def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
+        """Note the rows' shape, and who may attend to whom."""
+
     def rows(self, index: Int[Tensor, " k"], padding: Int[Tensor, "k n"]) -> LeanRows:
         """Some of the rows, with the padding that they need; nothing is run again."""
-
-    @property
-    @abstractmethod
-    def has_answers(self) -> bool:
-        """Whether `answers` was called."""
+        other, n = copy.copy(self), padding.shape[1]
+        other.wanted = None
+        other.asked, other.middle = self.asked[index, :n], self.middle[index, :n]
+        other.lay_out(padding)
+        return other
 
     @abstractmethod
     def answers(self, inputs: Inputs) -> None:

@@ -5,7 +5,6 @@ The pooler reads the first token only, so in the last block only this column is 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -131,34 +130,22 @@ class LeanBert(LeanRows):
         self.head, self.head_bias = head.weight, head.bias
         own, self.own = Attention(block), FeedForward(block)
         self.shape = Shape(len(hidden), hidden.shape[1], own.heads)
-        self._mask(padding)
+        self.lay_out(padding)
         middle, _ = own(hidden.reshape(-1, hidden.shape[-1]), self.shape, self.mask, False)
         asked = gelu(linear(middle, self.own.read, self.own.read_bias)) if side == "out" else middle
         self.asked, self.middle = asked.view(*hidden.shape[:2], -1), middle.view(hidden.shape)
-        self._wanted: Wanted | None = None
+        self.wanted: Wanted | None = None
 
-    def _mask(self, padding: Int[Tensor, "b n"]) -> None:
+    def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
+        """As LeanRows."""
         b, n = padding.shape
         self.shape = Shape(b, n, self.shape.heads)
         hidden = additive(padding[:, None, None].bool(), self.model.dtype).expand(b, self.shape.heads, 1, n)
         self.mask = hidden.reshape(b * self.shape.heads, 1, n)
 
-    def rows(self, index: Int[Tensor, " k"], padding: Int[Tensor, "k n"]) -> LeanBert:
-        """As LeanRows."""
-        other, n = copy.copy(self), padding.shape[1]
-        other._wanted = None
-        other.asked, other.middle = self.asked[index, :n], self.middle[index, :n]
-        other._mask(padding)
-        return other
-
-    @property
-    def has_answers(self) -> bool:
-        """As LeanRows."""
-        return self._wanted is not None
-
     def answers(self, inputs: Inputs) -> None:
         """As LeanRows."""
-        self._wanted = Wanted.of(inputs.targets, self.model.dtype)
+        self.wanted = Wanted.of(inputs.targets, self.model.dtype)
 
     def classes(self, output: Float[Tensor, "b n d_out"]) -> tuple[Float[Tensor, "b classes"], Back]:
         """Logits of the classes, given the map's output; the way back to that."""
@@ -195,7 +182,7 @@ class LeanBert(LeanRows):
         self, output: Float[Tensor, "b n d_out"]
     ) -> tuple[Float[Tensor, " b"], Bool[Tensor, " b"], Back]:
         """As LeanRows."""
-        assert self._wanted is not None, "call `answers` first"
+        assert self.wanted is not None, "call `answers` first"
         logits, classes_back = self.classes(output)
-        losses, right, logits_back = self._wanted.measure(logits)
+        losses, right, logits_back = self.wanted.measure(logits)
         return losses, right, lambda gradient: classes_back(logits_back(gradient))

@@ -6,7 +6,6 @@ only. Rows are padded on the right, so that under the causal mask no real token 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -141,38 +140,26 @@ class LeanGpt2(LeanRows):
         self.head, self.head_bias = head.weight, head.bias
         own = Attention(block)
         self.shape = Shape(len(hidden), hidden.shape[1], own.heads)
-        self._mask(padding)
+        self.lay_out(padding)
         flat = hidden.reshape(-1, hidden.shape[-1])
         middle, _ = own(flat, Window(self.shape, 0, self.shape.tokens), self.mask)
         normed, _ = self.own.norm(middle)
         if side == "out":
             normed = gelu(torch.addmm(self.own.read_bias, normed, self.own.read), approximate="tanh")
         self.asked, self.middle = normed.view(*hidden.shape[:2], -1), middle.view(hidden.shape)
-        self._wanted: Wanted | None = None
+        self.wanted: Wanted | None = None
 
-    def _mask(self, padding: Int[Tensor, "b n"]) -> None:
+    def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
+        """As LeanRows."""
         self.shape = Shape(len(padding), padding.shape[1], self.shape.heads)
         self.mask = causal_mask(torch.ones_like(padding[:1]), self.model.dtype)[0]
-
-    def rows(self, index: Int[Tensor, " k"], padding: Int[Tensor, "k n"]) -> LeanGpt2:
-        """As LeanRows."""
-        other, n = copy.copy(self), padding.shape[1]
-        other._wanted = None
-        other.asked, other.middle = self.asked[index, :n], self.middle[index, :n]
-        other._mask(padding)
-        return other
-
-    @property
-    def has_answers(self) -> bool:
-        """As LeanRows."""
-        return self._wanted is not None
 
     def answers(self, inputs: Inputs) -> None:
         """As LeanRows."""
         columns = (inputs.targets >= 0).any(dim=0).nonzero()[:, 0]
         first, last = int(columns[0]), int(columns[-1]) + 1
         self.window = Window(self.shape, first, last)
-        self._wanted = Wanted.of(inputs.targets[:, first:last], self.model.dtype)
+        self.wanted = Wanted.of(inputs.targets[:, first:last], self.model.dtype)
 
     def states(self, output: Float[Tensor, "b n d_out"], window: Window) -> tuple[Float[Tensor, "k d"], Back]:
         """What the last block gives in the window's columns, given the map's output; the way back to that."""
@@ -204,8 +191,8 @@ class LeanGpt2(LeanRows):
         self, output: Float[Tensor, "b n d_out"]
     ) -> tuple[Float[Tensor, " b"], Bool[Tensor, " b"], Back]:
         """As LeanRows."""
-        assert self._wanted is not None, "call `answers` first"
-        wanted = self._wanted
+        assert self.wanted is not None, "call `answers` first"
+        wanted = self.wanted
         states, states_back = self.states(output, self.window)
         every = len(wanted.places) == len(states)
         normed, norm_back = self.norm(states if every else states[wanted.places])

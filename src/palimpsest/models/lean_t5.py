@@ -6,7 +6,6 @@ alone decide is computed once.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +63,7 @@ class LeanT5(LeanRows):
         self.norm, self.extra = root_scale(model.final_norm)
         self.decoder = Decoder(model)
         self.beside: Tensor | None = None
-        self._mask(padding)
+        self.lay_out(padding)
         middle = block.layer[0](hidden, attention_mask=self.padded, position_bias=self.positions)[0]
         normed, dense = block.layer[1].layer_norm(middle), block.layer[1].DenseReluDense
         if self.own.gated:
@@ -73,9 +72,10 @@ class LeanT5(LeanRows):
             active = dense.act((dense.wi_0 if self.own.gated else dense.wi)(normed))
             normed = active if self.beside is None else active * self.beside
         self.asked, self.middle = normed, middle
-        self._answers: Answers | None = None
+        self.wanted: Answers | None = None
 
-    def _mask(self, padding: Int[Tensor, "b n"]) -> None:
+    def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
+        """As LeanRows."""
         b, n = padding.shape
         attention: Any = part(self.model.blocks[0], "layer.0.SelfAttention")
         heads = attention.n_heads
@@ -88,12 +88,10 @@ class LeanT5(LeanRows):
 
     def rows(self, index: Int[Tensor, " k"], padding: Int[Tensor, "k n"]) -> LeanT5:
         """As LeanRows."""
-        other, n = copy.copy(self), padding.shape[1]
-        other._answers = None
-        other.asked, other.middle = self.asked[index, :n], self.middle[index, :n]
+        other = super().rows(index, padding)
+        assert isinstance(other, LeanT5)
         if self.beside is not None:
-            other.beside = self.beside[index, :n]
-        other._mask(padding)
+            other.beside = self.beside[index, : padding.shape[1]]
         return other
 
     # the encoder ---------------------------------------------------------------------------------------------------
@@ -126,11 +124,6 @@ class LeanT5(LeanRows):
 
         return normed * self.norm, back_all
 
-    @property
-    def has_answers(self) -> bool:
-        """As LeanRows."""
-        return self._answers is not None
-
     # the loss ------------------------------------------------------------------------------------------------------
 
     def answers(self, inputs: Inputs) -> None:
@@ -143,14 +136,14 @@ class LeanT5(LeanRows):
         first, _ = decoder.attention[0](embedded, shape, bias)
         wanted = Wanted.of(inputs.targets, self.model.dtype)
         at = None if len(wanted.places) == b * m else wanted.places
-        self._answers = Answers(shape, first, bias, at, wanted)
+        self.wanted = Answers(shape, first, bias, at, wanted)
 
     def measure(
         self, output: Float[Tensor, "b n d_out"]
     ) -> tuple[Float[Tensor, " b"], Bool[Tensor, " b"], Back]:
         """As LeanRows."""
-        assert self._answers is not None, "call `answers` first"
-        given, decoder = self._answers, self.decoder
+        assert self.wanted is not None, "call `answers` first"
+        given, decoder = self.wanted, self.decoder
         encoded, encoder_back = self.encode(output)
         looked = decoder.looked_at(encoded, self.shape)
         read = [(keys, values) for keys, values in (block.unbind() for block in looked.unbind())]

@@ -140,7 +140,7 @@ class Upper:
             _run(self.model, self.hidden, self.layer, self.layer, self._arguments)
 
     def _judge_leanly(self, above: LeanRows) -> Judged:
-        if not above.has_answers:
+        if above.wanted is None:
             target_places(self.inputs)  # refuses rows without targets
             with torch.no_grad():
                 above.answers(self.inputs)
