@@ -7,15 +7,7 @@ from typing import Any
 
 from palimpsest import experiment_places as places
 from palimpsest.config import Config
-
-
-def split_method(method: str | Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    """("ft", "target_new", extra) of "ft:target_new" or of {method: "ft:target_new", title: "FT-M"}."""
-    extra = (
-        {} if isinstance(method, str) else {key: value for key, value in method.items() if key != "method"}
-    )
-    editor, _, variant = (method if isinstance(method, str) else str(method["method"])).partition(":")
-    return editor, variant or "default", extra
+from palimpsest.experiment_places import split_method
 
 
 def figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:

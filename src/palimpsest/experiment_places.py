@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from palimpsest.commands import PAIR_FAMILIES
-from palimpsest.config import ConfigError
+from palimpsest.config import ConfigError, suggest
 
 # Readers whose records are facts about a subject in a sentence or a question: what the gate can examine.
 FACTS = ("counterfact", "zsre")
@@ -26,7 +26,33 @@ def sized(sizes: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
         every = sizes["batch_sizes"]
         listed = every.values() if isinstance(every, Mapping) else [every]
         implied["batch_size"] = max(size for sizes_of_one in listed for size in sizes_of_one)
+    if sizes.get("without") and entry.get("methods"):
+        left_out = {split_method(method)[:2] for method in sizes["without"]}
+        kept = [method for method in entry["methods"] if split_method(method)[:2] not in left_out]
+        implied["methods"] = kept
     return {**implied, **sizes}
+
+
+def split_method(method: str | Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """("ft", "target_new", extra) of "ft:target_new" or of {method: "ft:target_new", title: "FT-M"}."""
+    extra = (
+        {} if isinstance(method, str) else {key: value for key, value in method.items() if key != "method"}
+    )
+    editor, _, variant = (method if isinstance(method, str) else str(method["method"])).partition(":")
+    return editor, variant or "default", extra
+
+
+def methods_problems(
+    name: str, sizes: Mapping[str, Any], entry: Mapping[str, Any], editors: Mapping[str, Any]
+) -> Iterator[str]:
+    """A `without` that names what is neither a method of the experiment nor one at all, or that stands beside `methods`."""
+    own = {split_method(method)[:2] for method in entry.get("methods") or ()}
+    for method in sizes.get("without") or ():
+        editor, variant, _ = split_method(method)
+        if (editor, variant) not in own and variant not in editors.get(editor, {"variants": ()})["variants"]:
+            yield f"experiments.{name}.without: there is no method {method!r}{suggest(editor, editors)}"
+    if sizes.get("without") and sizes.get("methods"):
+        yield f"experiments.{name}: give `methods` or `without`, not both"
 
 
 def belongs(

@@ -23,7 +23,8 @@ from palimpsest.config import (
     suggest,
 )
 from palimpsest.experiment_checks import reference_problems
-from palimpsest.experiment_figures import figure_spec, split_method
+from palimpsest.experiment_figures import figure_spec
+from palimpsest.experiment_places import split_method
 from palimpsest.experiment_shared import Training, search_name, search_spec, training_of, training_problems
 from palimpsest.figures import TABLE_DRAWERS
 
@@ -137,6 +138,7 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
             continue
         if problems and any(problem.startswith(f"experiments.{name}") for problem in problems):
             continue
+        problems += places.methods_problems(name, sizes, entry, config.editors)
         sizes = places.sized(sizes, entry)
         figures[name] = figure = Figure(name, figure_spec(config, name, entry, sizes))
         for run in _expand(config, name, entry, sizes, problems):

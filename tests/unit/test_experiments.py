@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,44 @@ def test_two_runs_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(experiments, "_run_name", lambda spec, suffix: "same")
     with pytest.raises(ConfigError, match="two different runs are called 'same'"):
         experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
+
+
+def test_a_new_line_of_methods_is_in_the_tables_of_every_scale(tmp_path: Path):
+    """A scale says which methods it leaves out, not which it has: else a new editor would be in no table."""
+    for folder in ("config", "workflow/schemas"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for paper, lists in (("comeba_hk", ("single_round", "consecutive")), ("grace", ("main",))):
+        path = tmp_path / "config" / "experiments" / f"{paper}.yaml"
+        text = path.read_text()
+        for name in lists:
+            text = text.replace(
+                f"  {name}: &{name}\n", f"  {name}: &{name}\n    - {{method: lu, title: New}}\n"
+            )
+        path.write_text(text)
+    for scale in ("smoke", "mini", "rehearsal"):
+        found = experiments.plan(tmp_path / "config" / f"{scale}.yaml", tmp_path)
+        for table in ("comeba_table1", "comeba_table2", "grace_main_table"):
+            figure = found.figures[table]
+            assert "New" in {method["title"] for method in figure.spec["methods"]}
+            assert any("-lu-" in run for run in figure.runs), (scale, table)
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        (
+            {"without": ["rom"]},
+            "experiments.comeba_table1.without: there is no method 'rom'.*did you mean 'rome'",
+        ),
+        ({"without": ["ft:other"]}, "there is no method 'ft:other'"),
+        ({"without": ["ft"], "methods": ["memit"]}, "give `methods` or `without`, not both"),
+    ],
+)
+def test_what_a_scale_leaves_out_must_exist(stated: dict[str, object], words: str):
+    content = changed()
+    content["experiments"]["comeba_table1"] |= stated
+    with pytest.raises(ConfigError, match=words):
+        experiments.plan(content, ROOT)
 
 
 def test_repeated_keys_are_refused(tmp_path: Path):
