@@ -11,15 +11,11 @@ alternating repetitions.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
+
+from measure import command_line, hand_out, use_threads
 
 WIDTH, TOKENS = 768, 20
 
@@ -89,30 +85,18 @@ def measure(keys: int, threads: int, repeats: int) -> dict:
         "look_up_share_of_pass": seconds["look_up"] / seconds["pass"],
         "adapter_overhead": seconds["pass_with_adapter"] / seconds["pass"] - 1,
         "plain_share_of_pass": seconds["plain_look_up"] / seconds["pass"],
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "torch": torch.__version__,
     }
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--keys", type=int, default=10000)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--out", type=Path, help="folder for a JSON file with the result")
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    use_threads(options.threads)
     result = measure(options.keys, options.threads, options.repeats)
-    json.dump(result, sys.stdout, indent=2)
-    sys.stdout.write("\n")
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "codebook_lookup.json").write_text(
-            json.dumps(result, indent=2) + "\n", encoding="utf-8"
-        )
+    hand_out(result, "codebook_lookup", options.threads, options.out)
 
 
 if __name__ == "__main__":

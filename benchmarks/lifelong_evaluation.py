@@ -10,13 +10,9 @@ ratio is printed. Plain is timed on fewer questions and scaled.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import sys
 import time
-from pathlib import Path
+
+from measure import command_line, hand_out, use_threads
 
 SHAPES = {
     "mini-t5": {"family": "t5", "width": 64, "blocks": 2, "heads": 4, "inner": 256, "context": 64},
@@ -94,35 +90,20 @@ def measure(name: str, count: int, plain_count: int, edits: int) -> dict:
         "ratio": plain_seconds / fast_seconds,
         "ratio_first_look": plain_seconds / first_seconds,
         "largest_relative_difference": difference,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "torch": torch.__version__,
     }
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="mini-t5")
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--plain-questions", type=int, default=60)
     parser.add_argument("--edits", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for a JSON file with the result")
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
-    import torch
-
-    torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     result = measure(options.shape, options.questions, options.plain_questions, options.edits)
-    json.dump(result, sys.stdout, indent=2)
-    sys.stdout.write("\n")
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"lifelong_evaluation-{options.shape}.json").write_text(
-            json.dumps(result, indent=2) + "\n", encoding="utf-8"
-        )
+    hand_out(result, f"lifelong_evaluation-{options.shape}", options.threads, options.out)
 
 
 if __name__ == "__main__":

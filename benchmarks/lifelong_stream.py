@@ -13,14 +13,12 @@ them, so only ratios of one run can be compared.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
-import platform
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from measure import command_line, hand_out, use_threads
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "grace": {"radius": None, "radius_ratio": 0.3},
@@ -99,22 +97,15 @@ def run(options: argparse.Namespace, lean: bool, items: int) -> tuple[dict[str, 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a T5 in hub format")
     parser.add_argument("--data", type=Path, required=True, help="folder of a lifelong data set of questions")
     parser.add_argument("--editor", choices=sorted(SETTINGS), default="grace")
     parser.add_argument("--layer", type=int, default=2, help="block of the edited map, from 0")
     parser.add_argument("--edits", type=int, default=1000, help="items of the stream for the fast form")
     parser.add_argument("--plain-edits", type=int, default=20, help="and for the plain one; 0 leaves it out")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for a JSON file with the result")
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
-    import torch
-
-    torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     logging.getLogger("palimpsest").setLevel(logging.ERROR)
     result: dict[str, Any] = {"what": "lifelong stream, CPU seconds", "editor": options.editor}
     result["fast"], rows = run(options, True, options.edits)
@@ -133,17 +124,7 @@ def main() -> None:
             name: both[0][name] / both[1][name]
             for name in ("seconds_per_edit", "seconds_per_look", "asking_seconds_per_item", "total_seconds")
         }
-    result["machine"] = (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    )
-    result["torch"] = torch.__version__
-    json.dump(result, sys.stdout, indent=2)
-    sys.stdout.write("\n")
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"lifelong_stream-{options.editor}.json").write_text(
-            json.dumps(result, indent=2) + "\n", encoding="utf-8"
-        )
+    hand_out(result, f"lifelong_stream-{options.editor}", options.threads, options.out)
 
 
 if __name__ == "__main__":

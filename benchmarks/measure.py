@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
+import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -111,6 +114,33 @@ def machine(device: str, threads: int) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
     }
+
+
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """The options that every script has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder for a JSON file with the result")
+    return parser
+
+
+def use_threads(threads: int) -> None:
+    """Before anything is measured."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def hand_out(result: dict[str, Any], name: str, threads: int, out: Path | None) -> None:
+    """Print a result with the machine it belongs to, and keep it where asked."""
+    text = json.dumps({**result, "machine": machine("cpu", threads)}, indent=2) + "\n"
+    sys.stdout.write(text)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def _gpu() -> str:

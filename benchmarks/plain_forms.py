@@ -23,36 +23,33 @@ def grace_value(editor, edit, steps: int) -> list[float]:
     model, adapter = editor.model, editor.adapter
     inputs = encode(model, [edit.prompt], [edit.target])
     value = own_start(editor.seed, str(edit.identifier), adapter.value_width).to(model.device)
-    value.requires_grad_(True)
-    optimiser, losses = torch.optim.Adam([value], lr=editor.settings.learning_rate), []
     adapter.attach()
-    adapter.fixed = value
+    adapter.fixed = value.requires_grad_(True)
     try:
-        for _ in range(steps):
-            loss = whole_losses(model, inputs).mean()
-            losses.append(float(loss.detach()))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        return descend(model, inputs, value, steps, editor.settings.learning_rate)
     finally:
         adapter.fixed = None
         adapter.detach()
-    return losses
 
 
 def fine_tune(model, batch, layer: int, steps: int, learning_rate: float) -> list[float]:
     """Losses of fine-tuning one matrix on a batch with the model's own loss; the weights are put back."""
     inputs = encode(model, [edit.prompt for edit in batch], [edit.target for edit in batch])
     weight = model.mlp_out(layer).weight
-    kept, losses = weight.detach().clone(), []
-    optimiser = torch.optim.Adam([weight.requires_grad_(True)], lr=learning_rate)
+    kept = weight.detach().clone()
     try:
-        for _ in range(steps):
-            loss = whole_losses(model, inputs).mean()
-            losses.append(float(loss.detach()))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        return descend(model, inputs, weight.requires_grad_(True), steps, learning_rate)
     finally:
         weight.requires_grad_(False).copy_(kept)
+
+
+def descend(model, inputs, tensor, steps: int, learning_rate: float) -> list[float]:
+    """Losses before each step of a fresh Adam on one tensor."""
+    optimiser, losses = torch.optim.Adam([tensor], lr=learning_rate), list[float]()
+    for _ in range(steps):
+        loss = whole_losses(model, inputs).mean()
+        losses.append(float(loss.detach()))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
     return losses

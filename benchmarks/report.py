@@ -75,7 +75,7 @@ def text(results: Results) -> str:
         "",
         "## Targets",
         "",
-        *table(["", "wanted", "measured", ""], target_rows(results)),
+        *table(["", "wanted", "measured", ""], target_rows(results), whole=True),
         "## Edits",
         "",
         *table(
@@ -126,7 +126,10 @@ def text(results: Results) -> str:
     ]  # fmt: skip
     missing = [name for name in pieces("cpu") if name not in results]
     if missing:
-        lines += [f"Pieces without a result: {', '.join(missing)}.", ""]
+        lines += [
+            f"{len(missing)} of {len(pieces('cpu'))} pieces have no result yet: `make bench` goes on with them.",
+            "",
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -46,8 +46,12 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.1e}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown; all but the first column to the right."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], whole: bool = False) -> list[str]:
+    """Markdown; all but the first column to the right. Rows without any result are left out unless `whole`."""
+    if not whole:
+        rows = [row for row in rows if any(cell != MISSING for cell in row[1:])]
+    if not rows:
+        return [f"{MISSING.capitalize()}.", ""]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 

@@ -9,15 +9,11 @@ precision, random weights. Both results are compared before any ratio is printed
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
+from measure import command_line, hand_out, use_threads
 from shapes import CONTEXTS, SHAPES, blocks_and_layers, edits, random_model
 
 
@@ -52,32 +48,21 @@ def measure(shape: str, count: int, plain_count: int, threads: int, steps: int) 
         "fast_seconds_per_edit": fast_seconds,
         "ratio": plain_seconds / fast_seconds,
         "largest_relative_difference": difference,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "torch": torch.__version__,
     }
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="gpt2-small")
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--plain-edits", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, help="folder for a JSON file with the result")
+    parser.set_defaults(threads=os.cpu_count() or 1)
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    use_threads(options.threads)
     result = measure(options.shape, options.edits, options.plain_edits, options.threads, options.steps)
-    json.dump(result, sys.stdout, indent=2)
-    sys.stdout.write("\n")
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"target_vectors-{options.shape}.json").write_text(
-            json.dumps(result, indent=2) + "\n", encoding="utf-8"
-        )
+    hand_out(result, f"target_vectors-{options.shape}", options.threads, options.out)
 
 
 if __name__ == "__main__":
