@@ -193,3 +193,28 @@ def some_examples(family: str = "gpt2", valid: int = 2):
             )
         )
     return examples
+
+
+def breaking_off(function, call):
+    """The function, but its call of this number (from 1) ends as Ctrl-C ends it; the calls so far are its `calls`."""
+    calls = []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    dying.calls = calls
+    return dying
+
+
+def saved_world(folder, edits: int = 6) -> LanguageModel:
+    """A tiny GPT-2 in `folder`/model and a data set in `folder`/data, as the workflow lays them out."""
+    from palimpsest.edits import write_edits
+
+    model = tiny_model("gpt2")
+    model.network.save_pretrained(folder / "model")
+    model.tokenizer.save_pretrained(folder / "model")
+    write_edits(folder / "data" / "edits.jsonl", some_edits(edits))
+    return model

@@ -14,12 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import TEXTS, some_edits, tiny_model
+from tiny import TEXTS, breaking_off, saved_world
 from torch import nn
 
 from palimpsest import files, results
 from palimpsest.cli import main
-from palimpsest.edits import write_edits
 from palimpsest.files import BusyError, WriteError, only_one, read_json, write_json
 from palimpsest.models import training
 from palimpsest.protocols import checkpoints as module
@@ -45,10 +44,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    model = tiny_model("gpt2")
-    model.network.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
-    write_edits(folder / "data" / "edits.jsonl", some_edits(6))
+    saved_world(folder)
     return folder
 
 
@@ -172,16 +168,8 @@ def killed(world, out, monkeypatch, at=4):
     """A run that was broken off at its fourth batch; two checkpoints are there."""
     from palimpsest.editors.ft import FineTuning
 
-    plain, calls = FineTuning.apply, []
-
-    def dying(self, batch, record):
-        calls.append(1)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        return plain(self, batch, record)
-
     with monkeypatch.context() as patch:
-        patch.setattr(FineTuning, "apply", dying)
+        patch.setattr(FineTuning, "apply", breaking_off(FineTuning.apply, at))
         with pytest.raises(KeyboardInterrupt):
             execute(SPEC, 0, world / "model", world / "data", out)
     return sorted((out / "checkpoints").glob("*.json"))
@@ -275,16 +263,8 @@ def test_a_pretraining_checkpoint_that_does_not_serve_changes_nothing(tmp_path, 
 def test_sums_that_do_not_serve_are_taken_again(tmp_path, monkeypatch, caplog, gpt2, what):
     chosen = CollectionSettings(layers=(0, 1), tokens=400, batch_tokens=64, checkpoint_batches=1)
     wanted = collect_covariance(gpt2, TEXTS, chosen)
-    plain, calls = accumulation.Sums.add, []
-
-    def dying(self, layer, keys):
-        calls.append(layer)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        plain(self, layer, keys)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(accumulation.Sums, "add", dying)
+        patch.setattr(accumulation.Sums, "add", breaking_off(accumulation.Sums.add, 8))
         collect_covariance(gpt2, TEXTS, chosen, out=tmp_path)
     path = tmp_path / "covariance-partial.safetensors"
     tensors, header = accumulation.read_tensors(path)

@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 import pytest
-from tiny import LABELS, PEOPLE, TEXTS, random_statistics, some_edits, tiny_model
+from tiny import LABELS, PEOPLE, TEXTS, breaking_off, random_statistics, some_edits, tiny_model
 
 from palimpsest import results
 from palimpsest.editors import editor_class
@@ -111,15 +111,7 @@ def test_a_killed_stream_of_a_classifier_goes_on_to_the_same_rows(world, tmp_pat
     whole, content = run(world, tmp_path / "whole", "grace", "lifelong", **where)
     assert content["spec"]["settings"]["radius_ratio"] == 0.3
     kind = editor_class("grace")
-    plain, calls = kind.apply, []
-
-    def dying(self, batch, record):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return plain(self, batch, record)
-
-    monkeypatch.setattr(kind, "apply", dying)
+    monkeypatch.setattr(kind, "apply", breaking_off(kind.apply, 2))
     with pytest.raises(KeyboardInterrupt):
         run(world, tmp_path / "broken", "grace", "lifelong", **where)
     broken, _ = run(world, tmp_path / "broken", "grace", "lifelong", **where)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
-from tiny import random_statistics, some_edits, tiny_model
+from tiny import random_statistics, saved_world, some_edits, tiny_model
 from untrained_mend import untrained
 
 from palimpsest import Edit, make_editor, results
 from palimpsest.editors.base import EditorState
 from palimpsest.editors.shared.aftermath import refuse_broken
-from palimpsest.edits import write_edits
 from palimpsest.errors import DivergedEdit
 from palimpsest.runs import execute
 from palimpsest.statistics.covariance import CovarianceStatistics
@@ -183,13 +182,10 @@ def test_arithmetic_that_fails_is_one_edits_fault_and_a_wrong_program_is_not(mon
 def world(tmp_path_factory):
     """A model, its statistics, and a data set a covariance no solve can use."""
     folder = tmp_path_factory.mktemp("world")
-    model = tiny_model("gpt2")
-    model.network.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
+    model = saved_world(folder)
     random_statistics(model, (0, 1)).save(folder / "statistics")
     matrix = -torch.eye(model.inner_width)
     CovarianceStatistics({0: matrix, 1: matrix.clone()}, 10, model.fingerprint).save(folder / "indefinite")
-    write_edits(folder / "data" / "edits.jsonl", some_edits(6))
     return folder
 
 

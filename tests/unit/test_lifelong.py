@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 import torch
-from tiny import CITIES, LABELS, PEOPLE, tiny_model
+from tiny import CITIES, LABELS, PEOPLE, breaking_off, tiny_model
 
 from palimpsest import results
 from palimpsest.editors.base import Editor, EditorState, FailedEdit
@@ -361,15 +361,7 @@ def test_a_whole_run(world, tmp_path, monkeypatch):
     before = metrics[(metrics.split == "stream") & (metrics.metric == "token_f1")]
     assert success.value.iloc[0] > before.value.iloc[0]
     kind = editor_class("ft")
-    plain, calls = kind.apply, []
-
-    def dying(self, batch, record):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return plain(self, batch, record)
-
-    monkeypatch.setattr(kind, "apply", dying)
+    monkeypatch.setattr(kind, "apply", breaking_off(kind.apply, 4))
     with pytest.raises(KeyboardInterrupt):
         execute(spec(), 0, world / "model", world / "data", tmp_path / "broken")
     execute(spec(), 0, world / "model", world / "data", tmp_path / "broken")

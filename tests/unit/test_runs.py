@@ -7,7 +7,7 @@ import json
 
 import pandas as pd
 import pytest
-from tiny import TEXTS, random_statistics, some_edits, tiny_model
+from tiny import TEXTS, breaking_off, random_statistics, saved_world, some_edits, tiny_model
 
 from palimpsest import results
 from palimpsest.edits import write_edits
@@ -21,12 +21,9 @@ from palimpsest.runs import execute, peak_memory
 def world(tmp_path_factory):
     """Folders of a model, its statistics, a data set, a text and a gate, as the workflow lays them out."""
     folder = tmp_path_factory.mktemp("world")
-    model = tiny_model("gpt2")
-    model.network.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
+    model = saved_world(folder)
     random_statistics(model, (0, 1)).save(folder / "statistics")
     random_statistics(tiny_model("gpt2", seed=3), (0, 1)).save(folder / "foreign")
-    write_edits(folder / "data" / "edits.jsonl", some_edits(6))
     (folder / "text.txt").write_text("\n".join(TEXTS))
     write_json(folder / "pass.json", {"verdict": "pass", "reasons": []})
     write_json(folder / "fail.json", {"verdict": "fail", "reasons": ["state swap 0.01 is below 0.25"]})
@@ -92,22 +89,15 @@ def test_a_killed_run_goes_on_to_the_same_rows(world, tmp_path, monkeypatch, edi
 
     the_spec = spec(editor, protocol=name, batch_size=1, options={"checkpoint_every_batch": True})
     run(world, tmp_path / "whole", the_spec)
-    kind, calls = editor_class(editor), []
-    plain = kind.apply
-
-    def dying(self, batch, record):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return plain(self, batch, record)
-
+    kind = editor_class(editor)
+    dying = breaking_off(kind.apply, 3)
     monkeypatch.setattr(kind, "apply", dying)
     broken = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
         run(world, broken, the_spec)
     assert not (broken / "run.json").exists() and (broken / "checkpoints").is_dir()
     run(world, broken, the_spec)
-    assert len(calls) == 3 + 2  # two of four batches were not made again
+    assert len(dying.calls) == 3 + 2  # two of four batches were not made again
     assert not (broken / "checkpoints").exists()
     for read in (results.read_metrics, results.read_records):
         pd.testing.assert_frame_equal(read(broken), read(tmp_path / "whole"), check_exact=True)
@@ -119,15 +109,7 @@ def test_checkpoints_of_another_seed_are_not_used(world, tmp_path, monkeypatch):
     from palimpsest.editors import editor_class
 
     kind = editor_class("ft")
-    plain, calls = kind.apply, []
-
-    def dying(self, batch, record):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return plain(self, batch, record)
-
-    monkeypatch.setattr(kind, "apply", dying)
+    monkeypatch.setattr(kind, "apply", breaking_off(kind.apply, 2))
     with pytest.raises(KeyboardInterrupt):
         run(world, tmp_path / "a", spec("ft"))
     run(world, tmp_path / "a", spec("ft"), seed=1)

@@ -7,6 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 from test_runs import run, spec, world  # noqa: F401  the fixture
+from tiny import breaking_off
 
 from palimpsest import experiment_shared, experiments, results, runs, searches
 from palimpsest.config import repository_root
@@ -87,21 +88,14 @@ def test_a_killed_search_goes_on(world, tmp_path, monkeypatch):  # noqa: F811
     where = (0, world / "model", world / "data")
     monkeypatch.setattr(searches, "EDITS_AT_ONCE", 1)
     searches.search_targets(the_spec, *where, tmp_path / "whole")
-    plain, calls = searches.SEARCHES["fast"], []
-
-    def dying(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return plain(*arguments)
-
+    dying = breaking_off(searches.SEARCHES["fast"], 3)
     monkeypatch.setitem(searches.SEARCHES, "fast", dying)
     broken = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
         searches.search_targets(the_spec, *where, broken)
     assert not (broken / "targets.json").exists() and (broken / "checkpoints").is_dir()
     searches.search_targets(the_spec, *where, broken)
-    assert len(calls) == 3 + 2  # two of four were not searched again
+    assert len(dying.calls) == 3 + 2  # two of four were not searched again
     files = [(folder / "targets.safetensors").read_bytes() for folder in (tmp_path / "whole", broken)]
     assert files[0] == files[1] and not (broken / "checkpoints").exists()
     assert StoredTargets.load(broken).vectors.losses == StoredTargets.load(tmp_path / "whole").vectors.losses
