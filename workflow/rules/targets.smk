@@ -46,13 +46,6 @@ rule runs:
     localrule: True
 
 
-# The shortest way through every kind of rule.
-rule smoke:
-    input:
-        figure_files(next(iter(PLAN.figures))),
-    localrule: True
-
-
 # One name per table and figure.
 for name in PLAN.figures:
 
