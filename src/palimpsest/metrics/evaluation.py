@@ -27,7 +27,7 @@ Watching = Callable[[], AbstractContextManager[Callable[[], Tensor | None] | Non
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt with an answer, asked for the edit at position `order` of the stream."""
+    """One prompt with an answer, asked for the edit at position `order` of the stream or batch."""
 
     order: int
     split: str
@@ -38,6 +38,11 @@ class Question:
     def text(self) -> str:
         """What the model reads in teacher forcing."""
         return f"{self.prompt} {self.answer}"
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Prompt and answer."""
+        return self.prompt, self.answer
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 from palimpsest.interruption import deferred
 from palimpsest.metrics import success
 from palimpsest.metrics.asked import Said
-from palimpsest.metrics.evaluation import RecordValue
+from palimpsest.metrics.evaluation import Question, RecordValue
 from palimpsest.metrics.scores import mean
 from palimpsest.protocols.checkpoints import Checkpoints
-from palimpsest.protocols.simultaneous_inputs import Question, Simultaneous
+from palimpsest.protocols.simultaneous_inputs import Simultaneous
 from palimpsest.protocols.stream import (
     Progress,
     add_metric,

@@ -25,25 +25,11 @@ from palimpsest.editors.base import Editor
 from palimpsest.edits import Edit, Probe
 from palimpsest.errors import SettingsError
 from palimpsest.metrics.asked import Asked
+from palimpsest.metrics.evaluation import Question
 from palimpsest.models.batching import Batching
 
 SPLIT_OF_PROBE = {name: name for name in ("near", "far", "unrelated")}
 TRIES = 20  # draws for each far prompt, of which some are near or edited
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prompt with an answer, asked for the edit at position `order` of the run."""
-
-    order: int
-    split: str
-    prompt: str
-    answer: str
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        """Prompt and answer."""
-        return (self.prompt, self.answer)
 
 
 @dataclass(frozen=True)

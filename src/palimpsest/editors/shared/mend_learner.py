@@ -167,9 +167,7 @@ class MendLearner:
         """
         g, k = len(groups), len(groups[0])
         rows = Upper(self.model, self._inputs(groups), self.lowest)
-        number = torch.arange(3 * g * k).view(
-            g, 3, k
-        )  # of a row, by group and whether edit, query or outside
+        number = torch.arange(3 * g * k).view(g, 3, k)  # of the rows: edits, queries, outside
         edits, outside = rows.rows(number[:, 0].flatten()), rows.rows(number[:, 2].flatten())
         looked = rows if whole else rows.rows(number[:, 1:].flatten())
         factors = self._factors(edits, g)
@@ -211,9 +209,8 @@ class MendLearner:
     def _factors(self, edits: Upper, groups: int) -> list[list[Factors]]:
         """Of the gradient that each group's edits have."""
         if not self.settings.mask_padding and self.model.kind == "decoder":
-            edits.inputs = with_padding_targets(
-                edits.inputs, int(self.model.tokenizer.pad_token_id), groups
-            )  # of the gradient alone, not of what is judged
+            padding = int(self.model.tokenizer.pad_token_id)  # in the gradient alone, not in what is judged
+            edits.inputs = with_padding_targets(edits.inputs, padding, groups)
         weights = row_weights(edits.inputs, self.settings.reduction, groups)
         return gradient_factors(edits, self.modules, weights, groups)[0]
 
