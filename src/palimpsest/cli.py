@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from palimpsest import __version__, commands, interruption
+from palimpsest import __version__, commands, interruption, listing, spec_help
 from palimpsest.errors import PalimpsestError
 
 _EPILOG = """
 The usual way in is the workflow: `snakemake --cores all` makes everything, `snakemake comeba_fig4` one figure,
-`snakemake -n` says what would be done and why. Each rule calls one of the commands above; a printed job can be pasted
-into a terminal. SPEC is JSON, or @FILE with JSON in it. Errors name file, record and field, and what to do.
+`snakemake -n` says what would be done and why. Each rule calls one of the commands above; `snakemake -np TARGET` prints
+the commands with their SPECs, to be pasted into a terminal. SPEC is JSON, or @FILE with JSON in it; the help of each
+command lists its keys. Errors name file, record and field, and what to do.
 """
 
 
@@ -60,8 +61,19 @@ def _torch_threads(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Lists the keys of the command's SPEC below the options; found only when help is asked for."""
+
+    spec_flag: str | None = None
+
+    def format_help(self) -> str:
+        """The usual help, and the keys."""
+        keys = spec_help.text(self.prog.split()[-1], self.spec_flag) if self.spec_flag else ""
+        return super().format_help() + keys
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="palimpsest",
         description="Edit language models again and again, measure what was gained and lost, and draw the papers' figures.",
         epilog=_EPILOG,
@@ -77,9 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(
-    groups: argparse._SubParsersAction, name: str, function, help: str, description: str
-) -> argparse.ArgumentParser:
+def _add(groups: argparse._SubParsersAction, name: str, function, help: str, description: str) -> _Parser:
     parser = groups.add_parser(
         name,
         help=help,
@@ -90,49 +100,56 @@ def _add(
     return parser
 
 
-def _spec(parser: argparse.ArgumentParser, text: str, flag: str = "--spec") -> None:
-    parser.add_argument(flag, dest="spec", required=True, metavar="SPEC", help=f"JSON or @FILE: {text}")
+def _spec(parser: _Parser, text: str, flag: str = "--spec") -> None:
+    parser.spec_flag = flag
+    parser.add_argument(
+        flag, dest="spec", required=True, metavar="SPEC", help=f"JSON or @FILE: {text}; keys below"
+    )
 
 
 def _out(parser: argparse.ArgumentParser, text: str = "directory for the results") -> None:
-    parser.add_argument("--out", type=Path, required=True, help=text)
+    _path(parser, "--out", text)
 
 
-def _threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=None,
-        metavar="N",
-        help="threads for linear algebra (default: the library's)",
-    )
+def _path(parser: argparse.ArgumentParser, flag: str, text: str, required: bool = True) -> None:
+    parser.add_argument(flag, type=Path, default=None, required=required, help=text)
+
+
+def _threads(parser: argparse.ArgumentParser, default: str = "the library's") -> None:
+    text = f"threads for linear algebra (default: {default})"
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help=text)
 
 
 def _data_commands(groups: argparse._SubParsersAction) -> None:
     world = _add(
-        groups, "world", lambda o: commands.run_world(commands.read_spec(o.spec), o.seed, o.out, o.kind),
-        "Generate a world: facts, probes and text, in the real upstream schemas.",
-        "Writes counterfact.json, zsre.json, facts.jsonl, text.txt, corpus.txt and manifest.json. Offline.\n"
+        groups, "world",
+        lambda o: commands.run_world(commands.read_spec(o.spec, "--settings"), o.seed, o.out, o.kind),
+        "Generate a world: records to edit in the real upstream schemas, and what a model reads to know them.",
+        "Offline. Writes manifest.json and, by --kind:\n"
+        "  facts        counterfact.json, zsre.json, facts.jsonl, text.txt, corpus.txt\n"
+        "  qa           questions for lifelong editing: zsre.jsonl, nq.jsonl, pairs.jsonl, impl_dev.json, zsre_yn_dev.txt\n"
+        "  labels       court cases for lifelong editing: scotus_{upstream,tuning,stream}.csv, pairs.jsonl\n"
+        "  biographies  for lifelong editing: wikibio.jsonl, wiki_bio_concepts.txt, facts.jsonl, text.txt, corpus.txt\n"
+        "  claims       fact checking: fever-{train,dev}-kilt.jsonl, vitaminc_{train,dev}.jsonl, pairs.jsonl\n"
+        "  sentiment    replies in a dialogue: blender_{train,val,test}.json, facts.jsonl, text.txt, corpus.txt\n"
         "Example: palimpsest world --settings '{\"counterfact\": 50, \"zsre\": 50}' --seed 1 --out my-world",
     )  # fmt: skip
-    _spec(
-        world,
-        "sizes of the world (counterfact, zsre, probes, relations, ...); {} for the defaults",
-        "--settings",
-    )
+    _spec(world, "sizes of the world; {} for the defaults", "--settings")
     world.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     world.add_argument(
         "--kind",
         choices=sorted(commands.WORLDS),
         default="facts",
-        help="facts, or the world of a lifelong task (default facts)",
+        help="facts; qa, labels, biographies: worlds of the lifelong tasks; claims; sentiment (default facts)",
     )
     _out(world)
 
     source = _add(
         groups, "source", lambda o: commands.run_source(commands.read_spec(o.spec), o.out),
-        "Prepare a real split for pre-training a small model.",
-        "Real files are looked up by absolute path or under the directory named by PALIMPSEST_DATA.",
+        "Prepare real files for pre-training a small model.",
+        "Facts (CounterFact, ZsRE), claims (FEVER, VitaminC), the records of a lifelong task (key task), or text alone.\n"
+        "Real files are looked up by absolute path or under the directory named by PALIMPSEST_DATA.\n"
+        "Example: palimpsest source --spec '{\"reader\": \"counterfact\", \"file\": \"counterfact-edit.json\"}' --out facts",
     )  # fmt: skip
     _spec(source, "which records and which text")
     _out(source)
@@ -140,14 +157,14 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
     dataset = _add(
         groups, "dataset", lambda o: commands.run_dataset(commands.read_spec(o.spec), o.source, o.out),
         "Read and validate a data set of edits.",
-        "Reads the upstream forms of CounterFact and ZsRE, plain or gzipped, from a file, a source or a pinned hub id.\n"
+        "Reads the upstream forms of CounterFact, ZsRE, FEVER, VitaminC (evidence) and SERAC's conversations, plain or gzipped,\n"
+        "from a file, a source or a pinned hub id. With the key task it cuts a stream for lifelong editing and its probes\n"
+        "(probes.jsonl); with reserve or learning it also writes learning.jsonl, for editors that learn.\n"
         "A malformed record is refused with file, record and field before anything heavy starts.\n"
         "Example: palimpsest dataset --spec '{\"reader\": \"counterfact\", \"file\": \"counterfact-edit.json\"}' --out edits",
     )  # fmt: skip
-    _spec(dataset, "reader, file or hub, limit, bad_records, ...")
-    dataset.add_argument(
-        "--source", type=Path, default=None, help="directory of a generated or prepared source"
-    )
+    _spec(dataset, "reader or task, and where the records are")
+    _path(dataset, "--source", "directory of a generated or prepared source", required=False)
     _out(dataset, "directory for edits.jsonl and manifest.json")
 
 
@@ -159,9 +176,9 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
                   "Resumes from its last checkpoint. "
                   "Writes hub format, manifest.json and training.csv (the loss curve).")  # fmt: skip
     _spec(parser, "family, sizes and training settings")
-    parser.add_argument("--source", type=Path, required=True, help="directory with facts.jsonl and text.txt")
+    _path(parser, "--source", "directory with facts.jsonl and text.txt; t5 and bert: with pairs.jsonl")
     _out(parser)
-    _threads(parser)
+    _threads(parser, "1")
 
     parser = _add(groups, "model", lambda o: commands.run_model(commands.read_spec(o.spec), o.out),
                   "Describe a model made elsewhere, or make a random stand-in.",
@@ -179,12 +196,10 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
                   "Measures recall, the target-vector ceiling of each block and the state swap; a model without a critical\n"
                   "path recalls facts perfectly and still cannot be edited where subject-based editors write.")  # fmt: skip
     _spec(parser, "mode refuse | warn, thresholds, sizes")
-    parser.add_argument("--model", type=Path, required=True, help="model directory")
-    parser.add_argument("--dataset", type=Path, required=True, help="data set directory")
-    parser.add_argument("--source", type=Path, default=None, help="source the model was pre-trained on")
-    parser.add_argument(
-        "--known", type=Path, required=True, help="file for the edits whose truth the model knows"
-    )
+    _path(parser, "--model", "model directory")
+    _path(parser, "--dataset", "data set directory")
+    _path(parser, "--source", "source the model was pre-trained on", required=False)
+    _path(parser, "--known", "file for the edits whose truth the model knows")
     _out(parser, "file for the verdict")
     _threads(parser)
 
@@ -192,12 +207,14 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
         _torch_threads(o)
         commands.run_statistics(commands.read_spec(o.spec), o.model, o.corpus, o.out)
 
-    parser = _add(groups, "statistics", statistics, "Collect the covariance of keys, all layers in one pass.",
-                  "Cached by model, corpus and token budget; resumes. "
-                  "The editors ROME, MEMIT and COMEBA-HK need it.")  # fmt: skip
-    _spec(parser, "layers, tokens, batch_tokens")
-    parser.add_argument("--model", type=Path, required=True, help="model directory")
-    parser.add_argument("--corpus", type=Path, required=True, help="text, one passage a line")
+    parser = _add(groups, "statistics", statistics, "Collect the covariance of keys, or Fisher information.",
+                  "The covariance, all layers in one pass, is what ROME, MEMIT and COMEBA-HK need; cached by model, corpus and\n"
+                  "token budget; resumes. With \"kind\": \"fisher\", diagonal Fisher information over prompts and answers, for\n"
+                  "ft_ewc:upstream.")  # fmt: skip
+    _spec(parser, "what is collected, of which layers")
+    _path(parser, "--model", "model directory")
+    corpus = "text, one passage a line; Fisher: JSON lines with prompt and answer (probes.jsonl, pairs.jsonl)"
+    _path(parser, "--corpus", corpus)
     _out(parser)
     _threads(parser)
 
@@ -208,13 +225,11 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
     parser = _add(groups, "train-editor", train_editor, "Train an editor that learns before it edits (MEND, SERAC).",
                   "Cached by model, data, settings and seed; resumes. Writes weights.safetensors, trained.json, training.csv.\n"
                   "Example: palimpsest train-editor --spec '{\"editor\": \"mend\", \"settings\": {\"layers\": [5, 6, 7]}}'\n"
-                  "         --model results/models/mini-gpt2 --dataset results/datasets/zsre --out my-mend")  # fmt: skip
+                  "         --model results/models/mini-gpt2 --dataset results/datasets/mini-zsre --out my-mend")  # fmt: skip
     _spec(parser, "editor, settings, and how the model is loaded (dtype, device)")
     parser.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
-    parser.add_argument("--model", type=Path, required=True, help="model directory")
-    parser.add_argument(
-        "--dataset", type=Path, required=True, help="data set directory with learning.jsonl, or such a file"
-    )
+    _path(parser, "--model", "model directory")
+    _path(parser, "--dataset", "data set directory with learning.jsonl, or such a file")
     _out(parser, "directory for the trained editor")
     _threads(parser)
 
@@ -228,11 +243,11 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
                   "Single-round runs of different methods, lambdas and batch sizes share them (run --targets).")  # fmt: skip
     _spec(parser, "edits, options of the sample, settings of the search")
     parser.add_argument("--seed", type=int, required=True, help="of the sample and the contexts")
-    parser.add_argument("--model", type=Path, required=True, help="model directory")
-    parser.add_argument("--dataset", type=Path, required=True, help="data set directory")
-    parser.add_argument("--known", type=Path, default=None, help="which edits the model knows")
+    _path(parser, "--model", "model directory")
+    _path(parser, "--dataset", "data set directory")
+    _path(parser, "--known", "which edits the model knows", required=False)
     _out(parser, "directory for targets.safetensors and targets.json")
-    _threads(parser)
+    _threads(parser, "OMP_NUM_THREADS, else 1")
 
     def run(o: argparse.Namespace) -> None:
         _torch_threads(o)
@@ -242,8 +257,8 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         commands.run_run(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, **inputs)
 
     parser = _add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
-                  "Checkpoints between batches and resumes. "
-                  "`palimpsest list experiments` and snakemake -n show the specs.")  # fmt: skip
+                  "Checkpoints between batches and resumes. `palimpsest list experiments` says what there is; "
+                  "`snakemake -np TARGET`\nprints the commands of its runs with their specs.")  # fmt: skip
     _spec(parser, "resolved run: protocol, editor, settings, sizes")
     parser.add_argument(
         "--seed", type=int, required=True, help="varies sample, order, contexts and the editor's randomness"
@@ -254,11 +269,9 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         ("--targets", "target vectors searched beforehand, for single-round runs"),
         ("--trained", "what train-editor wrote, for editors that learn"),
     ):  # fmt: skip
-        parser.add_argument(
-            flag, type=Path, default=None, required=flag in ("--model", "--dataset"), help=text
-        )
+        _path(parser, flag, text, required=flag in ("--model", "--dataset"))
     _out(parser)
-    _threads(parser)
+    _threads(parser, "OMP_NUM_THREADS, else 1")
 
     parser = _add(groups, "figure", lambda o: commands.run_figure(o.name, commands.read_spec(o.spec), o.runs, o.out),
                   "Draw one figure or table from finished runs.",
@@ -279,13 +292,13 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     parser = _add(groups, "claims", lambda o: commands.run_claims(commands.read_spec(o.spec), o.results, o.out),
                   "Judge the papers' claims on finished runs.", "Verdicts: holds, fails, undecided, not run.")  # fmt: skip
     _spec(parser, "experiments and their runs")
-    parser.add_argument("--results", type=Path, required=True, help="directory that holds runs/")
+    _path(parser, "--results", "directory that holds runs/")
     _out(parser, "directory for claims.csv and claims.md")
 
     parser = _add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out, o.only),
                   "Copy the finished pictures and tables into the documentation.",
                   "What `make gallery` calls after a run at scale mini.")  # fmt: skip
-    parser.add_argument("--figures", type=Path, required=True, help="directory the workflow has drawn into")
+    _path(parser, "--figures", "directory the workflow has drawn into")
     parser.add_argument(
         "--only", nargs="*", default=None, metavar="NAME", help="these figures and tables (default all)"
     )
@@ -296,15 +309,15 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
     parser = _add(
         groups, "list", _print_list, "Show what there is.", "Example: palimpsest list editors --json"
     )
-    parser.add_argument("kind", choices=commands.KINDS, help="what to list")
+    parser.add_argument("kind", choices=listing.KINDS, help="what to list")
     parser.add_argument("--json", action="store_true", help="as JSON: a list of objects with `name`")
     parser.add_argument(
-        "--scale", default="mini", help="whose data sets, models and experiments (default mini)"
+        "--scale", default=None, help="whose figures, data sets, models and experiments (default mini)"
     )
 
     parser = _add(groups, "edit", _print_edit, "Edit a model once and ask it.",
-                  "Example: palimpsest edit --model results/models/mini-gpt2 --editor ft --prompt 'The mother tongue of Ada is'\n"
-                  "         --subject Ada --target French --ask 'Ada speaks'")  # fmt: skip
+                  "Example: palimpsest edit --model results/models/mini-gpt2 --editor ft --preset mini-gpt2 --subject Ada\n"
+                  "         --prompt 'The mother tongue of Ada is' --target French --ask 'Ada speaks'")  # fmt: skip
     parser.add_argument(
         "--model", required=True, help="model directory, or hub id with its commit: org/name@COMMIT"
     )
@@ -313,21 +326,22 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
     parser.add_argument("--target", required=True, help="new answer")
     parser.add_argument("--subject", default=None, help="what the prompt is about, as written in it")
     parser.add_argument(
-        "--settings", default="{}", metavar="JSON", help="settings of the editor, JSON or @FILE"
-    )
+        "--preset", default=None, metavar="NAME",
+        help="config/editors/EDITOR.yaml's settings for a model such as mini-gpt2 (default: the editor's, for the paper's model)",
+    )  # fmt: skip
     parser.add_argument(
-        "--statistics", default=None, help="directory of the model's covariance, for editors that need it"
+        "--settings", default="{}", metavar="JSON",
+        help="settings of the editor, over those of --preset: JSON or @FILE; `palimpsest schema` lists them",
+    )  # fmt: skip
+    _path(
+        parser,
+        "--statistics",
+        "directory of the model's covariance, for editors that need it",
+        required=False,
     )
-    parser.add_argument(
-        "--trained", default=None, help="directory that train-editor wrote, for editors that learn"
-    )
-    parser.add_argument(
-        "--ask",
-        action="append",
-        default=[],
-        metavar="PROMPT",
-        help="prompts to continue before and after (repeatable)",
-    )
+    _path(parser, "--trained", "directory that train-editor wrote, for editors that learn", required=False)
+    ask = "prompts to continue before and after (repeatable)"
+    parser.add_argument("--ask", action="append", default=[], metavar="PROMPT", help=ask)
     parser.add_argument("--tokens", type=int, default=8, help="length of the answers (default 8)")
     parser.add_argument("--save", default=None, metavar="DIR", help="keep the editor's state there")
     parser.add_argument("--seed", type=int, default=0, help="seed of the editor (default 0)")
@@ -341,29 +355,21 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
 
 
 def _print_list(options: argparse.Namespace) -> None:
-    entries = commands.list_kind(options.kind, options.scale)
+    if options.scale and options.kind in listing.SCALELESS:
+        print(f"palimpsest: --scale is not used: {options.kind} are the same at every scale", file=sys.stderr)
+    entries = listing.list_kind(options.kind, options.scale or "mini")
     if options.json:
         print(json.dumps(entries, indent=2, ensure_ascii=False, default=str))
-        return
-    width = max((len(entry["name"]) for entry in entries), default=0)
-    for entry in entries:
-        rest = "  ".join(
-            _words(value) for key, value in entry.items() if key != "name" and value not in ("", None)
-        )
-        print(f"{entry['name']:<{width}}  {rest}".rstrip()[:200])
-
-
-def _words(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    else:
+        print(listing.table(options.kind, entries))
 
 
 def _print_edit(options: argparse.Namespace) -> None:
     edit = {"prompt": options.prompt, "target": options.target, "subject": options.subject}
-    keys = ("statistics", "trained", "tokens", "save", "seed", "device")
+    keys = ("preset", "statistics", "trained", "tokens", "save", "seed", "device")
     more = {key: getattr(options, key) for key in keys}
-    result = commands.edit_once(
-        options.model, options.editor, edit, commands.read_spec(options.settings), options.ask, **more
-    )  # fmt: skip
+    settings = commands.read_spec(options.settings, "--settings")
+    result = commands.edit_once(options.model, options.editor, edit, settings, options.ask, **more)
     if options.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from palimpsest.config import read_yaml, repository_root, settings_schema_of
-from palimpsest.errors import PalimpsestError
+from palimpsest.config import (
+    Config,
+    complete_settings,
+    editor_settings,
+    merge_settings,
+    read_yaml,
+    repository_root,
+    settings_schema_of,
+    suggest,
+)
+from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.files import only_one, write_json
 
 # Kind of a generated world -> module:function that makes it.
@@ -21,58 +31,26 @@ WORLDS = {
     "sentiment": "palimpsest.data.world_sentiment:generate_sentiment",
 }
 PAIR_FAMILIES = ("t5", "bert")
-KINDS = ("editors", "figures", "claims", "datasets", "models", "experiments")
 
 
-def read_spec(text: str) -> dict[str, Any]:
-    """A spec given as JSON, or as @FILE with JSON in it."""
+def read_spec(text: str, flag: str = "--spec") -> dict[str, Any]:
+    """A spec given as JSON, or as @FILE with JSON in it; errors name the option `flag` that it was given by."""
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PalimpsestError(
-                f"--spec {text}: the file cannot be read ({error}). Check the path"
+                f"{flag} {text}: the file cannot be read ({error}). Check the path"
             ) from error
     try:
         spec = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise PalimpsestError(
-            f"--spec is not valid JSON ({error}). Quote it for the shell, or give @FILE"
+            f"{flag} is not valid JSON ({error}). Quote it for the shell, or give @FILE"
         ) from error
     if not isinstance(spec, dict):
-        raise PalimpsestError(f"--spec must be a JSON object, not {type(spec).__name__}")
+        raise PalimpsestError(f"{flag} must be a JSON object, not {type(spec).__name__}")
     return spec
-
-
-def list_kind(kind: str, scale: str = "mini") -> list[dict[str, Any]]:
-    """What `palimpsest list KIND` shows: objects with `name` and what else a reader wants to know.
-
-    Raises:
-        PalimpsestError: an unknown kind or scale.
-    """
-    if kind == "editors":
-        return _list_editors()
-    if kind == "claims":
-        return _list_claims()
-    scale_file = repository_root() / "config" / f"{scale}.yaml"
-    if not scale_file.is_file():
-        known = sorted(path.stem for path in scale_file.parent.glob("*.yaml"))
-        raise PalimpsestError(f"there is no scale {scale!r}. Known scales: {', '.join(known)}")
-    content = read_yaml(scale_file)
-    if kind in ("datasets", "models"):
-        return [{"name": name, **{key: value for key, value in entry.items() if not isinstance(value, dict)}}
-                for name, entry in content[kind].items()]  # fmt: skip
-    declared: dict[str, Any] = {}
-    for path in sorted((repository_root() / "config" / "experiments").glob("*.yaml")):
-        declared |= read_yaml(path)["experiments"]
-    wanted = [name for name in content["experiments"] if kind == "experiments" or name in declared]
-    return [
-        {
-            "name": name,
-            **{key: declared[name].get(key, "") for key in ("item", "title", "drawer", "protocol")},
-        }
-        for name in wanted
-    ]
 
 
 def write_settings_schema(path: Path | None = None) -> dict[str, Any]:
@@ -88,6 +66,21 @@ def write_settings_schema(path: Path | None = None) -> dict[str, Any]:
     if path is not None:
         write_json(path, schema)
     return schema
+
+
+def _flat(spec: Mapping[str, Any], *groups: str) -> dict[str, Any]:
+    """The spec without groups of keys: a scale's file states them so, commands read one flat object."""
+    flat = {key: value for key, value in spec.items() if key not in groups}
+    for group in groups:
+        inner = spec.get(group, {})
+        if not isinstance(inner, Mapping):
+            raise SettingsError(f"--spec, key {group!r}: expected an object of keys, found {inner!r:.60}")
+        if twice := sorted(set(inner) & set(flat)):
+            raise SettingsError(
+                f"--spec, key {twice[0]!r} is given twice, once under {group!r}. Give it once"
+            )
+        flat |= inner
+    return flat
 
 
 def run_world(spec: dict[str, Any], seed: int, out: Path, kind: str = "facts") -> None:
@@ -113,6 +106,7 @@ def run_source(spec: dict[str, Any], out: Path) -> None:
 
 def run_dataset(spec: dict[str, Any], source: Path | None, out: Path) -> None:
     """Validate and write edits; with a `task`, a stream for lifelong editing and its probes."""
+    spec = _flat(spec, "lifelong")
     if "task" in spec:
         from palimpsest.data.lifelong import build_lifelong as build
     else:
@@ -123,6 +117,7 @@ def run_dataset(spec: dict[str, Any], source: Path | None, out: Path) -> None:
 
 def run_pretrain(spec: dict[str, Any], source: Path, out: Path, threads: int) -> None:
     """Pre-train a model: on sentences, or for families that are no decoders on pairs of prompt and answer."""
+    spec = _flat(spec, "shape", "training")
     if spec.get("family") in PAIR_FAMILIES:
         from palimpsest.models.pretrain_pairs import pretrain_pairs as pretrain
     else:
@@ -135,7 +130,7 @@ def run_model(spec: dict[str, Any], out: Path) -> None:
     """Describe an external model, or make a random stand-in."""
     from palimpsest.models.manifest import describe_model
 
-    describe_model(spec, out)
+    describe_model(_flat(spec, "shape"), out)
 
 
 def run_gate(
@@ -236,6 +231,53 @@ def run_gallery(figures: Path, out: Path, only: list[str] | None = None) -> None
     collect(figures, out, only)
 
 
+def preset_settings(editor: str, preset: str, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings of `config/editors/EDITOR.yaml` for a model preset, such as mini-gpt2, with those of `over` instead.
+
+    As the workflow has them for its variant `default`, without what a protocol changes. All settings are named: one that
+    the file replaces by a ratio must not come back as the dataclass's default.
+
+    Raises:
+        SettingsError: the editor or the preset is not known, there is no config directory, or the preset cannot serve.
+    """
+    from palimpsest.editors import editor_class
+
+    kind, name = editor_class(editor), f"config/editors/{editor}.yaml"
+    if kind.learns:
+        raise SettingsError(
+            f"{editor} edits with the settings of its training (--trained). Leave out --preset"
+        )
+    try:
+        path = repository_root() / name
+        if not path.is_file():
+            raise PalimpsestError(f"{path} does not exist")
+    except PalimpsestError as error:
+        raise SettingsError(
+            f"--preset {preset} reads {name} of a checkout, which is not there ({error}). Install from a checkout, "
+            "or give the settings by --settings"
+        ) from error
+    content = read_yaml(path)
+    known = content.get("models") or {}
+    if preset not in known:
+        remedy = (
+            f"It has {', '.join(known)}"
+            if known
+            else "It has one set of settings for all; leave out --preset"
+        )
+        raise SettingsError(f"{name} has no preset {preset!r}{suggest(preset, known)}. {remedy}")
+    content["variants"] = {"default": {}, **(content.get("variants") or {})}
+    config = Config({"models": {preset: {}}}, {editor: content}, {}, {editor: settings_schema_of(kind)})
+    stated = merge_settings(editor_settings(config, editor, "default", preset, None), over)
+    if hasattr(kind, "calibrate") and stated.get("radius_ratio") is not None:
+        raise SettingsError(
+            f"the preset {preset} of {editor} states radius_ratio, a share of distances between the prompts of a run; with "
+            """one edit there are none. Give a radius: --settings '{"radius": 1.0}'"""
+        )
+    return complete_settings(config, editor, stated) | dict(
+        over or {}
+    )  # wrong names too, for the editor to refuse
+
+
 def edit_once(
     model: str,
     editor: str,
@@ -246,6 +288,10 @@ def edit_once(
 ) -> dict[str, Any]:
     """Edit a model once and ask it; nothing is kept unless `save` names a folder.
 
+    Args:
+        options: `preset` (see `preset_settings`); `statistics`, `trained`, `seed` of the editor; `device`, `dtype`,
+            `revision` of the model; `tokens` of the answers; `save`.
+
     Returns:
         what was applied and refused, and the answers before and after.
     """
@@ -255,12 +301,15 @@ def edit_once(
     from palimpsest.models.loading import load_model
 
     wanted = Edit.from_dict(edit)
+    if options.get("preset"):
+        settings = preset_settings(editor, options["preset"], settings)
     loaded = load_model(
         model,
         dtype=options.get("dtype", "float32"),
         device=options.get("device", "cpu"),
         revision=options.get("revision"),
     )
+    _refuse_layers_of_another(editor, settings, loaded.n_blocks)
     made = make_editor(
         editor,
         loaded,
@@ -286,25 +335,19 @@ def edit_once(
     }
 
 
-def _list_editors() -> list[dict[str, Any]]:
-    from palimpsest.editors import editor_names
+def _refuse_layers_of_another(editor: str, settings: Mapping[str, Any], blocks: int) -> None:
+    """Defaults are the settings for the paper's model; a smaller one may lack the layers that they name."""
+    from palimpsest.editors import editor_class
 
-    found = []
-    for name in editor_names():
-        path = repository_root() / "config" / "editors" / f"{name}.yaml"
-        content = read_yaml(path) if path.is_file() else {}
-        variants = ["default", *(variant for variant in content.get("variants", {}) if variant != "default")]
-        found.append({"name": name, "title": content.get("title", name), "variants": variants,
-                      "needs_statistics": bool(content.get("needs_statistics", False))})  # fmt: skip
-    return found
-
-
-def _list_claims() -> list[dict[str, Any]]:
-    from palimpsest.published import claims
-
-    listed = []
-    for path in sorted((repository_root() / "config" / "experiments").glob("*.yaml")):
-        paper = read_yaml(path)["paper"]
-        for claim in claims(paper):
-            listed.append({**claim, "name": claim.get("name") or claim.get("id"), "paper": paper})
-    return listed
+    kind = editor_class(editor)
+    if kind.learns or {"layer", "layers"} & set(settings):
+        return
+    known = settings_schema_of(kind)["properties"]
+    name = "layers" if "layers" in known else "layer"
+    default = known.get(name, {}).get("default")
+    numbers = default if isinstance(default, list) else [default]
+    if any(isinstance(number, int) and number >= blocks for number in numbers):
+        raise SettingsError(
+            f"{editor} has {name} = {default} when nothing else is said, and the model has blocks 0 to {blocks - 1}. Give "
+            f"{name} by --settings, or --preset NAME for what config/editors/{editor}.yaml says for a model"
+        )

@@ -160,6 +160,27 @@ def test_an_error_inside_leaves_no_hook(gpt2, monkeypatch):
     assert torch.equal(gpt2.logits(batch), before) and used.alpha == alpha
 
 
+@pytest.mark.parametrize("ending", [RuntimeError, KeyboardInterrupt])
+def test_a_batch_that_ends_late_is_forgotten_by_the_history_of_alpha_too(gpt2, ending):
+    """Alpha is noted before the last notes are taken: an error or an interrupt in between takes it back."""
+    used = edited(gpt2)
+    before, alpha, history = used.state(), used.alpha, [dict(entry) for entry in used.alpha_history]
+
+    class Full(dict):
+        def __setitem__(self, key, value):
+            if key == "z_scores":
+                assert len(used.alpha_history) == len(history) + 1
+                raise ending
+            super().__setitem__(key, value)
+
+    with pytest.raises(ending):
+        used.apply(some_edits(2), Full())
+    assert used.alpha_history == history and used.alpha == alpha
+    after = used.state()
+    assert after.plain == before.plain and set(after.tensors) == set(before.tensors)
+    assert all(torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
+
+
 def test_state_bytes_are_constant(gpt2):
     """Claim C21: inference state does not grow with edits."""
     used = editor(gpt2, "comeba_hk")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from palimpsest import cli, commands
+from palimpsest import cli, listing
 
 COMMANDS = (
     "world", "source", "dataset", "pretrain", "model", "gate", "statistics", "train-editor", "run", "figure", "claims",
@@ -38,14 +38,80 @@ def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture):
     assert "snakemake" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", commands.KINDS)
-def test_lists_are_json_objects_with_a_name(kind: str, capsys: pytest.CaptureFixture):
-    assert cli.main(["list", kind, "--json"]) == 0
-    entries = json.loads(capsys.readouterr().out)
+def listed(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    assert cli.main(["list", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", listing.KINDS)
+def test_lists_are_json_objects_with_a_name(kind: str, capsys: pytest.CaptureFixture, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    entries = json.loads(listed(capsys, kind, "--json"))
     assert entries
     assert all(entry["name"] for entry in entries)
-    assert cli.main(["list", kind]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(entries)
+    lines = listed(capsys, kind).splitlines()
+    assert "name" in lines[0].split() and set(lines[1]) == {"-", " "}
+    rows = {line.split()[1 if kind == "claims" else 0] for line in lines[2:] if not line.startswith(" ")}
+    assert rows == {entry["name"] for entry in entries}
+
+
+@pytest.mark.parametrize("kind", ["editors", "claims", "experiments"])
+@pytest.mark.parametrize("width", [100, 160])
+def test_tables_fit_the_terminal_and_cut_no_word(kind: str, width: int, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = listed(capsys, kind)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    starts = [at for at, sign in enumerate(lines[1]) if sign == "-" and lines[1][at - 1 : at] != "-"]
+    for line in lines[2:]:  # columns start below each other
+        assert all(line[at - 2 : at].strip() == "" for at in starts[1:])
+    shown = ("text", "title", "variants")
+    words = " ".join(
+        str(value) for entry in json.loads(listed(capsys, kind, "--json")) for key, value in entry.items() if key in shown
+    )  # fmt: skip
+    assert set(words.translate(str.maketrans("", "", "[]',")).split()) <= set(
+        text.translate(str.maketrans("", "", "[]',")).split()
+    )
+
+
+def test_what_an_editor_needs_is_said_in_words(capsys: pytest.CaptureFixture):
+    lines = listed(capsys, "editors").splitlines()
+    assert lines[0].endswith("needs statistics  needs training")
+    needs = {line.split()[0]: line.split()[-2:] for line in lines[2:] if not line.startswith(" ")}
+    assert needs["memit"] == ["yes", "no"] and needs["mend"] == ["no", "yes"] and needs["ft"] == ["no", "no"]
+    entries = {entry["name"]: entry for entry in json.loads(listed(capsys, "editors", "--json"))}
+    assert entries["serac"]["needs_training"] is True and entries["rome"]["needs_training"] is False
+
+
+def test_claims_are_led_by_their_paper(capsys: pytest.CaptureFixture):
+    text = listed(capsys, "claims")
+    papers = [line.split()[0] for line in text.splitlines()[2:] if not line.startswith(" ")]
+    assert list(dict.fromkeys(papers)) == ["comeba_hk", "grace", "mend", "serac"]
+    assert papers == sorted(papers) and "{" not in text and "statistic" not in text.splitlines()[0]
+    entries = json.loads(listed(capsys, "claims", "--json"))
+    assert len(entries) == len(papers) and all(
+        entry["parts"] and entry["paper"] in papers for entry in entries
+    )
+
+
+@pytest.mark.parametrize("kind", listing.KINDS)
+def test_a_scale_that_means_nothing_is_said_to(kind: str, capsys: pytest.CaptureFixture):
+    assert cli.main(["list", kind, "--scale", "smoke"]) == 0
+    assert ("--scale is not used" in capsys.readouterr().err) is (kind in ("editors", "claims"))
+
+
+def test_long_cells_are_wrapped_and_checksums_shortened(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    entries = [
+        {"name": "first", "title": "eight words " * 8, "sha256": "0123456789abcdef" * 4, "bad_records": None},
+        {"name": "second", "title": "short", "deduplicate": True},
+    ]
+    lines = listing.table("datasets", entries).splitlines()
+    assert lines[0].split() == ["name", "title", "more"] and max(map(len, lines)) <= 60
+    assert sum(line.count("eight") for line in lines) == 8 and len(lines) > 5
+    text = " ".join(lines)
+    assert "0123456789ab…" in text and "deduplicate: yes" in text and "bad_records" not in text
+    assert listing.table("models", []) == "There are no models at this scale."
 
 
 def test_lists_name_what_exists(capsys: pytest.CaptureFixture):
@@ -62,9 +128,15 @@ def test_lists_name_what_exists(capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["world", "--settings", "{", "--out", "x"], "not valid JSON"),
-        (["world", "--settings", "[]", "--out", "x"], "must be a JSON object"),
-        (["world", "--settings", "@nowhere.json", "--out", "x"], "nowhere.json"),
+        (["world", "--settings", "{", "--out", "x"], "--settings is not valid JSON"),
+        (["world", "--settings", "[]", "--out", "x"], "--settings must be a JSON object"),
+        (["world", "--settings", "@nowhere.json", "--out", "x"], "--settings @nowhere.json"),
+        (["toy", "--spec", "{", "--out", "x"], "--spec is not valid JSON"),
+        (["model", "--spec", '{"shape": 3}', "--out", "x"], "key 'shape': expected an object"),
+        (
+            ["model", "--spec", '{"width": 8, "shape": {"width": 8}}', "--out", "x"],
+            "key 'width' is given twice",
+        ),
         (["world", "--settings", '{"size": 3}', "--out", "x"], "size"),
         (["list", "models", "--scale", "huge"], "huge"),
         (
@@ -113,33 +185,3 @@ def test_imports_stay_light(module: str):
     code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_edit_from_the_command_line(tmp_path, capsys: pytest.CaptureFixture):
-    from tiny import tiny_model
-
-    model = tiny_model("gpt2")
-    model.network.save_pretrained(tmp_path / "model")
-    model.tokenizer.save_pretrained(tmp_path / "model")
-    arguments = [
-        "edit",
-        "--model",
-        str(tmp_path / "model"),
-        "--editor",
-        "ft",
-        "--prompt",
-        "Ada lives in",
-        "--target",
-        "Rome",
-        "--json",
-    ]
-    assert (
-        cli.main(
-            [*arguments, "--settings", '{"steps": 2}', "--tokens", "2", "--save", str(tmp_path / "state")]
-        )
-        == 0
-    )
-    result = json.loads(capsys.readouterr().out)
-    assert result["applied"] == ["Ada lives in"]
-    assert result["answers"][0]["prompt"] == "Ada lives in"
-    assert (tmp_path / "state" / "state.safetensors").exists()

@@ -9,7 +9,7 @@ from tiny import ALL_FAMILIES, LABELS, tiny_model
 
 from palimpsest.editors import make_editor
 from palimpsest.editors.base import load_state, save_state
-from palimpsest.editors.grace import neighbour_distance
+from palimpsest.editors.shared.nearest import neighbour_distance
 from palimpsest.errors import ModelError, PalimpsestError, SettingsError
 from palimpsest.metrics.retention import Asking, Pool
 from palimpsest.models.objectives import encode, judge, say, target_places, wanted

@@ -134,7 +134,12 @@ class ComebaHk(KeyValueEditor):
     def _keep(self) -> dict[str, Any]:
         """References are enough to go back to: every writer replaces tensors, none changes them."""
         written = self.hooked.difference if self.hooked else self.weights.updates if self.weights else {}
-        return {"written": dict(written), "remembered": dict(self.remembered), "alpha": self.alpha}
+        return {
+            "written": dict(written),
+            "remembered": dict(self.remembered),
+            "alpha": self.alpha,
+            "alpha_history": list(self.alpha_history),
+        }
 
     def _take_back(self, kept: dict[str, Any]) -> None:
         for layer, tensor in kept["written"].items():
@@ -144,6 +149,7 @@ class ComebaHk(KeyValueEditor):
             elif self.weights:
                 self.weights.set(layer, tensor)
         self.remembered = kept["remembered"]
+        self.alpha_history = kept["alpha_history"]
 
     def _solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
         """Delta of Eq. 13, and K' K'^T of the next step."""

@@ -30,10 +30,10 @@ from palimpsest.editors.base import EditorState, edit_name, require
 from palimpsest.editors.shared.adapter_editor import AdapterEditor, AdapterSettings
 from palimpsest.editors.shared.codebook import Codebook, Forgotten, Update
 from palimpsest.editors.shared.gated_adapter import Asked, Decision, ask
-from palimpsest.editors.shared.nearest import neighbour_distance
+from palimpsest.editors.shared.nearest import measure_neighbours
 from palimpsest.editors.shared.values_ahead import ValuesAhead, alike, own_start, train_together
 from palimpsest.edits import Edit
-from palimpsest.errors import EditError, PalimpsestError, SettingsError
+from palimpsest.errors import EditError, SettingsError
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import NONE, Inputs, asking, encode, encode_prompts_only, without_end
@@ -143,21 +143,15 @@ class Grace(AdapterEditor):
         if ratio is None:
             assert self.settings.radius is not None
             return self.settings.radius
-        if len(self.codebook):
-            raise PalimpsestError(
-                f"{self.name} has made edits with radius {self.radius}; calibrate before the first, or `remove` first"
-            )
-        different = list(dict.fromkeys(prompts))
-        if len(different) < 2:
-            raise SettingsError(
-                f"radius_ratio needs at least two different prompts to measure distances, {len(different)} given"
-            )
-        self.neighbour_distance = neighbour_distance(self.queries(different))
-        if self.neighbour_distance <= 0:
-            raise SettingsError(
-                f"the states of {len(different)} prompts at layer {self.settings.layer} are the same: they cannot be "
-                "told apart there. Choose another layer or site, or give an absolute `radius`"
-            )
+        self.neighbour_distance, different = measure_neighbours(
+            self.name,
+            self.radius,
+            len(self.codebook),
+            prompts,
+            self.queries,
+            f"the states of {{}} prompts at layer {self.settings.layer} are the same: they cannot be told apart there. "
+            "Choose another layer or site, or give an absolute `radius`",
+        )
         self.radius = ratio * self.neighbour_distance
         log.info(
             "%s: radius %.6g = %g x %.6g, the median distance of %d prompts to their nearest neighbour at layer %d",
@@ -165,7 +159,7 @@ class Grace(AdapterEditor):
             self.radius,
             ratio,
             self.neighbour_distance,
-            len(different),
+            different,
             self.settings.layer,
         )
         return self.radius

@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit, require
-from palimpsest.editors.grace import neighbour_distance
+from palimpsest.editors.shared.nearest import measure_neighbours
 from palimpsest.editors.shared.routed_editor import Keys, RoutedEditor, StoredEdit
 from palimpsest.editors.shared.routed_output import Asked, Row, Voice
 from palimpsest.edits import Edit
-from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.errors import SettingsError
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import wanted
@@ -124,20 +124,14 @@ class Lu(RoutedEditor):
         if ratio is None:
             assert self.settings.radius is not None
             return self.settings.radius
-        if self.memory:
-            raise PalimpsestError(
-                f"{self.name} has made edits with radius {self.radius}; calibrate before the first, or `remove` first"
-            )
-        different = list(dict.fromkeys(prompts))
-        if len(different) < 2:
-            raise SettingsError(
-                f"radius_ratio needs at least two different prompts to measure distances, {len(different)} given"
-            )
-        apart = neighbour_distance(self.states(different))
-        if apart <= 0:
-            raise SettingsError(
-                f"the mean states of {len(different)} prompts are the same. Give an absolute `radius`"
-            )
+        apart, _ = measure_neighbours(
+            self.name,
+            self.radius,
+            len(self.memory),
+            prompts,
+            self.states,
+            "the mean states of {} prompts are the same. Give an absolute `radius`",
+        )
         self.radius = ratio * apart
         return self.radius
 

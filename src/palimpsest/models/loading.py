@@ -346,7 +346,8 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> tuple[str, s
         return str(path), None, path.resolve().name
     if path.exists() or str(path_or_id).startswith((".", "/")) or str(path_or_id).count("/") > 1:
         raise ModelError(
-            f"{path_or_id} is not a model directory. Give a directory in hub format, or a hub id such as org/name"
+            f"{path_or_id} is not a model directory. Give a directory in hub format, or a hub id with its "
+            "commit: org/name@COMMIT (or revision=COMMIT)"
         )
     return str(path_or_id), revision, str(path_or_id)
 

@@ -7,9 +7,13 @@ distances of those few are computed from the differences in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+
+from palimpsest.errors import PalimpsestError, SettingsError
 
 CHUNK = (
     4096  # pairs whose differences are held at a time; few pairs pass the shortlist, unless keys are alike
@@ -74,3 +78,41 @@ def neighbour_distance(states: Float[Tensor, "n d_in"]) -> float:
     """Median, over at least two states, of the distance to the nearest other one."""
     apart = torch.cdist(states.double(), states.double(), compute_mode="donot_use_mm_for_euclid_dist")
     return float(apart.fill_diagonal_(torch.inf).min(dim=1).values.quantile(0.5))
+
+
+def measure_neighbours(
+    name: str,
+    radius: float | None,
+    edits: int,
+    prompts: Sequence[str],
+    states: Callable[[list[str]], Tensor],
+    alike: str,
+) -> tuple[float, int]:
+    """What a radius is a share of: `neighbour_distance` of prompts, asked before the first edit.
+
+    Args:
+        name, radius, edits: of the editor: its name, the radius in use and how many edits it holds.
+        prompts: may repeat; each counts once.
+        states: gives the states [n, d] of n different prompts.
+        alike: what to say where all states are the same; {} stands for the number of prompts.
+
+    Returns:
+        (the distance, the number of different prompts).
+
+    Raises:
+        PalimpsestError: there are edits already.
+        SettingsError: fewer than two different prompts, or all of them have one state.
+    """
+    if edits:
+        raise PalimpsestError(
+            f"{name} has made edits with radius {radius}; calibrate before the first, or `remove` first"
+        )
+    different = list(dict.fromkeys(prompts))
+    if len(different) < 2:
+        raise SettingsError(
+            f"radius_ratio needs at least two different prompts to measure distances, {len(different)} given"
+        )
+    apart = neighbour_distance(states(different))
+    if apart <= 0:
+        raise SettingsError(alike.format(len(different)))
+    return apart, len(different)
