@@ -21,6 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """As in a shell: a job that was started in the background ignores Ctrl-C, and `listening` leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ask(number=signal.SIGTERM):
     """Send this process a signal and let Python see it."""
     os.kill(os.getpid(), number)
