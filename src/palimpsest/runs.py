@@ -303,7 +303,8 @@ def _inspect(stream: Stream, progress: Progress, sample: Sample) -> list[dict[st
     base = {"run": stream.run, "seed": stream.seed, "step": progress.step}
     failed = {failure["edit"] for failure in progress.failed}
     made = [edit for edit in stream.edits[progress.held_from :] if edit_name(edit) not in failed]
-    return inspection_rows(stream.editor, made, sample.others, stream.evaluation.batching, base)
+    others = [edit for edit in sample.others if edit.subject]  # z-scores are of subjects
+    return inspection_rows(stream.editor, made, others, stream.evaluation.batching, base)
 
 
 def _identity(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -298,6 +298,10 @@ def test_other_subjects_come_from_what_was_not_chosen():
     assert len(sample.others) == 4
     assert not {e.subject for e in sample.others} & {e.subject for e in sample.edits}
     assert choose(edits, 3, 0).others == []
+    # Claims have no subject: then the prompts tell them apart.
+    claims = [replace(one, subject=None, prompt=f"Claim {i} is true") for i, one in enumerate(edits)]
+    sample = choose(claims, 3, 0, others=4)
+    assert len({one.prompt for one in [*sample.edits, *sample.others]}) == 7
 
 
 def test_inspection_rows():

@@ -86,21 +86,21 @@ def choose(
         places.sort(key=lambda place: edits[place].identifier in reserved)
     chosen = _Chosen(edits if conflicts == "drop" else [])
     sample = Sample([])
-    subjects: set[str | None] = {None}
+    about: set[str] = set()  # subjects; of records that name none, the prompts
     for place in places:
         if len(sample.edits) == count and len(sample.others) >= others:
             break
         edit = edits[place]
         rule = _rule(edit, known, fits) or (chosen.rule_against(edit) if conflicts == "drop" else None)
         if len(sample.edits) == count:
-            sample.others += [edit] if rule is None and edit.subject not in subjects else []
+            sample.others += [edit] if rule is None and (edit.subject or edit.prompt) not in about else []
         elif rule is not None:
             sample.dropped[rule] += 1
         else:
             sample.edits.append(edit)
             sample.reserved += [edit.identifier] if edit.identifier in reserved else []
             chosen.add(edit)
-            subjects.add(edit.subject)
+            about.add(edit.subject or edit.prompt)
     if len(sample.edits) < count:
         raise DataError(_too_few(sample, len(edits), count, source))
     return sample
