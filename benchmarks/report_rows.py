@@ -126,77 +126,76 @@ def parts_rows(results: Results) -> list[list[str]]:
     return rows
 
 
+def measured_rows(
+    results: Results,
+    labels: Mapping[str, str],
+    columns: int,
+    cells: Callable[[str, Mapping[str, Any]], list[str]],
+    on_gpu: Callable[[Mapping[str, Any]], str],
+) -> list[list[str]]:
+    """One row for each piece (name -> label): so many `cells` of label and what was measured, and a last one for a GPU."""
+    return [
+        [
+            label,
+            *(cells(label, results[name]["measured"]) if name in results else [MISSING] * columns),
+            gpu_cell(results, name, on_gpu),
+        ]
+        for name, label in labels.items()
+    ]
+
+
 def covariance_rows(results: Results) -> list[list[str]]:
     """Tokens per second."""
-    rows = []
-    for shape in SHAPES_ON_CPU:
-        name = f"covariance-{shape}"
-        gpu = gpu_cell(
-            results, name, lambda m: f"{number(m['fast_tokens_per_second'])}, {number(ratio(m))} x"
-        )
-        if name not in results:
-            rows.append([shape, *[MISSING] * 6, gpu])
-            continue
-        m = results[name]["measured"]
-        rows.append(
-            [
-                shape,
-                f"{m['layers']} of {m['blocks']} blocks",
-                number(m["plain_tokens_per_second"]),
-                number(m["fast_tokens_per_second"]),
-                f"**{number(ratio(m))}**" + (" (extrapolated)" if "extrapolated" in m else ""),
-                f"{100 * m['share_plain']:.0f} % / {100 * m['share_fast']:.0f} %",
-                number(m["difference"], 2),
-                gpu,
-            ]
-        )
-    return rows
+    labels = {f"covariance-{shape}": shape for shape in SHAPES_ON_CPU}
+
+    def cells(_: str, m: Mapping[str, Any]) -> list[str]:
+        return [
+            f"{m['layers']} of {m['blocks']} blocks",
+            number(m["plain_tokens_per_second"]),
+            number(m["fast_tokens_per_second"]),
+            f"**{number(ratio(m))}**" + (" (extrapolated)" if "extrapolated" in m else ""),
+            f"{100 * m['share_plain']:.0f} % / {100 * m['share_fast']:.0f} %",
+            number(m["difference"], 2),
+        ]
+
+    return measured_rows(
+        results, labels, 6, cells, lambda m: f"{number(m['fast_tokens_per_second'])}, {number(ratio(m))} x"
+    )
 
 
 def solve_rows(results: Results) -> list[list[str]]:
     """Milliseconds of one layer and batch."""
-    rows = []
-    for name in pieces("cpu"):
-        if not name.startswith("solve-"):
-            continue
-        label = "d_k = {1}, {2} keys".format(*name.split("-"))
-        gpu = gpu_cell(results, name, lambda m: f"{number(1e3 * m['seconds']['woodbury'])}")
-        if name not in results:
-            rows.append([label, *[MISSING] * 6, gpu])
-            continue
-        m = results[name]["measured"]
+    names = [name for name in pieces("cpu") if name.startswith("solve-")]
+    labels = {name: "d_k = {1}, {2} keys".format(*name.split("-")) for name in names}
+
+    def cells(_: str, m: Mapping[str, Any]) -> list[str]:
         seconds = m["seconds"]
-        shown = [
-            number(1e3 * seconds[key]) if key in seconds else "–"
-            for key in ("lu", "cholesky", "woodbury", "factor_of_c0")
+        return [
+            *(
+                number(1e3 * seconds[key]) if key in seconds else "–"
+                for key in ("lu", "cholesky", "woodbury", "factor_of_c0")
+            ),
+            number(seconds["cholesky"] / seconds["woodbury"]),
+            number(m["differences"]["woodbury"], 2),
         ]
-        times = number(seconds["cholesky"] / seconds["woodbury"])
-        rows.append([label, *shown, times, number(m["differences"]["woodbury"], 2), gpu])
-    return rows
+
+    return measured_rows(results, labels, 6, cells, lambda m: number(1e3 * m["seconds"]["woodbury"]))
 
 
 def probe_rows(results: Results) -> list[list[str]]:
     """Probes per second."""
-    rows = []
-    for shape in SHAPES_ON_CPU:
-        name = f"probes-{shape}"
-        gpu = gpu_cell(results, name, lambda m: f"{number(m['fast_per_second'])}")
-        if name not in results:
-            rows.append([shape, *[MISSING] * 5, gpu])
-            continue
-        m = results[name]["measured"]
-        rows.append(
-            [
-                shape,
-                f"{m['blocks']} of {SHAPES[shape]['blocks']}",
-                number(m["plain_per_second"]),
-                number(m["fast_per_second"]),
-                f"**{number(m['fast_per_second'] / m['plain_per_second'])}**",
-                "yes" if m["same_answers"] else "NO",
-                gpu,
-            ]
-        )
-    return rows
+    labels = {f"probes-{shape}": shape for shape in SHAPES_ON_CPU}
+
+    def cells(shape: str, m: Mapping[str, Any]) -> list[str]:
+        return [
+            f"{m['blocks']} of {SHAPES[shape]['blocks']}",
+            number(m["plain_per_second"]),
+            number(m["fast_per_second"]),
+            f"**{number(m['fast_per_second'] / m['plain_per_second'])}**",
+            "yes" if m["same_answers"] else "NO",
+        ]
+
+    return measured_rows(results, labels, 5, cells, lambda m: number(m["fast_per_second"]))
 
 
 def growth_rows(results: Results, kind: str, sizes: Sequence[int], editors: Sequence[str]) -> list[list[str]]:

@@ -25,6 +25,7 @@ def real_data() -> Path:
     """Folder of real public data: $PALIMPSEST_DATA, or ../shared/data beside the repository."""
     folder = Path(os.environ.get("PALIMPSEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
+        assert "PALIMPSEST_DATA" not in os.environ, f"PALIMPSEST_DATA names no folder: {folder}"
         pytest.skip(f"no real data: set PALIMPSEST_DATA (looked in {folder})")
     return folder
 

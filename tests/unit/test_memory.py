@@ -142,7 +142,7 @@ def test_auto_without_accelerate_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_auto_places_the_model_and_changes_no_answer(tmp_path):
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="the extra `placement` (accelerate) is not installed")
     folder = saved(tmp_path)
     named, placed = load_model(folder, device="cpu"), load_model(folder, device="auto")
     assert placed.fingerprint == named.fingerprint
