@@ -36,9 +36,15 @@ def figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[st
         "scale": config.name,
         "models": models,
         "datasets": places.datasets_named(sizes, entry),
+        "dataset_titles": dataset_titles(config),
         "methods": methods,
         "options": options,
     }
+
+
+def dataset_titles(config: Config) -> dict[str, str]:
+    """How the scale's data sets are written in figures and reports."""
+    return {name: entry["title"] for name, entry in config.scale["datasets"].items() if entry.get("title")}
 
 
 def methods_drawn(entry: Mapping[str, Any], sizes: Mapping[str, Any]) -> list[Any]:

@@ -122,6 +122,18 @@ def test_table_shows_measured_printed_and_difference(runs, tmp_path):
     assert r"\toprule" in tex and "not run" in tex and "COMEBA-HK" in tex
 
 
+def test_data_sets_are_called_as_the_scale_calls_them(runs, tmp_path):
+    spec = _spec("editing_table", methods=METHODS, options={"published": PUBLISHED})
+    titled = {**spec, "dataset_titles": {"zsre": "Records of mine"}}
+    for name, told in (("named", titled), ("plain", spec)):
+        figures.draw(name, told, runs["main"], tmp_path)
+    named, plain = ((tmp_path / f"{name}.md").read_text() for name in ("named", "plain"))
+    caption = (tmp_path / "named.caption.md").read_text()
+    assert "mini-gpt2, Records of mine" in named and "mini-gpt2, counterfact" in named
+    assert "counterfact and Records of mine" in caption or "Records of mine and counterfact" in caption
+    assert "Records of mine" not in plain and "| 0.9723 |" in plain  # the printed rows go by the name
+
+
 def test_curves_draw_only_measured_points(runs, tmp_path):
     spec = _spec(
         "curves", methods=METHODS, datasets=["zsre"], options={"published": {**PUBLISHED, "at": 1000}}

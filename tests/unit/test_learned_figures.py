@@ -183,7 +183,9 @@ def test_training_shows_the_state_that_was_kept(tmp_path):
     entries = [
         _training(one), _training(two, title="MEND (no normalisation)"), _training(other, editor="serac", title="SERAC")
     ]  # fmt: skip
-    spec = _spec("learned_training", trainings=entries, options={"stamp": ""})
+    spec = _spec(
+        "learned_training", trainings=entries, options={"stamp": ""}, dataset_titles={"zsre": "ZsRE"}
+    )
     for folder in ("a", "b"):
         figures.draw("learned_training", spec, [], tmp_path / folder)
     points = pd.read_csv(tmp_path / "a" / "learned_training.csv")

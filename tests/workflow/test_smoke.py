@@ -147,6 +147,17 @@ def test_a_changed_setting_touches_only_its_runs(checkout: Path, smoke: Path):
     assert counts["run"] == sum(1 for _ in plan.run_seeds(editor="rome"))
 
 
+def test_another_title_of_a_data_set_is_a_matter_of_drawing(checkout: Path, smoke: Path):
+    scale = checkout / "config" / "smoke.yaml"
+    before = scale.read_text()
+    scale.write_text(before.replace("title: ZsRE-like", "title: Questions of mine"))
+    try:
+        counts = job_counts(again(checkout, smoke))
+    finally:
+        scale.write_text(before)
+    assert counts["figure"] > 0 and set(counts) <= {"figure", "table", "claims", "all", "default", "total"}
+
+
 def test_report_builds(checkout: Path, smoke: Path):
     scale = str(checkout / "config" / "smoke.yaml")
     done = run_snakemake(

@@ -11,6 +11,7 @@ def dataset_spec(wildcards):
     """A data set's entry as data/prepare.py or, for streams, data/lifelong.py reads it."""
     entry = dict(PLAN.scale["datasets"][wildcards.dataset])
     own = entry.pop("lifelong", {})
+    entry.pop("title", None)  # for figures only
     return spec_json({**entry, **own})
 
 
@@ -421,6 +422,7 @@ def claims_spec(wildcards):
             "stem": wildcards.stem,
             "toy": TOY,
             "datasets": {name: name for name in PLAN.scale["datasets"]},
+            "dataset_titles": dataset_titles(PLAN.config),
             **PLAN.scale["claims"],
             "experiments": {
                 name: list(figure.runs)

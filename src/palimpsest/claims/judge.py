@@ -18,6 +18,7 @@ from palimpsest.claims import batches, means, streams
 from palimpsest.claims.report import write_report
 from palimpsest.claims.verdicts import ClaimTest, NotMeasuredError, Outcome, verdict_of
 from palimpsest.errors import SettingsError
+from palimpsest.figures.captions import naming_datasets
 from palimpsest.figures.read import Run, load_runs
 from palimpsest.files import write_text
 from palimpsest.published import claims_document
@@ -50,7 +51,8 @@ def judge(spec: dict[str, Any], results_dir: Path | str, out: Path | str) -> lis
         outcomes = [judge_test(test, document["methods"], runs, spec) for test in tests_of(claim, spec, runs)]
         judged.append((claim, verdict_of(outcomes), outcomes))
         log.info("claim %s: %s", claim["id"], judged[-1][1])
-    return write_report(judged, spec, Path(out), write_text)
+    with naming_datasets(spec.get("dataset_titles")):
+        return write_report(judged, spec, Path(out), write_text)
 
 
 def tests_of(

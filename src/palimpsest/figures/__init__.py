@@ -85,7 +85,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: Sequence[Path | str], out: P
             f"figure '{name}': there is no drawer '{drawer}'. Known drawers: {', '.join(DRAWERS)}"
         )
     module, function = DRAWERS[drawer].split(":")
-    written: list[Path] = getattr(import_module(module), function)(
-        name, spec, [Path(path) for path in run_dirs], Path(out)
-    )
+    drawer_function = getattr(import_module(module), function)
+    with import_module("palimpsest.figures.captions").naming_datasets(spec.get("dataset_titles")):
+        written: list[Path] = drawer_function(name, spec, [Path(path) for path in run_dirs], Path(out))
     return written

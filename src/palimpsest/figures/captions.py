@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,16 @@ _SCALES = {
     "mini": "Mini scale: models trained here on generated worlds, not the paper's models or data.",
     "mini-lifelong": "Mini scale on real records: ZsRE and WikiBio through models trained here, court cases through MiniLM.",
     "mini-counterfact": "Mini scale on real CounterFact records: models trained here on its true facts.",
+    "mini-fever": "Mini scale on real FEVER claims: a classifier trained here on the real file.",
     "mini-zsre": "Mini scale on real ZsRE records: models trained here on the real file.",
     "rehearsal": "Rehearsal: small random models in the shapes of the paper's; the numbers mean nothing.",
     "small": "Small scale: public models of about 100 M parameters on real data.",
     "paper": "Paper scale: the paper's models, data and sizes.",
 }
-_DATASETS = {
-    "zsre": "ZsRE",
-    "counterfact": "CounterFact",
-    "lifelong_qa": "questions",
-    "real_zsre": "ZsRE",
-    "real_court": "court cases",
-    "real_wikibio": "WikiBio",
-    "lifelong_labels": "court cases",
-    "lifelong_lives": "biographies",
-    "questions_hard": "hard questions",
-    "claims": "claims (FEVER-like)",
-    "evidence": "claims with evidence",
-    "opinions": "opinions (dialogue)",
-}
+# How the papers call what a scale's file calls so.
+_PRINTED_DATASETS = {"zsre": "ZsRE", "counterfact": "CounterFact"}
+# How the scale's file calls its data sets (`title`), while one figure or report is made.
+_TITLES: ContextVar[Mapping[str, str] | None] = ContextVar("titles", default=None)
 _METRICS = (
     "Reliability, generality and locality are teacher-forced token accuracies on edit prompts, "
     "rephrasings and locality prompts (locality: agreement with the unedited model)."
@@ -44,14 +37,24 @@ def scale_words(scale: str | None) -> str:
     return _SCALES.get(scale or "", f"Scale: {scale}." if scale else "")
 
 
+@contextmanager
+def naming_datasets(titles: Mapping[str, str] | None) -> Iterator[None]:
+    """Within the block, data sets are written as `titles` says (name -> title)."""
+    token = _TITLES.set(titles)
+    try:
+        yield
+    finally:
+        _TITLES.reset(token)
+
+
 def dataset_title(name: str) -> str:
-    """How a data set is written in figures, without the scale's name before it."""
-    return _DATASETS.get(name.rsplit("-", 1)[-1], name)
+    """How a data set is written in figures: the `title` in the scale's file, or its name."""
+    return (_TITLES.get() or {}).get(name, name)
 
 
 def printed_dataset(name: str, published: dict[str, Any]) -> str | None:
     """The paper's name of one of our data sets."""
-    names: dict[str, str] = published.get("datasets") or _DATASETS
+    names: dict[str, str] = published.get("datasets") or _PRINTED_DATASETS
     return names.get(name, names.get(name.rsplit("-", 1)[-1]))
 
 
