@@ -22,9 +22,14 @@ help:
 
 setup: $(STAMP)
 
+NEW := import sys; sys.exit(sys.version_info < (3, 11))
+FIT := import pip; $(NEW)
+
 # The stamp is renewed when what is installed would change. Versions are those of constraints.txt.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c '$(FIT)' 2>/dev/null || { \
+	  $(PYTHON) -c '$(NEW)' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }; \
+	  $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workflow,test]"
 	@touch $(STAMP)

@@ -22,7 +22,7 @@ command lists its keys. Errors name file, record and field, and what to do.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (0 good, 1 refused with a reason, 2 wrong usage, 143 or 130 stopped by a signal)."""
+    """Run a command; returns the exit status (0 good, 1 refused with a reason, 2 wrong usage, 128 + n stopped by signal n)."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except interruption.Interrupted as ending:
         print(f"palimpsest: {ending}", file=sys.stderr)
         return ending.status
-    except BrokenPipeError:
+    except BrokenPipeError:  # who reads the output has gone: the work may not be done
         sys.stderr.close()
+        return 141
     return 0
 
 

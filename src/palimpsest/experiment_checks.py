@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from palimpsest import experiment_places as places
 from palimpsest.config import Config, suggest
@@ -23,18 +24,47 @@ def reference_problems(config: Config) -> Iterator[str]:
         for key in {
             "pretrained": ("source", "training") if entry.get("start") else ("source", "shape", "training"),
             "random": ("shape",),
-            "path": ("path",),
-            "hub": ("id",),
+            "path": ("path", "family"),
+            "hub": ("id", "family"),
         }[entry["kind"]]:
             if not entry.get(key):
                 yield f"models.{name}: a model of kind {entry['kind']!r} needs the key {key!r}"
+    for role, model in (scale["claims"].get("models") or {}).items():
+        if model not in scale["models"]:
+            yield f"claims.models.{role}: {_absent(model, scale['models'])}"
     for name, stated in scale["experiments"].items():
-        sizes = places.sized(stated, {})
-        yield from places.edits_problems(name, sizes)
-        for key, known in (("models", scale["models"]), ("datasets", scale["datasets"])):
-            for value in sizes.get(key) or ():
-                if value not in known:
-                    yield (
-                        f"experiments.{name}.{key}: {value!r} is not one of them{suggest(value, known)} "
-                        f"(there are: {', '.join(known)})"
-                    )
+        yield from _experiment_problems(name, stated, config.experiments.get(name) or {}, scale)
+
+
+def _experiment_problems(
+    name: str, stated: Mapping[str, Any], entry: Mapping[str, Any], scale: Mapping[str, Any]
+) -> Iterator[str]:
+    sizes = places.sized(stated, entry)
+    yield from places.edits_problems(name, sizes)
+    named = [
+        ("models", "models", sizes.get("models")),
+        ("datasets", "datasets", places.datasets_named(sizes, entry)),
+    ]
+    for group in sizes.get("also") or ():
+        named += [(f"also.{key}", key, group.get(key)) for key in ("models", "datasets")]
+    for place, key, values in named:
+        for value in values or ():
+            if value not in scale[key]:
+                yield f"experiments.{name}.{place}: {_absent(value, scale[key])}"
+    if sizes.get("values") and not entry.get("sweep") and entry:
+        yield f"experiments.{name}.values: this experiment sweeps over no setting. Leave `values` out"
+
+
+def statistics_problems(scale: Mapping[str, Any], models: Iterable[str]) -> Iterator[str]:
+    """Models whose statistics are needed, and that name no text to collect them from."""
+    for name in models:
+        entry = scale["models"][name]
+        if not (entry.get("corpus") or entry.get("source")):
+            yield (
+                f"models.{name}: ROME, MEMIT and COMEBA-HK need statistics of its keys. Name a text under `corpus` "
+                "(a source of kind text)"
+            )
+
+
+def _absent(value: object, known: Mapping[str, Any]) -> str:
+    return f"{value!r} is not one of them{suggest(str(value), known)} (there are: {', '.join(known)})"

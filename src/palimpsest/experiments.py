@@ -22,7 +22,7 @@ from palimpsest.config import (
     merge_settings,
     suggest,
 )
-from palimpsest.experiment_checks import reference_problems
+from palimpsest.experiment_checks import reference_problems, statistics_problems
 from palimpsest.experiment_figures import figure_spec
 from palimpsest.experiment_places import split_method
 from palimpsest.experiment_shared import Training, search_name, search_spec, training_of, training_problems
@@ -146,6 +146,8 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
             figure.runs[run.name] = list(run.seeds)
     places.join_figures(figures, config.experiments)
     problems += training_problems(run.training for run in runs.values())
+    needing = dict.fromkeys(run.spec["model"] for run in runs.values() if run.needs_statistics)
+    problems += statistics_problems(config.scale, needing)
     if problems:
         raise ConfigError(problems)
     return Plan(config, dict(sorted(runs.items())), figures)

@@ -72,7 +72,7 @@ CLAIMS = {
     "seed": "of what is held out; 0 when left out",
 }
 TEXT = {
-    "files": "text files; two books and WikiText under PALIMPSEST_DATA when left out",
+    "files": "text files; three books and WikiText under PALIMPSEST_DATA when left out",
     "hub": "instead of files: {id, revision (40 digits), file or split, config, column}",
     "kind": "auto (when left out), gutenberg, wikitext or plain",
     "limit": "so many passages at most",
@@ -163,11 +163,11 @@ FIGURE = {
     "options": "of the drawer: the `options` of config/experiments/*.yaml are examples",
     "gates": "gate files of the models",
     "training": "training.csv files of the models",
-    "trainings": "directories of trained editors",
+    "trainings": "loss curves of learned editors: [{file, editor, title, model, dataset}, ...]",
     "toy": "drawer toy: the file toy.json",
 }
 CLAIM = {
-    "experiments": "{experiment: [names of its runs]}",
+    "experiments": "{experiment: [names of its runs]}, or {experiment: {run: [seeds]}}",
     "paper": "comeba_hk (when left out), grace, mend or serac",
     "models": "{weaker: name, stronger: name}: which models stand for the paper's",
     "datasets": "{name in the claims: name in the runs}, where they differ",
@@ -227,7 +227,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         Part("kind random: a stand-in", SHAPE, RANDOM, further=("kind", "vocabulary", "seed", "corpus", "pairs", *OWN_SHAPE),
              must=("kind",)),
     ),
-    "gate": (Part("all of them have a default", ("models.gate:GateSettings",), NAMES, further=tuple(NAMES)),),
+    "gate": (Part("all of them have a default", ("models.gate:GateSettings",), NAMES, further=(*NAMES, "device", "dtype")),),
     "statistics": (
         Part("covariance of keys (the default)", ("statistics.covariance:CollectionSettings",), further=("device", "dtype")),
         Part("Fisher information, with kind", ("statistics.fisher:CollectionSettings",), {"kind": "fisher"},

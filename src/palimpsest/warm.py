@@ -30,18 +30,28 @@ LIBRARIES = (
     "transformers.models.auto.modeling_auto", "transformers.tokenization_utils_tokenizers", "safetensors.torch", "jaxtyping",
     "pandas", "pyarrow.parquet", "matplotlib.pyplot", "tqdm",
 )  # fmt: skip
+# A process is forked safely while it has a single thread; Arrow's allocator would start one of its own.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def start() -> subprocess.Popen[bytes] | None:
     """Start the process and name it in the environment; it ends with the one that started it.
 
-    Returns None where it is switched off or the system cannot fork.
+    Returns None where it is switched off, the system cannot fork (or, as macOS, not with these libraries loaded), or its
+    folder for temporary files takes no socket: a long TMPDIR does not.
     """
-    if os.environ.get(VARIABLE) == "off" or not hasattr(socket, "send_fds") or not hasattr(os, "fork"):
+    if os.environ.get(VARIABLE) == "off" or sys.platform == "darwin":
         return None
-    address = str(Path(tempfile.mkdtemp(prefix="palimpsest-")) / "jobs")  # readable for this user alone
-    listener = listen(address)
+    if not hasattr(socket, "send_fds") or not hasattr(os, "fork"):
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="palimpsest-"))  # readable for this user alone
+    address = str(folder / "jobs")
+    try:
+        listener = listen(address)
+    except OSError:
+        folder.rmdir()
+        return None
     source = str(Path(__file__).resolve().parents[1])  # as the rules have it
     # Another session: Ctrl-C is for the jobs, which pass it on. The pipe to its input tells it when to end.
     process = subprocess.Popen(
@@ -49,7 +59,7 @@ def start() -> subprocess.Popen[bytes] | None:
         stdin=subprocess.PIPE,
         pass_fds=[listener.fileno()],
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": source, **ONE_THREAD},
     )
     listener.close()
     os.environ[VARIABLE] = address
@@ -59,7 +69,11 @@ def start() -> subprocess.Popen[bytes] | None:
 def listen(address: str) -> socket.socket:
     """A socket at this path; jobs that come while the libraries load wait there."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(address)
+    try:
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
     listener.listen(128)
     return listener
 
@@ -185,9 +199,12 @@ class _Server:
             process = os.fork()
             if process == 0:
                 self._become(told, files, client)
-            client.sendall(json.dumps({"process": process}).encode() + b"\n")
+            with contextlib.suppress(OSError):  # both do it: whichever comes first
+                os.setpgid(process, process)
             self.clients[process] = client
             self.selector.register(client, selectors.EVENT_READ, process)
+            with contextlib.suppress(OSError):  # a client that is gone shows at the selector
+                client.sendall(json.dumps({"process": process}).encode() + b"\n")
         else:
             client.close()
         for file in files:

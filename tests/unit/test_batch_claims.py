@@ -148,6 +148,9 @@ def test_times_are_per_edit(runs):
     terms = [{"method": "B", "at": 10}, {"method": "A", "at": 10, "times": -1}]
     outcome = judged({"statistic": "edit_seconds", "terms": terms}, runs)
     assert outcome.verdict == "holds" and outcome.value == pytest.approx(0.8)
+    assert "(seeds +0.8 to +0.8)" in outcome.evidence
+    alone = {"table": [run for run in runs["table"] if run.seed == 0]}
+    assert judged({"statistic": "edit_seconds", "terms": terms}, alone).verdict == "undecided"
     missing = judged({"statistic": "edit_seconds", "terms": [{"method": "A", "at": 3}]}, runs)
     assert missing.verdict == "not run"
 

@@ -244,3 +244,42 @@ def test_a_handful_of_records_decides_nothing(tmp_path):
     judge({**spec, "experiments": {"comeba_table2": ["comeba_hk", "memit"]}}, tmp_path, tmp_path)
     found = [row for row in _rows(tmp_path / "claims_tests.csv") if row["claim"] == "C4" and row["value"]]
     assert found and {(row["verdict"], float(row["value"])) for row in found} == {("undecided", 1.0)}
+
+
+def test_only_the_seeds_of_the_plan_are_judged(tmp_path):
+    """Seed 1 is left over from an earlier plan, and would turn the verdict."""
+    for editor in ("comeba_hk", "memit"):
+        better = editor == "comeba_hk"
+        for seed, high in ((0, better), (1, not better)):
+            chance = 2.0 if high else -1.0
+            fabricate(tmp_path, editor, editor=editor, edits=40, seeds=(seed,), chance=lambda *_, c=chance: c)
+    spec = {"scale": "smoke", "models": {"weaker": "mini-gpt2", "stronger": "mini-gpt2"}}
+    verdicts = {}
+    for seeds in ([0], [0, 1]):
+        planned = {"comeba_table2": {"comeba_hk": seeds, "memit": seeds}}
+        judge({**spec, "experiments": planned}, tmp_path / ".", tmp_path)
+        rows = _rows(tmp_path / "claims_tests.csv")
+        verdicts[len(seeds)] = {row["verdict"] for row in rows if row["claim"] == "C4" and row["value"]}
+    assert verdicts == {1: {"holds"}, 2: {"undecided"}}
+
+
+def test_the_smallest_of_the_means_must_have_enough_records(tmp_path):
+    """Majority over two data sets, one of which has ten records."""
+    for dataset, edits in (("zsre", 40), ("counterfact", 10)):
+        for variant, chance in (("no_hooks", 2.0), ("default", -1.0)):
+            editor = "comeba_hk" if variant == "no_hooks" else "memit"
+            run = f"{dataset}-{editor}"
+            fabricate(tmp_path, run, editor=editor, variant=variant, dataset=dataset, edits=edits,
+                      chance=lambda *_, c=chance: c, settings={"hooks": False})  # fmt: skip
+    runs = [f"{dataset}-{editor}" for dataset in ("zsre", "counterfact") for editor in ("comeba_hk", "memit")]
+    spec = {"scale": "smoke", "models": {"weaker": "mini-gpt2"}, "experiments": {"comeba_fig4": runs}}
+    judge(spec, tmp_path, tmp_path)
+    (row,) = [row for row in _rows(tmp_path / "claims_tests.csv") if row["claim"] == "C8" and row["value"]]
+    assert row["statistic"] == "majority" and row["verdict"] == "undecided" and float(row["value"]) > 0
+
+
+def test_evidence_says_which_protocol_a_mean_is_of(judged):
+    rows = [row for row in _rows(judged[1] / "claims_tests.csv") if row["claim"] == "C5" and row["value"]]
+    assert rows
+    for row in rows:
+        assert "COMEBA-HK (consecutive)" in row["evidence"] and "MEMIT (single round)" in row["evidence"]

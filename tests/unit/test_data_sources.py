@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from palimpsest.data import real_files
 from palimpsest.data.sources import locate, open_source, parse_records, read_file, read_hub
+from palimpsest.data.text import DEFAULT_FILES
 from palimpsest.errors import DataError, SettingsError
 
 RECORDS = [{"a": 1, "text": "é\u2028x"}, {"a": 2}, {"a": 3}]
@@ -177,3 +180,37 @@ def test_any_text_gives_records_or_a_data_error(data, text):
             assert isinstance(parse_records(candidate, "x.json"), list)
         except DataError as error:
             assert "x.json" in str(error)
+
+
+def test_files_of_an_entry_are_known_by_their_content(tmp_path, monkeypatch):
+    """Those of its parts too, not those of a hub; a touched file is the same one, a changed one is not."""
+    monkeypatch.setenv("PALIMPSEST_DATA", str(tmp_path))
+    entry = {
+        "file": "a.json", "learning": {"file": "b.json", "targets": "c.txt"}, "hub": {"file": "not-here.json"},
+        "lifelong": {"upstream": {"file": "d.csv"}}, "real": {"text": {"files": ["e.txt"]}},
+    }  # fmt: skip
+    names = ["a.json", "b.json", "c.txt", "d.csv", "e.txt"]
+    assert sorted(real_files.files_named(entry)) == names
+    assert len(real_files.missing_files(entry)) == 5 and real_files.file_digests(entry) == {}
+    for name in names:
+        (tmp_path / name).write_text(name)
+    before = real_files.file_digests(entry)
+    assert sorted(before) == names and not real_files.missing_files(entry)
+    os.utime(tmp_path / "a.json", (1, 1))
+    assert real_files.file_digests(entry) == before
+    (tmp_path / "b.json").write_text("other")
+    after = real_files.file_digests(entry)
+    assert {name for name in names if after[name] != before[name]} == {"b.json"}
+    text = real_files.files_named({"text": {"limit": 10}})
+    assert list(text) == list(DEFAULT_FILES)  # what is read when none is named
+
+
+def test_of_a_large_file_length_start_and_end_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_files, "WHOLE", 4)
+    file = tmp_path / "weights"
+    found = set()
+    for content in ("aaaa----zzzz", "baaa----zzzz", "aaaa----zzzy", "aaaa---zzzz", "aaaa----zzzz"):
+        file.write_text(content)
+        os.utime(file, ns=(len(found), len(found)))
+        found.add(real_files.content_digest(tmp_path))
+    assert len(found) == 4

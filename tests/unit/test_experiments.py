@@ -182,6 +182,39 @@ def test_all_problems_at_once():
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["datasets"].pop("counterfact"), "experiments.comeba_fig3.datasets: 'counterfact'"),
+        (
+            lambda c: c["experiments"]["comeba_table1"].update(
+                also=[{"models": ["smoke-gtp2"], "methods": ["ft"], "datasets": ["zsre"]}]
+            ),
+            "experiments.comeba_table1.also.models: 'smoke-gtp2' is not one of them (did you mean 'smoke-gpt2'?)",
+        ),
+        (lambda c: c["experiments"]["comeba_fig3"].update(values=[1, 2]), "experiments.comeba_fig3.values"),
+        (lambda c: c["claims"]["models"].update(weaker="nope"), "claims.models.weaker: 'nope'"),
+        (lambda c: c["claims"].update(level=95), "claims.level"),
+        (
+            lambda c: c["models"].update({"smoke-gpt2": {"kind": "path", "path": "/m", "preset": "smoke-gpt2"}}),
+            "models.smoke-gpt2: a model of kind 'path' needs the key 'family'",
+        ),
+        (
+            lambda c: c["models"].update(
+                {"smoke-gpt2": {"kind": "path", "path": "/m", "family": "gpt2", "preset": "smoke-gpt2"}}
+            ),
+            "models.smoke-gpt2: ROME, MEMIT and COMEBA-HK need statistics",
+        ),
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_is_said_at_once(change, words: str):
+    content = changed()
+    change(content)
+    with pytest.raises(ConfigError) as caught:
+        experiments.plan(content, ROOT)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "words"),
     [
         ("device", "gpu", "device"),

@@ -14,7 +14,7 @@ from fabricated_runs import SPLITS, fabricate
 
 from palimpsest import figures, results
 from palimpsest.errors import DataError, SettingsError
-from palimpsest.figures import bootstrap, gallery, read, style
+from palimpsest.figures import bootstrap, gallery, read, style, tables
 
 CHANCE = {"memit": (0.5, 0.2, 0.6), "comeba_hk": (0.8, 0.4, 0.9)}
 
@@ -132,6 +132,20 @@ def test_data_sets_are_called_as_the_scale_calls_them(runs, tmp_path):
     assert "mini-gpt2, Records of mine" in named and "mini-gpt2, counterfact" in named
     assert "counterfact and Records of mine" in caption or "Records of mine and counterfact" in caption
     assert "Records of mine" not in plain and "| 0.9723 |" in plain  # the printed rows go by the name
+
+
+def test_captions_say_what_had_fewer_seeds(runs, tmp_path):
+    fewer = [path for path in runs["main"] if "memit" not in str(path) or path.name == "seed=0"]
+    for name, shown in (("all", runs["main"]), ("fewer", fewer)):
+        figures.draw(name, _spec("editing_table", methods=METHODS), shown, tmp_path)
+    words = (tmp_path / "all.caption.md").read_text(), (tmp_path / "fewer.caption.md").read_text()
+    assert "3 seeds (0, 1, 2)." in words[0] and "fewer" not in words[0]
+    assert "3 seeds (0, 1, 2); fewer (at least 1) for MEMIT." in words[1], words[1]
+
+
+def test_latex_gets_every_character_as_printed():
+    written = tables._tex("<0.001, >0.99, 5% of {a_b} ^ $2")
+    assert written == r"$<$0.001, $>$0.99, 5\% of \{a\_b\} \^{} \$2"
 
 
 def test_curves_draw_only_measured_points(runs, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -187,10 +188,38 @@ def test_nothing_is_started_when_switched_off(monkeypatch):
     assert warm.start() is None
 
 
+def test_a_temporary_folder_that_takes_no_socket_means_cold_jobs(tmp_path, monkeypatch):
+    deep = tmp_path / ("d" * 120)  # an address of a socket has about a hundred characters
+    deep.mkdir()
+    monkeypatch.delenv(warm.VARIABLE, raising=False)
+    monkeypatch.setattr(warm.tempfile, "tempdir", str(deep))
+    assert warm.start() is None and warm.VARIABLE not in os.environ
+    assert not list(deep.iterdir())
+
+
+def test_a_client_that_hung_up_while_it_waited_leaves_no_job_and_a_server(server):
+    file = server.folder / "job"
+    told = {"arguments": ["wait", str(file)], "folder": str(server.folder), "environment": dict(os.environ)}
+    code = "import json; from palimpsest.warm import _interpreter; print(json.dumps(_interpreter()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    server.process.send_signal(signal.SIGSTOP)  # as if it were still loading
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.connect(server.address)
+        socket.send_fds(line, [b"job"], [0, 1, 2])
+        line.sendall(json.dumps({**told, **json.loads(found.stdout)}).encode() + b"\n")
+    server.process.send_signal(signal.SIGCONT)
+    assert server.client("exit", "5").wait(20) == 5
+    time.sleep(0.5)
+    assert not file.exists() or not alive(int(file.read_text()))
+
+
 def test_a_forked_run_writes_the_rows_of_a_cold_one(tmp_path, monkeypatch):
     """With the real server: torch loaded before the fork, threads set after it."""
     monkeypatch.delenv(warm.VARIABLE, raising=False)
     process = warm.start()
+    if sys.platform == "darwin":
+        assert process is None
+        pytest.skip("jobs are not forked on macOS")
     try:
         settings = {
             "counterfact": 6, "zsre": 6, "probes": 4, "unrelated": 4, "relations": 2, "answers": 3, "facts_per_subject": 1,
@@ -229,6 +258,9 @@ def test_a_forked_run_writes_the_rows_of_a_cold_one(tmp_path, monkeypatch):
             logs[way] = done.stderr
         assert "used" in logs["warm"]
         assert "used" not in logs["cold"]
+        threads = Path(f"/proc/{process.pid}/task")
+        if threads.is_dir():  # forking is safe while there is one
+            assert len(list(threads.iterdir())) == 1
         for file in ("world/facts.jsonl", "model/model.safetensors", "model/tokenizer.json"):
             assert (tmp_path / "warm" / file).read_bytes() == (tmp_path / "cold" / file).read_bytes()
     finally:

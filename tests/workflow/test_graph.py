@@ -221,6 +221,13 @@ def test_a_wrong_configuration_is_refused_by_name(change: dict, words: list[str]
     assert not (tmp_path / "results").exists()
 
 
+def test_a_missing_real_file_is_named_before_anything_starts(tmp_path: Path):
+    scale = str(ROOT / "config" / "mini-fever.yaml")
+    done = run_snakemake(tmp_path, "--configfile", scale, PALIMPSEST_DATA=str(tmp_path))
+    assert done.returncode != 0 and "fever/fever_filtered.json: the file does not exist" in text_of(done)
+    assert not (tmp_path / "results").exists()
+
+
 def test_settings_schema_is_in_step_with_the_dataclasses():
     from palimpsest.commands import write_settings_schema
 

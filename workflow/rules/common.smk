@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from palimpsest import experiments, warm
 from palimpsest.commands import PAIR_FAMILIES, WORLDS
 from palimpsest.config import ConfigError, read_yaml, use_this_python
+from palimpsest.data.real_files import content_digest, file_digests, missing_files
 from palimpsest.experiment_figures import dataset_titles
 from palimpsest.experiment_places import can_learn, fisher_spec, wants_fisher
 from palimpsest.experiment_shared import models_in

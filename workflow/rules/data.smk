@@ -87,6 +87,7 @@ rule real_source:
                 PLAN.scale["sources"][wildcards.source]["kind"], {}
             )
         ),
+        files=real_files,
         code=source_code,
     message:
         "Preparing the real source {wildcards.source}"
@@ -126,6 +127,7 @@ rule dataset:
         out=lambda wildcards, output: Path(output.edits).parent,
         spec=dataset_spec,
         source=dataset_option,
+        files=real_files,
         code=dataset_code,
     message:
         "Reading and checking the data set {wildcards.dataset}"

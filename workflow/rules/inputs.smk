@@ -15,6 +15,34 @@ def dataset_spec(wildcards):
     return spec_json({**entry, **own})
 
 
+def real_spec(wildcards):
+    """What a source or a data set says of real files; nothing where its records are generated."""
+    if hasattr(wildcards, "dataset"):
+        entry = PLAN.scale["datasets"][wildcards.dataset]
+        source = PLAN.scale["sources"].get(entry.get("source"), {})
+        return {} if source.get("kind") == "world" else entry
+    source = PLAN.scale["sources"][wildcards.source]
+    return source.get(source["kind"], {})
+
+
+def real_files(wildcards):
+    """Digests of these files: with another content they are read again."""
+    return spec_json(file_digests(real_spec(wildcards)))
+
+
+def refuse_missing_files(jobs):
+    """Real files that jobs would ask for in vain: better said now than after hours."""
+    found = [
+        problem
+        for job in jobs
+        if "files" in job.params.keys()
+        for problem in missing_files(real_spec(job.wildcards))
+    ]
+    if found:
+        listed = "\n".join(f"  {problem}" for problem in dict.fromkeys(found))
+        raise WorkflowError(f"Real files are missing:\n{listed}")
+
+
 def dataset_option(wildcards, input):
     """The source as an option of the command."""
     return f"--source {Path(str(input.source)).parent}" if input.source else ""
@@ -74,6 +102,12 @@ def model_spec(wildcards):
     return spec_json({**spec, **{key: entry[key] for key in used if key in entry}})
 
 
+def model_weights(wildcards):
+    """Digest of a model that lies in a directory of this machine: with other weights it is described again."""
+    path = PLAN.scale["models"][wildcards.model].get("path")
+    return content_digest(path) if path and Path(path).is_dir() else ""
+
+
 def model_source(wildcards):
     """What a model is pre-trained on, or its tokenizer is trained on."""
     source = PLAN.scale["models"][wildcards.model].get("source")
@@ -86,6 +120,8 @@ def gate_spec(wildcards):
     spec = {
         "model": wildcards.model,
         "dataset": wildcards.dataset,
+        "device": PLAN.scale["device"],
+        "dtype": PLAN.scale["models"][wildcards.model]["dtype"],
         **PLAN.scale["gate"],
     }
     return spec_json(
@@ -425,7 +461,7 @@ def claims_spec(wildcards):
             "dataset_titles": dataset_titles(PLAN.config),
             **PLAN.scale["claims"],
             "experiments": {
-                name: list(figure.runs)
+                name: {run: list(seeds) for run, seeds in figure.runs.items()}
                 for name, figure in claims_figures(wildcards).items()
             },
         }

@@ -76,6 +76,7 @@ rule model:
     params:
         out=lambda wildcards, output: Path(output.manifest).parent,
         spec=model_spec,
+        weights=model_weights,
         code=code("palimpsest.models.manifest"),
     message:
         "Describing the model {wildcards.model}"
@@ -102,6 +103,7 @@ rule gate:
     resources:
         mem_mb=job("gate", "mem_mb", 4000),
         runtime=job("gate", "runtime", 60),
+        gpu=DEVICE_GPUS,
     params:
         model=lambda wildcards, input: Path(input.model).parent,
         dataset=lambda wildcards, input: Path(input.edits).parent,

@@ -2,7 +2,7 @@
 
 at_once       sum of coefficient x quantity over the terms, minus `above`; a term has a method, `of` (a quantity of
               figures/simultaneous.py), `at` (k, or `own`: the only one of its run) and `times`
-edit_seconds  the same with seconds per edit, which have no records: every seed counts
+edit_seconds  the same with seconds per edit, which have no records: every seed counts, and one alone decides nothing
 printed       the same with the numbers of published tables (`table`, dataset, model, method, metric): no run is needed
 """
 
@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide, outcome
+from palimpsest.claims.verdicts import (
+    MIN_RECORDS,
+    ClaimTest,
+    NotMeasuredError,
+    Outcome,
+    decide,
+    outcome,
+    over_seeds,
+)
 from palimpsest.errors import SettingsError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
 from palimpsest.figures.read import Run
@@ -181,12 +189,12 @@ def _seconds(
         found.append(row)
     times = np.array([float(entry.get("times", 1)) for entry in test.part["terms"]])
     values = (times @ np.array(found) - float(test.part.get("above", 0))).tolist()
-    low, high = min(values), max(values)
+    verdict, low, high = over_seeds(values)
     words = [
         f"{_method(test, entry, methods)['title']} {np.mean(row):.3g} s per edit with {_sizes_words(entry, own)} edits"
         for entry, own, row in zip(test.part["terms"], chosen, found, strict=True)
     ]
-    return outcome(test, decide(values, low, high), ", ".join(words), values, low, high, len(seeds))
+    return outcome(test, verdict, ", ".join(words), values, low, high, len(seeds), drawn=False)
 
 
 def _printed(
@@ -209,7 +217,8 @@ def _printed(
         value += float(entry.get("times", 1)) * cell.value
         words.append(f"{cell.method} {cell.metric} {cell.shown}")
     verdict = decide([value], value, value)
-    return outcome(test, verdict, "as printed: " + ", ".join(words), [value], value, value, len(words))
+    evidence = f"as printed: {', '.join(words)}; statistic {value:+.3g}"
+    return Outcome(test, verdict, evidence, value, value, value, (value,), len(words))
 
 
 STATISTICS: dict[str, Callable[..., Outcome]] = {

@@ -101,14 +101,20 @@ def judge_test(
 
 
 def _load(experiments: dict[str, Any], results_dir: Path) -> dict[str, list[Run]]:
-    """Finished runs of every experiment; one whose folder is missing is left out ("not run")."""
-    opened: dict[str, list[Run]] = {}
-    found = {}
-    for experiment, entry in experiments.items():
-        names = entry.get("runs", []) if isinstance(entry, dict) else entry
-        for name in names:
-            if name not in opened:
-                folders = sorted((results_dir / "runs" / name).glob("seed=*"))
-                opened[name] = load_runs(folder for folder in folders if (folder / "run.json").is_file())
-        found[experiment] = [run for name in names for run in opened[name]]
+    """Finished runs of every experiment; one whose folder is missing is left out ("not run").
+
+    Where an experiment names the seeds of a run, others that lie beside them are not of this plan and are not read.
+    """
+    opened: dict[Path, Run] = {}
+    found: dict[str, list[Run]] = {}
+    for experiment, runs in experiments.items():
+        found[experiment] = []
+        for name in runs:
+            folder = results_dir / "runs" / name
+            seeds = runs[name] if isinstance(runs, dict) else None
+            places = sorted(folder.glob("seed=*")) if seeds is None else [folder / f"seed={n}" for n in seeds]
+            for place in (place for place in places if (place / "run.json").is_file()):
+                if place not in opened:
+                    (opened[place],) = load_runs([place])
+                found[experiment].append(opened[place])
     return found

@@ -59,7 +59,9 @@ def find_terms(test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Ru
         for dataset in test.datasets:
             own, note = _runs_of(test, entry, method, methods, runs, dataset)
             chosen |= {(dataset, run.seed): run for run in reversed(own)}
-            title = method["title"] + note
+            # A term with a protocol of its own stands beside the same method in another one.
+            when = f" ({entry['protocol'].replace('_', ' ')})" if "protocol" in entry else ""
+            title = method["title"] + note + when
         terms.append(Term(title, float(entry.get("times", 1)), chosen))
     return terms
 
@@ -206,7 +208,7 @@ def judge_terms(test: ClaimTest, terms: Sequence[Term], spec: dict[str, Any]) ->
     values = tuple(value for value, _, _, _ in found)
     low, high = limits(np.mean([drawn for _, drawn, _, _ in found], axis=0), level)
     n = sum(records for _, _, _, records in found)
-    enough = n >= MIN_RECORDS * len(seeds)
+    enough = min(records for _, _, _, records in found) >= MIN_RECORDS
     verdict = decide(values, low, high, test.hedged) if enough else "undecided"
     means = np.mean([shown for _, _, shown, _ in found], axis=0)
     return Outcome(
@@ -234,7 +236,7 @@ def _common_seeds(test: ClaimTest, terms: Sequence[Term]) -> list[int]:
 def _from_cells(
     test: ClaimTest, terms: Sequence[Term], seed: int, draws: int
 ) -> tuple[float, np.ndarray, np.ndarray, int]:  # fmt: skip
-    """One seed: the statistic, its draws, each term's last mean (of the first metric), number of records."""
+    """One seed: the statistic, its draws, each term's last mean (of the first metric), records of its smallest cell."""
     columns: dict[Cell, pd.Series] = {}
     for number, term in enumerate(terms):
         for dataset in test.datasets:
@@ -260,7 +262,11 @@ def _from_cells(
     means, drawn = joint_means(table, draws, stream=1000 + seed)
     statistic: Callable[..., Any] = STATISTICS[test.part["statistic"]]
     shown = np.array([means[layout.last(number)] for number in range(len(terms))])
-    return float(statistic(means, layout)), np.asarray(statistic(drawn, layout)), shown, len(table)
+    sizes: dict[tuple[int, str, str], int] = {}  # early snapshots have fewer records: the last one counts
+    for cell, column in columns.items():
+        place = (cell.term, cell.metric, cell.dataset)
+        sizes[place] = max(sizes.get(place, 0), int(column.count()))
+    return float(statistic(means, layout)), np.asarray(statistic(drawn, layout)), shown, min(sizes.values())
 
 
 def _outlier(test: ClaimTest, term: Term, seed: int, draws: int) -> tuple[float, np.ndarray, np.ndarray, int]:

@@ -45,10 +45,11 @@ def markdown(judged: Judged, spec: dict[str, Any]) -> str:
     lines = [
         "# Claims and verdicts", "",
         f"{spec['source']}. {scale_words(spec.get('scale'))} {summary}.", "",
-        "*holds*: in every seed, and the bootstrap interval over records excludes the opposite; *fails*: the "
-        "interval excludes the claim; *undecided*: the interval crosses, or there are fewer than "
-        "20 records a seed; *not run*: a needed run or editor is missing. A statistic is positive where the "
-        "claim is right.", "",
+        "*holds*: in every seed, and the interval excludes the opposite; *fails*: the interval excludes the claim; "
+        "*undecided*: the interval crosses, or there are fewer than 20 records a seed; *not run*: a needed run or "
+        "editor is missing. A statistic is positive where the claim is right. In brackets: bootstrap interval over "
+        "records. Counts, times and sweeps have no records to draw from; theirs is the range of the seeds, and a "
+        "single seed decides nothing.", "",
         "| | claim | paper | verdict | tests |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for claim, verdict, outcomes in judged:

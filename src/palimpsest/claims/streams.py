@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from palimpsest.claims.quantities import Quantity, quantities
-from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide, outcome
+from palimpsest.claims.verdicts import (
+    MIN_RECORDS,
+    ClaimTest,
+    NotMeasuredError,
+    Outcome,
+    decide,
+    outcome,
+    over_seeds,
+)
 from palimpsest.figures import lifelong
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
 from palimpsest.figures.radius_sweep import radius_of
@@ -107,10 +115,14 @@ def _stream(
         ]  # a handful of edits shows nothing
         counts.append(min(*made, *(quantity.n for _, quantity in cells)))
     resampled = any(np.ptp(sample) > 0 for sample in drawn)
-    low, high = limits(np.mean(drawn, axis=0), level) if resampled else (min(values), max(values))
-    verdict = decide(values, low, high) if min(counts) >= MIN_RECORDS else "undecided"
+    if resampled:
+        low, high = limits(np.mean(drawn, axis=0), level)
+        verdict = decide(values, low, high)
+    else:
+        verdict, low, high = over_seeds(values)
+    verdict = verdict if min(counts) >= MIN_RECORDS else "undecided"
     words = _terms_words(test, methods, chosen, seeds)
-    return outcome(test, verdict, words, values, low, high, sum(counts))
+    return outcome(test, verdict, words, values, low, high, sum(counts), drawn=resampled)
 
 
 def _combine(cells: Sequence[tuple[float, Quantity]], draws: int, stream: int) -> tuple[float, np.ndarray]:
@@ -184,13 +196,13 @@ def _over_radii(
             values.append(correlations[-1] - float(test.part.get("above", 0)) + 1e-9)
     if not values:
         raise NotMeasuredError(f"the sweep over radius has fewer than three values with {name}")
-    low, high = min(values), max(values)
+    verdict, low, high = over_seeds(values)
     words = f"{_plain(name)} against radius: " + (
         f"Spearman {float(test.part['sign']) * np.mean(correlations):+.2f}"
         if trend
         else f"margin {np.mean(correlations):+.3f}"
     )
-    return outcome(test, decide(values, low, high), words, values, low, high, len(values))
+    return outcome(test, verdict, words, values, low, high, len(values), drawn=False)
 
 
 def _over_blocks(
@@ -220,8 +232,8 @@ def _over_blocks(
             words = f"last block: ERR {last['err']:.3f}, others from {rest['err'].min():.3f}, at radius {radius:g}"
     if not values:
         raise NotMeasuredError(f"the sweep over blocks has {most} value(s), needs 3")
-    low, high = min(values), max(values)
-    return outcome(test, decide(values, low, high), words, values, low, high, len(values))
+    verdict, low, high = over_seeds(values)
+    return outcome(test, verdict, words, values, low, high, len(values), drawn=False)
 
 
 def _field(
@@ -273,8 +285,8 @@ def _toy(
         f"unedited TRR {before['trr'].mean():.3f}",
     }[name]
     values = [float(value) for value in found]
-    low, high = min(values), max(values)
-    return outcome(test, decide(values, low, high), shown, values, low, high, len(values))
+    verdict, low, high = over_seeds(values)
+    return outcome(test, verdict, shown, values, low, high, len(values), drawn=False)
 
 
 STATISTICS: dict[

@@ -42,6 +42,12 @@ class Outcome:
     n: int = 0
 
 
+def over_seeds(per_seed: Sequence[float]) -> tuple[str, float, float]:
+    """Verdict, lowest and highest seed of a statistic without records to draw from; one seed alone decides nothing."""
+    low, high = min(per_seed), max(per_seed)
+    return (decide(per_seed, low, high) if len(per_seed) > 1 else "undecided"), low, high
+
+
 def decide(per_seed: Sequence[float], low: float, high: float, hedged: bool = False) -> str:
     """holds: positive in every seed and the interval above zero; fails: the interval below zero."""
     if low > 0 and min(per_seed) > 0:
@@ -62,11 +68,22 @@ def verdict_of(outcomes: Sequence[Outcome]) -> str:
 
 
 def outcome(
-    test: ClaimTest, verdict: str, words: str, values: Sequence[float], low: float, high: float, n: int
+    test: ClaimTest,
+    verdict: str,
+    words: str,
+    values: Sequence[float],
+    low: float,
+    high: float,
+    n: int,
+    drawn: bool = True,
 ) -> Outcome:
-    """The outcome of a statistic with one value per seed, in words: `words`, its mean, the interval and the seeds."""
+    """The outcome of a statistic with one value per seed, in words: `words`, its mean, the interval and the seeds.
+
+    `drawn`: `low` and `high` are of a bootstrap over records; otherwise they are the lowest and highest seed.
+    """
     above, mean = float(test.part.get("above", 0)), sum(values) / len(values)
     name = f"statistic (above {above:+g})" if above else "statistic"
     positive = f"{sum(value > 0 for value in values)} of {len(values)} seeds positive"
-    text = f"{words}; {name} {mean:+.3g} [{low:+.3g}, {high:+.3g}], {positive}"
+    interval = f"[{low:+.3g}, {high:+.3g}]" if drawn else f"(seeds {low:+.3g} to {high:+.3g})"
+    text = f"{words}; {name} {mean:+.3g} {interval}, {positive}"
     return Outcome(test, verdict, text, mean, low, high, tuple(values), n)

@@ -83,16 +83,36 @@ def counts(runs: Sequence[Run]) -> str:
     datasets = _list({dataset_title(run.spec["dataset"]) for run in runs})
     edits = _list({_plain(run.info.get("edits_requested") or run.spec.get("edits")) for run in runs})
     batches = _list({_plain(run.spec.get("batch_size")) for run in runs})
-    seeds = sorted({run.seed for run in runs})
     protocols = _list({run.spec["protocol"].replace("_", " ") for run in runs})
     failed = sum(len(run.info.get("edits_failed") or ()) for run in runs)
     words = (
         f"{models} on {datasets}; protocol {protocols}; {edits} edits a run in batches of {batches}; "
-        f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))})."
+        f"{seeds(runs)}."
     )
     if failed:
         words += f" {failed} edits failed over all runs (recorded in run.json)."
     return words
+
+
+def seeds(runs: Sequence[Run]) -> str:
+    """How many seeds, which, and what was run with fewer."""
+    of_run: dict[tuple[str, str, str], set[int]] = {}
+    for run in runs:
+        title = str(run.spec.get("title") or run.spec["editor"])
+        of_run.setdefault((run.spec["model"], title, run.directory.parent.name), set()).add(run.seed)
+    sizes = [len(own) for own in of_run.values()]
+    most, every = max(sizes, default=0), sorted({run.seed for run in runs})
+    words = f"{most} seed{'s' if most != 1 else ''} ({', '.join(map(str, every))})"
+    if not sizes or min(sizes) == most:
+        return words
+    few = {(model, title) for (model, title, _), own in of_run.items() if len(own) < most}
+    full = {(model, title) for (model, title, _), own in of_run.items() if len(own) == most}
+    models = {model for model, _ in few} - {model for model, _ in full}
+    titles = {title for model, title in few if model not in models} - {title for _, title in full}
+    rest = sorted(
+        f"{title} on {model}" for model, title in few if model not in models and title not in titles
+    )
+    return f"{words}; fewer (at least {min(sizes)}) for {_list([*sorted(models), *sorted(titles), *rest])}"
 
 
 def trained_once(runs: Sequence[Run]) -> str:

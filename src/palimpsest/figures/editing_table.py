@@ -129,7 +129,9 @@ def _cells(point: pd.Series) -> list[str]:
 
 def _words(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]) -> list[str]:
     options = spec.get("options") or {}
-    pairs = (options.get("published") or {}).get("models") or {}
+    shown = {run.spec["model"] for run in runs}
+    named = (options.get("published") or {}).get("models") or {}
+    pairs = {ours: theirs for ours, theirs in named.items() if ours in shown}
     words = [captions.counts(runs), captions.intervals(options.get("level", LEVEL), "Square brackets")]
     words.append(captions.trained_once(runs))
     if pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from palimpsest.figures.captions import dataset_title
+from palimpsest.figures.captions import dataset_title, seeds
 from palimpsest.figures.lifelong import SCORE_TITLES, SCORES, at_place, places_of, tasks_of, value
 from palimpsest.figures.read import Run
 
@@ -21,10 +21,8 @@ def streams(runs: Sequence[Run]) -> str:
         own = at_place(runs, (task, model, dataset))
         seen = {int(number) for run in own if (number := value(run, "seen")) is not None}
         made = {int(number) for run in own if (number := value(run, "edits")) is not None}
-        seeds = sorted({run.seed for run in own})
         words.append(
-            f"{model} on {dataset_title(dataset)}, {_span(seen)} items, {_span(made)} edits, "
-            f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
+            f"{model} on {dataset_title(dataset)}, {_span(seen)} items, {_span(made)} edits, {seeds(own)}"
         )
     return "Lifelong streams: " + "; ".join(words) + "."
 

@@ -160,14 +160,13 @@ def counts(runs: Sequence[Run]) -> str:
     words = []
     for place in places({}, runs):
         own = at_place(runs, place)
-        seeds = sorted({run.seed for run in own})
         judged = [
             run.record_values("edit_success", "in_scope", k).size for run in own for k in sizes([run])
         ] or [0]
         each = f"{min(judged):,}" if min(judged) == max(judged) else f"{min(judged):,} to {max(judged):,}"
         words.append(
             f"{place[0]} on {captions.dataset_title(place[1])}, {listed(sizes(own))} at once, {each} edits judged a seed, "
-            f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))})"
+            f"{captions.seeds(own)}"
         )
     failed = sum(len(run.info.get("edits_failed") or ()) for run in runs)
     more = f" {failed} edits failed over all runs (recorded in run.json)." if failed else ""

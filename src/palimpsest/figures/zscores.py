@@ -325,7 +325,7 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
         words = [
             captions.counts(runs),
             "A prompt of n tokens has a largest possible z-score of (n − 1)/√n.",
-            "Prompts without answer.",
+            "Prompts without answer. Bands: 95% bootstrap interval over prompts, those of all seeds together.",
         ]
         return style.save_figure(
             figure, name, out, pd.DataFrame(points), captions.caption(spec, *words, metrics=False)

@@ -108,7 +108,7 @@ def target_vector_ceiling(
     """
     index = torch.arange(len(rows.subject), device=rows.subject.device)
     open_rows, success = index, 0
-    start = rows.outputs[layer][index, rows.subject]
+    start = rows.outputs[layer][index, rows.subject].float()  # the search keeps its precision in half ones
     scale = start.norm(dim=1, keepdim=True)
     delta, first, second = torch.zeros_like(start), torch.zeros_like(start), torch.zeros_like(start)
     for step in range(1, steps + 1):
@@ -117,7 +117,10 @@ def target_vector_ceiling(
         local = torch.arange(len(open_rows), device=index.device)
         with torch.enable_grad():
             loss, right = answers_right(
-                model, mine, hidden.index_put((local, mine.subject), part, accumulate=True), layer
+                model,
+                mine,
+                hidden.index_put((local, mine.subject), part.to(hidden.dtype), accumulate=True),
+                layer,
             )
             (gradient,) = torch.autograd.grad(loss.sum(), part)
         success += int(right.sum())

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Blocks with parallel attention and MLP need the larger clamp; fixed before any editing result was seen.
 CLAMP = {"gptj": 1.5}
 FEWEST_PAIRS = 10
+LOADING = ("device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def examine(
     """Examine one model on one data set; writes the verdict (`out`) and the facts it knows (`known`).
 
     Args:
-        spec: keys of `GateSettings`; `model` and `dataset` are names kept for the figure, `mode` is not read
-            here.
+        spec: keys of `GateSettings`, and `device` and `dtype` to load the model with; `model` and `dataset` are names
+            kept for the figure, `mode` is not read here.
         dataset_dir: holds edits.jsonl; source_dir: holds facts.jsonl, for recall on trained phrasings (may
             be None).
 
@@ -71,8 +72,9 @@ def examine(
         SettingsError: unknown or impossible key. DataError: no edit has a truth. ModelError: the model
         cannot be read.
     """
-    settings = settings_of(spec)
-    model = load_model(model_dir)
+    loading = {name: spec[name] for name in LOADING if name in spec}
+    settings = settings_of({name: value for name, value in spec.items() if name not in LOADING})
+    model = load_model(model_dir, **loading)
     model.need_decoder("the gate")
     layers = list(settings.layers if settings.layers is not None else range(max(1, -(-model.n_blocks // 3))))
     for layer in layers:
@@ -136,8 +138,8 @@ def exact(model: LanguageModel, pairs: Sequence[tuple[str, str]], rows_at_once: 
         batch = encode_pairs(model, pairs[start : start + rows_at_once])
         ids = batch.tokens.input_ids
         position = torch.arange(ids.shape[1])[None]
-        inside = (position >= batch.answer_start[:, None] - 1) & (position < batch.answer_end[:, None] - 1)
-        at_row, at_column = torch.nonzero(inside, as_tuple=True)
+        start_at, end_at = batch.answer_start.cpu()[:, None], batch.answer_end.cpu()[:, None]
+        at_row, at_column = torch.nonzero((position >= start_at - 1) & (position < end_at - 1), as_tuple=True)
         top = model.logits(batch.tokens, (at_row, at_column)).argmax(dim=-1).cpu()
         wrong = torch.zeros(len(ids)).index_add(0, at_row, (top != ids.cpu()[at_row, at_column + 1]).float())
         right += (wrong == 0).tolist()
