@@ -15,7 +15,7 @@ BENCH ?=
 
 help:
 	@echo "make setup                  create $(VENV) with the tested versions"
-	@echo "make figures [SCALE=smoke]  tables, figures and claims into figures/"
+	@echo "make figures [SCALE=smoke]  tables, figures and claims into figures/ (of another scale figures/NAME/)"
 	@echo "make report [SCALE=...]     results/report.zip after a run"
 	@echo "make gallery                copy the finished pictures to docs/gallery/"
 	@echo "make test | lint | bench    tests, checks of the source, speed comparisons (docs/benchmarks.md)"

@@ -74,5 +74,5 @@ def test_rules_run_in_their_own_environments(tmp_path: Path):
         PATH=path, PALIMPSEST_TEST_PYTHON=sys.executable,
     )  # fmt: skip
     assert done.returncode == 0, text_of(done)[-5000:]
-    assert (tmp_path / "figures" / "training_curves.svg").exists()
+    assert (tmp_path / "figures" / "smoke" / "training_curves.svg").exists()
     assert len(list((tmp_path / ".snakemake" / "conda").glob("*.yaml"))) == 3

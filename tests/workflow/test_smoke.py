@@ -49,9 +49,9 @@ def test_everything_is_drawn(checkout: Path, smoke: Path):
     plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
     for name, figure in plan.figures.items():
         for suffix in outputs(figure.spec):
-            assert (smoke / "figures" / f"{name}{suffix}").stat().st_size > 0, name + suffix
+            assert (smoke / "figures" / "smoke" / f"{name}{suffix}").stat().st_size > 0, name + suffix
     for claims in ("claims.csv", "claims_grace.csv", "claims_mend.csv", "claims_serac.csv"):
-        assert (smoke / "figures" / claims).stat().st_size > 0
+        assert (smoke / "figures" / "smoke" / claims).stat().st_size > 0
 
 
 def test_jobs_were_forked_from_a_process_with_the_libraries_loaded(smoke: Path):
@@ -171,7 +171,7 @@ def test_report_builds(checkout: Path, smoke: Path):
 
 def test_figures_can_be_deleted_and_drawn_again(checkout: Path, smoke: Path):
     """Nothing but the figure is made again, and its numbers are the same bytes."""
-    picture, numbers = smoke / "figures" / "comeba_fig4.svg", smoke / "figures" / "comeba_fig4.csv"
+    picture, numbers = smoke / "figures" / "smoke" / "comeba_fig4.svg", smoke / "figures" / "smoke" / "comeba_fig4.csv"
     before = numbers.read_bytes()
     picture.unlink()
     scale = str(checkout / "config" / "smoke.yaml")

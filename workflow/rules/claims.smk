@@ -28,7 +28,7 @@ rule claims:
     params:
         out=lambda wildcards, output: Path(output.csv).parent,
         spec=claims_spec,
-        code=code("palimpsest.claims.judge", published=True),
+        code=code("palimpsest.claims.judge", published=(".csv", ".yaml")),
     message:
         "Judging {wildcards.stem}"
     shell:

@@ -57,11 +57,11 @@ def job(kind, key, default):
 digest = functools.cache(source_digest)
 
 
-def code(*modules, published=False):
-    """A parameter function: the digest of the modules a job can reach, and of the printed numbers it reads."""
-    printed = sorted((ROOT / "src" / "palimpsest" / "published").glob("*.[cy]*"))
-    files = tuple(file for file in printed if file.suffix in (".csv", ".yaml"))
-    return lambda wildcards: digest(*modules, files=files if published else ())
+def code(*modules, published=()):
+    """A parameter function: digest of the modules a job can reach, and of the printed numbers (.csv), claims (.yaml) it reads."""
+    printed = sorted((ROOT / "src" / "palimpsest" / "published").iterdir())
+    files = tuple(file for file in printed if file.suffix in published)
+    return lambda wildcards: digest(*modules, files=files)
 
 
 def kinds(section, kind):

@@ -373,7 +373,7 @@ def figure_code(wildcards):
     from palimpsest.figures import DRAWERS
 
     drawer = DRAWERS[PLAN.figures[wildcards.figure].spec["drawer"]].partition(":")[0]
-    return code(drawer, published=True)(wildcards)
+    return code(drawer, published=(".csv",))(wildcards)
 
 
 def figure_files(name):
