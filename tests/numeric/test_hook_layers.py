@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_writers import editor
-from tiny import some_edits
+from tiny import CITIES, PEOPLE, some_edits
 
 from palimpsest.editors.shared.hook_layers import TEMPORARY, HookLayers, ceiling, z_scores
 from palimpsest.edits import Edit
@@ -106,6 +106,28 @@ def test_gate_is_eq_17_computed_by_hand(gpt2):
     assert torch.allclose(seen["out"], torch.where(swapped[:, None], o, p), atol=1e-5)
     shown = used.inspect([prompt], [some_edits()[0].subject])
     assert shown[0]["swapped"] == swapped.tolist() and shown[0]["z"] == pytest.approx(z.tolist(), abs=1e-4)
+
+
+def test_edited_prompts_are_swapped_in_whatever_batch_they_are_read(model):
+    """Alpha is the z-score of an edited token, to the last digit of one batch: rounding must not shut that prompt out."""
+    used = editor(model, "comeba_hk", layers=[1], kl_weight=0.0)
+    edits = [
+        Edit(prompt=f"{'I say ' * (i % 4)}{person} {words}", target=CITIES[i % 4], subject=person)
+        for i, (person, words) in enumerate(
+            (person, words)
+            for words in ("lives in the city of", "was born in", "is from", "likes")
+            for person in PEOPLE
+        )
+    ]
+    for start in range(0, len(edits), 4):
+        batch = edits[start : start + 4]
+        used.edit(batch)
+        prompts = [edit.prompt for edit in edits[: start + 4]]
+        together = [row["swapped"] for row in used.inspect(prompts)]
+        alone = [used.inspect(prompt)[0]["swapped"] for prompt in prompts]
+        assert alone == together
+        assert all(any(swapped) for swapped in alone[start:])  # later batches move the z-scores of earlier ones
+    used.remove()
 
 
 def test_alpha_never_rises_and_fixed_alpha_stays(gpt2):

@@ -171,7 +171,10 @@ def test_report_builds(checkout: Path, smoke: Path):
 
 def test_figures_can_be_deleted_and_drawn_again(checkout: Path, smoke: Path):
     """Nothing but the figure is made again, and its numbers are the same bytes."""
-    picture, numbers = smoke / "figures" / "smoke" / "comeba_fig4.svg", smoke / "figures" / "smoke" / "comeba_fig4.csv"
+    picture, numbers = (
+        smoke / "figures" / "smoke" / "comeba_fig4.svg",
+        smoke / "figures" / "smoke" / "comeba_fig4.csv",
+    )
     before = numbers.read_bytes()
     picture.unlink()
     scale = str(checkout / "config" / "smoke.yaml")

@@ -188,7 +188,7 @@ class ComebaHk(KeyValueEditor):
             record["alpha_history"] = list(self.alpha_history)
             record["z_scores"] = {layer: decision.z.cpu() for layer, decision in decisions.items()}
             record["swapped"] = {
-                layer: ((decision.z >= hooked.alpha[layer]) & decision.real).cpu()
+                layer: (hooked.reaches(decision.z, layer) & decision.real).cpu()
                 for layer, decision in decisions.items()
             }
 

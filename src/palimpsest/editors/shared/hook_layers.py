@@ -124,14 +124,19 @@ class HookLayers:
                 return output + change
             real = self._real(change)
             z = z_scores(change.float().norm(dim=2), real)
-            swapped = (
-                z >= self.alpha[layer]
-            ) & real  # a NaN (one token, or all alike) compares false: not swapped
+            swapped = self.reaches(z, layer) & real
             if self.decisions is not None:
                 self.decisions[layer] = Decision(z.detach(), swapped.detach(), real)
             return None if mode == WATCHING else output + change * swapped[..., None].to(change.dtype)
 
         return hook
+
+    def reaches(self, z: Float[Tensor, "b n"], layer: int) -> Bool[Tensor, "b n"]:
+        """Eq. 17's Z >= alpha, but for rounding: alpha is the z-score of an edited token in one batch, and in another batch
+        its last digits differ. A NaN (one token, or all alike) compares false: not swapped.
+        """
+        alpha = self.alpha[layer]
+        return z >= alpha - max(1e-5, torch.finfo(self.model.dtype).eps) * (1.0 + abs(alpha))
 
     def _real(self, change: Float[Tensor, "b n d"]) -> Bool[Tensor, "b n"]:
         mask = self.model.padding if self.padding == "masked" else None
