@@ -206,6 +206,8 @@ def fits_into(model: LanguageModel, spare: int = 0) -> Callable[[Edit], bool]:
         together = model.kind == "decoder"  # others read the prompt alone
         texts = [join(prompt, edit.target if together else "") for prompt in (edit.prompt, *edit.rephrasings)]
         probes = (*edit.locality, *edit.portability)
+        if model.kind == "encoder_decoder":
+            texts += [edit.target, *(probe.answer for probe in probes)]
         texts += [join(probe.prompt, probe.answer if together else "") for probe in probes]
         unsure = [text for text in texts if len(text.encode()) > surely]
         return all(len(model.tokenizer(text)["input_ids"]) <= limit for text in unsure)

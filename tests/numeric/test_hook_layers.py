@@ -126,7 +126,9 @@ def test_edited_prompts_are_swapped_in_whatever_batch_they_are_read(model):
         together = [row["swapped"] for row in used.inspect(prompts)]
         alone = [used.inspect(prompt)[0]["swapped"] for prompt in prompts]
         assert alone == together
-        assert all(any(swapped) for swapped in alone[start:])  # later batches move the z-scores of earlier ones
+        assert all(
+            any(swapped) for swapped in alone[start:]
+        )  # later batches move the z-scores of earlier ones
     used.remove()
 
 

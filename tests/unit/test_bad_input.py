@@ -46,6 +46,56 @@ def test_target_longer_than_the_context(gpt2):
     assert "reads at most 64" in report.failed[0].reason and report.applied == ["edit-0"]
 
 
+def test_target_that_an_encoder_decoder_cannot_say_fails_alone():
+    """Not the batch it is in, and with its own words."""
+    model = tiny_model("t5")
+    model.tokenizer.model_max_length = 64
+    settings = {"layer": 1, "learning_rate": 1e-2, "epsilon": None, "steps": 2, "loss": "own"}
+    editor = make_editor("ft", model, settings)
+    report = editor.edit(
+        [
+            Edit("Ada lives in", "Velden " * 80, identifier="long"),
+            Edit("Mira lives in", "Velden", identifier="short"),
+        ]
+    )
+    assert report.applied == ["short"] and report.failed[0].edit == "long"
+    assert "the target needs" in report.failed[0].reason and "says at most 64" in report.failed[0].reason
+
+
+@pytest.mark.parametrize(
+    ("search", "layer", "words"), [("fast", 9, "blocks 0 to 3"), ("plain", 2, "at the last one")]
+)
+def test_a_loss_layer_that_cannot_be_read_is_refused_at_once(gpt2, search, layer, words):
+    settings = {**MEMIT, "target_search": search, "loss_layer": layer}
+    with pytest.raises(SettingsError, match=f"loss_layer is {layer}.*{words}"):
+        make_editor("memit", gpt2, settings, random_statistics(gpt2, (1, 2)))
+
+
+def test_generation_ends_where_the_context_ends(gpt2):
+    editor = make_editor("ft", gpt2, {"layer": 1, "learning_rate": 1e-2, "epsilon": None})
+    words, length = "Ada lives in", 0
+    while length < 60:
+        words = f"Mira and {words}"
+        length = len(gpt2.tokenizer(words)["input_ids"])
+    said = editor.generate([words], max_new_tokens=20)
+    assert len(gpt2.tokenizer(said[0])["input_ids"]) <= 64 - length
+    with pytest.raises(DataError, match="reads at most 64"):
+        editor.generate([words * 2])
+
+
+@pytest.mark.parametrize(("name", "prompt", "warned"), [
+    ("memit", "Ada Tolvek, says Ada Tolvek, lives in", True),
+    ("memit", "Ada in Adaville lives in", False),
+    ("ft", "Ada Tolvek, says Ada Tolvek, lives in", False),
+])  # fmt: skip
+def test_a_subject_that_occurs_twice_is_mentioned_where_it_matters(gpt2, caplog, name, prompt, warned):
+    subject = "Ada Tolvek" if "Tolvek" in prompt else "Ada"
+    settings = MEMIT if name == "memit" else {"layer": 1, "learning_rate": 1e-2, "epsilon": None, "steps": 1}
+    statistics = random_statistics(gpt2, (1, 2)) if name == "memit" else None
+    make_editor(name, gpt2, settings, statistics).edit([Edit(prompt, "Velden", subject=subject)])
+    assert ("occurs more than once" in caplog.text) is warned
+
+
 def test_missing_subject_is_a_failed_edit(gpt2):
     report = make_editor("memit", gpt2, MEMIT, random_statistics(gpt2, (1, 2))).edit(
         [Edit("Ada lives in", "Velden")]
@@ -67,6 +117,9 @@ def test_layer_without_statistics(gpt2):
     ("settings", "words"),
     [
         ({"lamda": 3}, "has no setting 'lamda'"),
+        ({"learning_rate_ratio": -1.0}, "learning_rate_ratio"),
+        ({"stop_loss": float("nan")}, "stop_loss"),
+        ({"loss_layer": 0, "layers": [1, 2]}, "at the last edited layer or above"),
         ({"layers": []}, "at least one layer"),
         ({"layers": [2, 1]}, "must rise"),
         ({"clamp": -1.0}, "must be positive"),

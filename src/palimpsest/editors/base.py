@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import time
 import typing
 from abc import ABC, abstractmethod
@@ -151,7 +152,14 @@ class Editor(ABC):
 
     @torch.no_grad()
     def generate(self, prompts: str | Sequence[str], max_new_tokens: int = 20) -> list[str]:
-        """What the edited model says after one or several prompts, greedily: text, or the name of a class."""
+        """What the edited model says after one or several prompts, greedily: text, or the name of a class.
+
+        With kept keys and values: an editor that looks at whole rows decides here once, when it reads the prompt (metrics read
+        every row anew, `metrics/generation.py`). It ends where the context ends.
+
+        Raises:
+            DataError: a prompt fills the whole context.
+        """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if self.model.kind == "encoder":
             return [said.text for said in say(self.model, prompts)]
@@ -161,10 +169,19 @@ class Editor(ABC):
             batch = tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
         finally:
             tokenizer.padding_side = side
+        longest, context = batch["input_ids"].shape[1], self.model.context
+        room = context - longest if decoder else context
+        if room < 1 or longest > context:
+            raise DataError(
+                f"the prompt has {longest} tokens, and {self.model.name} reads at most {context}",
+                record=repr(max(prompts, key=len)[:60]),
+                field="prompt",
+                remedy="Shorten it",
+            )
         output = self.model.network.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, room),
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -213,7 +230,10 @@ class Editor(ABC):
                 reason = f"{self.name} needs to know the subject of the prompt; give Edit(subject=...)"
                 failed.append(FailedEdit(edit_name(edit), reason))
                 continue
-            if edit.subject and edit.prompt.count(edit.subject) > 1:
+            if (
+                self.needs_subject
+                and len(re.findall(rf"\b{re.escape(edit.subject or '')}\b", edit.prompt)) > 1
+            ):
                 log.warning(
                     "%s: the subject %r occurs more than once; the last one is edited",
                     edit_name(edit),
@@ -231,6 +251,12 @@ class Editor(ABC):
                 reason = f"{what} {length} tokens, {self.model.name} reads at most {self.model.context}"
                 failed.append(FailedEdit(edit_name(edit), reason))
                 continue
+            if self.model.kind == "encoder_decoder":
+                length = len(self.model.tokenizer(edit.target)["input_ids"])
+                if length > self.model.context:
+                    reason = f"the target needs {length} tokens, {self.model.name} says at most {self.model.context}"
+                    failed.append(FailedEdit(edit_name(edit), reason))
+                    continue
             usable.append(edit)
         return usable, failed
 

@@ -72,6 +72,15 @@ class KeyValueSettings:
         )
         require(self.steps >= 1, "steps", self.steps, "at least one pass is needed")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
+        ratio = self.learning_rate_ratio
+        require(ratio is None or ratio > 0, "learning_rate_ratio", ratio, "must be positive, or null")
+        require(self.stop_loss >= 0, "stop_loss", self.stop_loss, "must be a number, and not negative")
+        require(
+            self.loss_layer is None or self.loss_layer >= self.layers[-1],
+            "loss_layer",
+            self.loss_layer,
+            "the loss must be read at the last edited layer or above it",
+        )
         require(self.clamp > 0, "clamp", self.clamp, "must be positive, as a multiple of |h_0|")
         require(
             self.kl_weight >= 0 and self.decay >= 0,
@@ -132,6 +141,19 @@ class KeyValueEditor(Editor, ABC):
         self._systems: dict[int, KeySystem] = {}
         for layer in settings.layers:
             model.block(layer)
+        read = settings.loss_layer
+        if read is not None and not (
+            read < model.n_blocks and (settings.target_search == "fast" or read == model.n_blocks - 1)
+        ):
+            raise SettingsError(
+                f"loss_layer is {read}, but {model.name} has the blocks 0 to {model.n_blocks - 1}"
+                + (
+                    ", and target_search 'plain' reads the loss at the last one"
+                    if settings.target_search == "plain"
+                    else ""
+                )
+                + ". Leave loss_layer out to read it at the last one"
+            )
         if self.statistics is not None:
             missing = [layer for layer in settings.layers if layer not in self.statistics.layers]
             if missing:
