@@ -92,7 +92,8 @@ def _name_what_is_far(axis: Axes, methods: Sequence[Method], points: Sequence[di
     if not far:
         return
     lows = [point["low"] for point in points if point["method"] in near.index]
-    axis.set_ylim(0.8 * min(lows), 1.6 * near.iloc[-1])
+    bottom, named = 0.8 * min(lows), 0.06 + 0.1 * len(far)  # the share of the height that the names take
+    axis.set_ylim(bottom, bottom * (1.1 * near.iloc[-1] / bottom) ** (1 / (1 - named)))
     perplexity_axis(axis)
     for line, method in enumerate(far):
         last = [point["mean"] for point in points if point["method"] == method.title][-1]
