@@ -16,7 +16,7 @@ from palimpsest.editors import make_editor
 from palimpsest.editors.serac import Serac, Settings
 from palimpsest.editors.shared import scope_classifier as scope
 from palimpsest.editors.shared.counterfactual import counterfactual_model
-from palimpsest.editors.shared.routed_editor import Keys, newest_best
+from palimpsest.editors.shared.routed_editor import newest_best
 from palimpsest.editors.shared.scope_classifier import ScopeClassifier, ScopeShape, log_not
 from palimpsest.editors.shared.scope_memory import ScopeMemory
 from palimpsest.edits import Edit
@@ -141,13 +141,7 @@ def test_too_long_texts_lose_the_edit_first():
     assert len(cut) == 12 and cut[0] == made.first and cut[-1] == made.between
 
 
-def test_the_table_of_keys_grows_in_place():
-    keys, rows = Keys(3, torch.float32, torch.device("cpu")), torch.randn(200, 3)
-    for row in rows:
-        keys.append(row[None])
-    assert torch.equal(keys.rows, rows) and len(keys) == 200
-    keys.keep([5, 1])
-    assert torch.equal(keys.rows, rows[[5, 1]])
+def test_the_best_score_and_the_newest_that_has_it():
     best, entry = newest_best(torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0], [math.nan, 0.0, 1.0]]))
     assert entry.tolist() == [2, 0, 0] and best[:2].tolist() == [3.0, 2.0]
 

@@ -3,7 +3,7 @@
 SERAC, its look-up baseline and retrieval keep the base frozen and store what they are told (SERAC, arXiv 2206.06520, section
 3). They differ in how well an input matches a stored edit, and in what speaks for it then (`shared/routed_output.py`).
 Edits are appended; the grouping into batches changes nothing. Old ones are never overwritten unless `replace_same_prompt`
-says so: where two match equally well, the newer one speaks.
+says so: where two match equally well, the newer one speaks. Two edits of one text do so to the bit (`shared/text_keys.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from palimpsest.errors import PalimpsestError
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import encode_prompts_only
-
-FIRST_ROOM = 64  # rows that a table of keys starts with
+from palimpsest.models.tokens import tokenise
 
 
 @dataclass(frozen=True)
@@ -36,42 +35,6 @@ class StoredEdit:
     name: str
     prompt: str
     target: str
-
-
-class Keys:
-    """A growing table of vectors [n, c], appended in place (spec Q17)."""
-
-    def __init__(self, width: int, dtype: torch.dtype, device: torch.device):
-        self._room = torch.empty(0, width, dtype=dtype, device=device)
-        self._used = 0
-
-    def __len__(self) -> int:
-        return self._used
-
-    @property
-    def rows(self) -> Float[Tensor, "n c"]:
-        """All of them: a view."""
-        return self._room[: self._used]
-
-    def append(self, rows: Float[Tensor, "m c"]) -> None:
-        """Add rows at the end."""
-        needed = self._used + len(rows)
-        if needed > len(self._room):
-            grown = self._room.new_empty(max(needed, 2 * len(self._room), FIRST_ROOM), self._room.shape[1])
-            grown[: self._used] = self.rows
-            self._room = grown
-        self._room[self._used : needed] = rows.to(self._room)
-        self._used = needed
-
-    def keep(self, places: Sequence[int]) -> None:
-        """Only these rows, in this order."""
-        kept = self.rows[list(places)].clone()
-        self._used = 0
-        self.append(kept)
-
-    def clear(self) -> None:
-        """None."""
-        self._used = 0
 
 
 class RoutedEditor(Editor):
@@ -227,6 +190,10 @@ class RoutedEditor(Editor):
             with self.router.resting():
                 states = self.model.stack(**rows.named).last_hidden_state
             yield group, self.router.asked(rows.named["input_ids"], rows.padding.bool(), states)
+
+    def _read(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+        """What the base reads of prompts: where this is equal, so are their states, but for rounding."""
+        return [tuple(row.ids) for row in tokenise(self.model, prompts)]
 
     @contextmanager
     def watching(self) -> Iterator[Callable[[], Tensor | None] | None]:
