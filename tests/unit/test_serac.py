@@ -252,6 +252,26 @@ def test_memories_of_others_are_refused():
     assert [one.name for one in elsewhere.memory] == ["edit-1"]
 
 
+@pytest.mark.parametrize("method", ["lu", "retrieval", "serac"])
+def test_a_memory_that_cannot_be_loaded_leaves_the_old_one(method):
+    """While another editor answers on the model."""
+    model = tiny_model()
+    editor = serac(model=model) if method == "serac" else make_editor(method, model)
+    editor.edit(edits_for(model)[:2])
+    state, prompt = editor.state(), PROMPTS[0]
+    editor.undo("edit-1")
+    editor.router.detach()
+    other = make_editor("retrieval", model)
+    other.edit(edits_for(model)[:1])
+    with pytest.raises(ModelError, match="Call its `remove"):
+        editor.load_state(state)
+    assert [one.name for one in editor.memory] == ["edit-0"]
+    other.remove()
+    assert editor.inspect(prompt)[0]["edit"] == "edit-0"
+    editor.load_state(state)
+    assert [one.name for one in editor.memory] == ["edit-0", "edit-1"]
+
+
 def test_editing_needs_a_training_of_this_model_and_these_settings():
     model = tiny_model()
     with pytest.raises(SettingsError, match="palimpsest train-editor"):

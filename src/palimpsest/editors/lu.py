@@ -164,12 +164,12 @@ class Lu(RoutedEditor):
         return -score < (self.radius or 0.0)
 
     def _stored(self, new: Sequence[StoredEdit]) -> None:
-        if new:
-            prompts = [edit.prompt for edit in new]
-            self.keys.append(
-                self._read(prompts), lambda some: self.states([prompts[place] for place in some])
-            )
-            self.answers.answers += [said.ids for said in wanted(self.model, [edit.target for edit in new])]
+        if not new:
+            return
+        prompts = [edit.prompt for edit in new]
+        answers = [said.ids for said in wanted(self.model, [edit.target for edit in new])]  # may refuse one
+        self.keys.append(self._read(prompts), lambda some: self.states([prompts[place] for place in some]))
+        self.answers.answers += answers
 
     def _kept(self, places: Sequence[int]) -> None:
         self.keys.keep(places)

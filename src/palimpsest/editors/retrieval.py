@@ -165,7 +165,6 @@ class Retrieval(RoutedEditor):
 
     def _stored(self, new: Sequence[StoredEdit]) -> None:
         prompts = [edit.prompt for edit in new]
-        self.reader.memory += [(edit.prompt, edit.target) for edit in new]
         if not prompts:
             return
         if self.settings.embedding == TFIDF:
@@ -177,6 +176,7 @@ class Retrieval(RoutedEditor):
             self.keys.append(
                 self._read(prompts), lambda some: self._states([prompts[place] for place in some])
             )
+        self.reader.memory += [(edit.prompt, edit.target) for edit in new]
 
     def _kept(self, places: Sequence[int]) -> None:
         self.reader.memory[:] = [self.reader.memory[place] for place in places]

@@ -70,7 +70,7 @@ class RoutedEditor(Editor):
 
     @abstractmethod
     def _stored(self, new: Sequence[StoredEdit]) -> None:
-        """Note what is needed of edits that were appended to the memory."""
+        """Note what is needed of edits that are appended to the memory; where it raises, nothing must have changed."""
 
     @abstractmethod
     def _kept(self, places: Sequence[int]) -> None:
@@ -112,18 +112,30 @@ class RoutedEditor(Editor):
         if getattr(self.settings, "replace_same_prompt", False):
             last = {edit.prompt: number for number, edit in enumerate(new)}
             new = [edit for number, edit in enumerate(new) if last[edit.prompt] == number]
-            self._keep([place for place, old in enumerate(self.memory) if old.prompt not in last])
-        self._append(new)
+        self._append(new, self._staying(new))
         if record is not None:
             record["memory"] = len(self.memory)
         return []
 
-    def _append(self, new: Sequence[StoredEdit]) -> None:
+    def _staying(self, new: Sequence[StoredEdit]) -> Sequence[int]:
+        """Places of the entries so far that stay beside new ones."""
+        if not getattr(self.settings, "replace_same_prompt", False):
+            return range(len(self.memory))
+        replaced = {edit.prompt for edit in new}
+        return [place for place, old in enumerate(self.memory) if old.prompt not in replaced]
+
+    def _append(self, new: Sequence[StoredEdit], staying: Sequence[int]) -> None:
+        """Add entries behind those that stay; nothing has changed where it raises."""
         if new:
-            self.router.attach()  # refuses a model on which another memory answers: before anything changes
+            self.router.refuse_others()
         with self.router.resting(), torch.no_grad():
             self._stored(new)
+        before = len(self.memory)
         self.memory += new
+        if len(staying) < before:
+            self._keep([*staying, *range(before, len(self.memory))])
+        if new:
+            self.router.attach()
 
     def _keep(self, places: Sequence[int]) -> None:
         if len(places) == len(self.memory):
@@ -217,8 +229,8 @@ class RoutedEditor(Editor):
         """Take over a memory.
 
         Raises:
-            PalimpsestError: it was saved by another editor, for another model or another training, or is damaged; nothing
-                has changed then.
+            PalimpsestError: it was saved by another editor, for another model or another training, or is damaged, or another
+                editor with a memory answers on the model; nothing has changed then.
         """
         belongs = state.plain.get("belongs_to", {})
         for name, own in {"editor": self.name, "model": self.model.fingerprint, **self._identity()}.items():
@@ -236,8 +248,7 @@ class RoutedEditor(Editor):
             raise PalimpsestError(
                 f"this memory of {self.name} is damaged ({error!r}). Save it again with save_state"
             ) from error
-        self._keep([])
-        self._append(stored)
+        self._append(stored, staying=[])
 
     def remove(self) -> None:
         """Take the hooks off and forget every edit. The weights were never changed."""
