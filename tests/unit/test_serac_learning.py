@@ -242,6 +242,20 @@ def test_the_mixture_objective(family):
     assert set(made.validate(draws)) >= {"total", "edit", "locality", "opened", "kept shut"}
 
 
+def test_settings_that_the_mixture_does_not_use_are_named(caplog):
+    """They train nothing there, and the log of the training says so."""
+    caplog.set_level("INFO")
+    own, plain = {"negatives": "every", "cf_steps": 1}, learner(objective="mixture")
+    draws = draws_for(plain.model)
+    learner(**own)
+    assert "has no effect" not in caplog.text
+    made = learner(objective="mixture", **own)
+    for name in ("cf_steps = 1", "negatives = 'every'"):
+        assert f"objective: mixture: the setting {name} has no effect" in caplog.text
+    for _ in range(2):
+        assert float(made.step(draws)["total"]) == float(plain.step(draws)["total"])
+
+
 def test_replies_that_the_edit_makes_wrong_become_unlikely():
     """L_h of dialogue sentiment: - log p of the one, - log(1 - p) of the other, token by token (spec 1.5)."""
     made = learner()

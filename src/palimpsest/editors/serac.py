@@ -55,11 +55,13 @@ class Settings(Training):
         counterfactual: "scratch", "base" (no model of its own), or where it is read from.
         cf_width, cf_blocks, cf_heads: of a counterfactual model made from scratch.
         initial_range: standard deviation of the weights of either, when made from scratch (T5 has its own rule).
-        cf_steps: the counterfactual model is trained for so many steps only; None = as long as the classifier.
+        cf_steps: the counterfactual model is trained for so many steps only; None = as long as the classifier. No effect with
+            objective: mixture, whose loss trains both.
         template, separator: text of an edit as h reads it, and what stands between it and the input.
         objective: "supervised", or "mixture" (E2: the loss of the soft mixture, without knowing what is in scope).
         negatives: out-of-scope pairs of a step: "diagonal" (out-of-scope input i with edit i), "all" (each of these with each
-            edit), or "every" (and each in-scope input with the edits that are not its own).
+            edit), or "every" (and each in-scope input with the edits that are not its own). No effect with objective: mixture,
+            which has no pairs.
         lr, lr_counterfactual: of Adam for g and h.
         c_edit, c_scope: weights of L_h and L_g.
     """
