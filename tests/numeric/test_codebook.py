@@ -259,6 +259,22 @@ def test_states_that_are_not_finite():
     assert match.fired.tolist() == [False, True] and match.entry.tolist() == [-1, 0]
 
 
+@pytest.mark.parametrize("rules", ["corrected", "official"])
+@pytest.mark.parametrize("far", [float("inf"), float("-inf"), float("nan"), 1e30, 3e38])
+def test_nothing_fires_at_an_infinite_distance(rules, far):
+    """Nor where the square of a query's length overflows: what rounding may add is then no reason to fire."""
+    codebook = book(rules=rules, width=2)
+    for point, label in (([1.0, -1.0], A), ([20.0, 30.0], B)):
+        teach(codebook, torch.tensor(point), label)
+    for queries in ([[far, 0.0]], [[far, 1.0], [1.0, -1.0]], [[far, far], [1.0, -1.0], [far, -far]]):
+        match = codebook.look_up(torch.tensor(queries))
+        near = [query == [1.0, -1.0] for query in queries]
+        assert match.fired.tolist() == near
+        assert [at for at, own in zip(match.entry.tolist(), near, strict=True) if own] == [0] * sum(near)
+        if rules == "corrected":
+            assert ((match.entry >= 0) == match.distance.isfinite()).all()
+
+
 def test_rounding_at_the_border_does_not_decide():
     """Q4: what fires alone fires in a batch, whose sums may be rounded otherwise."""
     codebook = book(width=2)

@@ -194,6 +194,16 @@ def test_reverting_an_edit_that_was_taught_again_gives_it_back_what_it_shared(be
     assert len(book.taught[0].queries) == 2
 
 
+def test_a_state_that_overflowed_meets_no_key(bert, monkeypatch):
+    """Nothing answers it, and `inspect` says so."""
+    used, edits = grace(bert), edits_for(bert, 1)
+    used.edit(edits)
+    width = used.adapter.key_width
+    monkeypatch.setattr(used, "queries", lambda prompts: torch.full((len(prompts), width), torch.inf))
+    (found,) = used.inspect(edits[0].prompt)
+    assert found["fired"] is False and found["key"] is None and found["distance"] is None
+
+
 def test_inspect_tells_key_distance_radius_and_what_was_taught(bert):
     edits = edits_for(bert, 3)
     used = grace(bert, radius=1e-3)

@@ -10,6 +10,7 @@ from tiny import ALL_FAMILIES, LABELS, tiny_model
 from palimpsest.editors import make_editor
 from palimpsest.editors.base import load_state, save_state
 from palimpsest.editors.shared.nearest import neighbour_distance
+from palimpsest.edits import Edit
 from palimpsest.errors import ModelError, PalimpsestError, SettingsError
 from palimpsest.metrics.retention import Asking, Pool
 from palimpsest.models.objectives import encode, judge, say, target_places, wanted
@@ -86,6 +87,26 @@ def test_the_memory_is_appended_to():
     rows = editor.inspect([edit.prompt for edit in edits_for(model)])
     assert all(row["fired"] for row in rows) and [row["entry"] for row in rows] == [0, 1, 2, 3]
     assert all(abs(row["score"]) < 1e-3 for row in rows)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_an_edit_that_fails_leaves_the_memory_as_it_was(replaces):
+    """An answer too long to be said is met when prompts are stored already: keys and answers must stay in step."""
+    model = tiny_model("t5")
+    editor = make_editor("lu", model, CLOSE | {"replace_same_prompt": replaces})
+    first, second, third = edits_for(model)[:3]
+    unsayable = Edit(first.prompt, "Port Velden Bay " * 40)
+    assert len(editor.edit([unsayable]).failed) == 1
+    make_editor("retrieval", model).router.refuse_others()  # no hook is left behind
+    editor.edit([first])
+    report = editor.edit([second, unsayable])
+    assert len(report.failed) == 2 and "reads at most" in report.failed[0].reason
+    assert [one.target for one in editor.memory] == [first.target]
+    assert len(editor.keys.rows) == len(editor.answers.answers) == 1
+    editor.edit([third])
+    asked = [first, third]
+    said = say(model, [edit.prompt for edit in asked], 8)
+    assert said == wanted(model, [edit.target for edit in asked])
 
 
 def test_the_radius_decides():

@@ -164,6 +164,12 @@ def test_what_other_code_does_can_be_switched_on(caplog):
     for found, last in zip(change_of(chunked, batch), change_of(plain, batch[4:]), strict=True):
         assert torch.equal(found, last)
     assert "4 of 5 edits are lost" in caplog.text
+    report = chunked.edit(batch)
+    assert report.applied == ["e4"] and not report.failed
+    assert [one.edit for one in report.lost] == ["e0", "e1", "e2", "e3"]
+    assert "only the last 1 of the batch's 5 edits" in report.lost[0].reason
+    assert chunked.edit(batch[:2]).applied == ["e0", "e1"] and not chunked.edit(batch[:2]).lost
+    chunked.remove()
     for found, whole in zip(change_of(chunked, batch[:2]), change_of(plain, batch[:2]), strict=True):
         assert torch.equal(found, whole)
     swapped = change_of(make_editor("mend", model, {"alpha_order": "network"}, trained=trained), batch)

@@ -91,7 +91,7 @@ def test_what_is_too_long_loses_the_beginning_of_the_edit():
     ids = model.tokenizer(prompt)["input_ids"]
     prefix = editor.reader.prefix(edit.prompt, edit.target)
     assert len(prefix) + len(ids) > model.context
-    spliced, places = editor.reader._spliced(ids, prefix, 0)
+    spliced, places = editor.reader._spliced(ids, prefix)
     assert len(spliced) == model.context and spliced[places[0] :] == ids
     assert model.tokenizer.decode(spliced[: places[0]]).endswith("Velden.")
     say(model, [prompt], 2)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from memory_editors import PROMPTS, answers_for, edits_for, logits, open_exactly, serac, trained
-from tiny import ALL_FAMILIES, FAMILIES, tiny_model
+from tiny import ALL_FAMILIES, FAMILIES, configuration, tiny_model
 
 from palimpsest.editors import make_editor
 from palimpsest.editors.base import load_state, save_state
@@ -16,6 +17,7 @@ from palimpsest.learning.artefact import TrainedError
 from palimpsest.metrics.asked import Asked
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.models.batching import Batching
+from palimpsest.models.loading import AUTO
 from palimpsest.models.objectives import encode, judge, row_losses, say, target_places
 
 EVERY = pytest.mark.parametrize("family", ALL_FAMILIES)
@@ -252,6 +254,26 @@ def test_memories_of_others_are_refused():
     assert [one.name for one in elsewhere.memory] == ["edit-1"]
 
 
+@pytest.mark.parametrize("method", ["lu", "retrieval", "serac"])
+def test_a_memory_that_cannot_be_loaded_leaves_the_old_one(method):
+    """While another editor answers on the model."""
+    model = tiny_model()
+    editor = serac(model=model) if method == "serac" else make_editor(method, model)
+    editor.edit(edits_for(model)[:2])
+    state, prompt = editor.state(), PROMPTS[0]
+    editor.undo("edit-1")
+    editor.router.detach()
+    other = make_editor("retrieval", model)
+    other.edit(edits_for(model)[:1])
+    with pytest.raises(ModelError, match="Call its `remove"):
+        editor.load_state(state)
+    assert [one.name for one in editor.memory] == ["edit-0"]
+    other.remove()
+    assert editor.inspect(prompt)[0]["edit"] == "edit-0"
+    editor.load_state(state)
+    assert [one.name for one in editor.memory] == ["edit-0", "edit-1"]
+
+
 def test_editing_needs_a_training_of_this_model_and_these_settings():
     model = tiny_model()
     with pytest.raises(SettingsError, match="palimpsest train-editor"):
@@ -301,6 +323,47 @@ def test_retrieve_and_prompt_is_the_base_on_the_longer_text(family):
     editor = serac(model=model, settings={"counterfactual": "base"})
     editor.edit([edit])
     assert torch.allclose(logits(model, PROMPTS[:1], answers[:1]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5", "bert"])
+def test_a_second_model_with_a_shorter_context_reads_the_end_of_long_inputs(family, tmp_path, caplog):
+    """Said when it is read, no end of a run: a row keeps its newest tokens, and the base's logits further back (spec Q15)."""
+    model = tiny_model(family)
+    config = configuration(family, 32, 4, 48, True)
+    field = "n_positions" if hasattr(config, "n_positions") else "max_position_embeddings"
+    setattr(config, field, 16)
+    getattr(transformers, AUTO[model.kind]).from_config(config).save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    editor = serac(model=model, settings={"counterfactual": str(tmp_path)})
+    assert f"reads at most 16 tokens, but tiny-{family} reads 64" in caplog.text
+    long, short = "Mira Sorn lives in the city of Port Velden Bay, " * 2 + "Ada Tolvek", PROMPTS[0]
+    ids, (answer, other) = model.tokenizer(long)["input_ids"], answers_for(model, [long, short])
+    assert len(ids) > 20
+    own, own_logits = model.network, logits(model, [long, short], [answer, other])
+    with torch.no_grad():
+        named = {"input_ids": torch.tensor([ids])}
+        base = own(**named).logits[0] if family == "gpt2" else None
+        editor.edit([Edit(long, answer), Edit(short, other)])
+        read = editor.reader.model.network
+        if family == "gpt2":
+            over, found = len(ids) - 16, own(**named).logits[0]
+            expected = read(input_ids=torch.tensor([ids[over:]])).logits[0]
+            assert torch.equal(found[:over], base[:over])
+            assert torch.allclose(found[over:], expected, atol=1e-4)
+        else:
+            lead = editor.reader.lead
+            cut = {"input_ids": torch.tensor([ids[:lead] + ids[lead - 16 :]])}
+            if family == "t5":
+                said = model.tokenizer(answer)["input_ids"]
+                cut["decoder_input_ids"] = torch.tensor([[0, *said[:-1]]])
+            expected = read(**cut).logits.flatten(0, -2)
+            found = logits(model, [long, short], [answer, other])[: len(expected)]
+            assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(logits(model, [long, short], [answer, other]), own_logits, atol=1e-3)
+    say(model, [long, short], 6)
+    if family == "gpt2":
+        with pytest.raises(ModelError, match="an answer is longer than the 16 tokens"):
+            editor.reader.judge([(short, other)], encode(model, [short], ["Port Velden Bay " * 8]))
 
 
 def test_watching_and_protocol_parts_need_no_special_case():

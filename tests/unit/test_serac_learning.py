@@ -16,7 +16,7 @@ from palimpsest.editors import make_editor
 from palimpsest.editors.serac import Serac, Settings
 from palimpsest.editors.shared import scope_classifier as scope
 from palimpsest.editors.shared.counterfactual import counterfactual_model
-from palimpsest.editors.shared.routed_editor import Keys, newest_best
+from palimpsest.editors.shared.routed_editor import newest_best
 from palimpsest.editors.shared.scope_classifier import ScopeClassifier, ScopeShape, log_not
 from palimpsest.editors.shared.scope_memory import ScopeMemory
 from palimpsest.edits import Edit
@@ -141,13 +141,7 @@ def test_too_long_texts_lose_the_edit_first():
     assert len(cut) == 12 and cut[0] == made.first and cut[-1] == made.between
 
 
-def test_the_table_of_keys_grows_in_place():
-    keys, rows = Keys(3, torch.float32, torch.device("cpu")), torch.randn(200, 3)
-    for row in rows:
-        keys.append(row[None])
-    assert torch.equal(keys.rows, rows) and len(keys) == 200
-    keys.keep([5, 1])
-    assert torch.equal(keys.rows, rows[[5, 1]])
+def test_the_best_score_and_the_newest_that_has_it():
     best, entry = newest_best(torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0], [math.nan, 0.0, 1.0]]))
     assert entry.tolist() == [2, 0, 0] and best[:2].tolist() == [3.0, 2.0]
 
@@ -246,6 +240,20 @@ def test_the_mixture_objective(family):
         )
         assert float(closed["locality"]) == pytest.approx(0.0, abs=1e-3)
     assert set(made.validate(draws)) >= {"total", "edit", "locality", "opened", "kept shut"}
+
+
+def test_settings_that_the_mixture_does_not_use_are_named(caplog):
+    """They train nothing there, and the log of the training says so."""
+    caplog.set_level("INFO")
+    own, plain = {"negatives": "every", "cf_steps": 1}, learner(objective="mixture")
+    draws = draws_for(plain.model)
+    learner(**own)
+    assert "has no effect" not in caplog.text
+    made = learner(objective="mixture", **own)
+    for name in ("cf_steps = 1", "negatives = 'every'"):
+        assert f"objective: mixture: the setting {name} has no effect" in caplog.text
+    for _ in range(2):
+        assert float(made.step(draws)["total"]) == float(plain.step(draws)["total"])
 
 
 def test_replies_that_the_edit_makes_wrong_become_unlikely():

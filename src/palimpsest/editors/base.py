@@ -41,14 +41,24 @@ class FailedEdit:
     reason: str
 
 
+class LostEdit(FailedEdit):
+    """An edit that a reproduced fault of published code drops unnoticed: that code counts it as made, so it has not failed."""
+
+
 @dataclass
 class EditReport:
-    """What one call of `edit` did. `record` holds what a researcher wants to see, when it was asked for."""
+    """What one call of `edit` did. `record` holds what a researcher wants to see, when it was asked for.
+
+    Attributes:
+        applied, failed: names of the edits that were made, and those that could not be made.
+        lost: edits that a reproduced fault dropped; they are in neither of the two. Runs judge them as made, as published.
+    """
 
     applied: list[str]
     failed: list[FailedEdit]
     seconds: float
     record: dict[str, Any] | None = None
+    lost: list[LostEdit] = field(default_factory=list)
 
 
 @dataclass
@@ -97,7 +107,7 @@ class Editor(ABC):
 
     @abstractmethod
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
-        """Make the model obey a batch of checked edits; return those that could not be made.
+        """Make the model obey a batch of checked edits; return those that could not be made, or (`LostEdit`) were lost.
 
         Raises EditError when the whole batch fails; the model must then be as before the call, as after any other error.
         """
@@ -136,9 +146,11 @@ class Editor(ABC):
             except ONE_EDITS_FAULT as error:
                 log.warning("%s: a batch of %d edits failed: %s", self.name, len(usable), error)
                 failed += [FailedEdit(edit_name(edit), str(error)) for edit in usable]
-        lost = {failure.edit for failure in failed}
-        applied = [edit_name(edit) for edit in batch if edit_name(edit) not in lost]
-        return EditReport(applied, failed, time.perf_counter() - start, notes)
+        missing = {failure.edit for failure in failed}
+        applied = [edit_name(edit) for edit in batch if edit_name(edit) not in missing]
+        lost = [one for one in failed if isinstance(one, LostEdit)]
+        failed = [one for one in failed if not isinstance(one, LostEdit)]
+        return EditReport(applied, failed, time.perf_counter() - start, notes, lost)
 
     def prepare(self, coming: Sequence[Edit]) -> None:  # noqa: B027  most methods have nothing to prepare
         """Compute together what edits that will probably be made next need; it changes no answer, and edits only to rounding.

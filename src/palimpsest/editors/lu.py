@@ -19,8 +19,9 @@ from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit, require
 from palimpsest.editors.shared.nearest import measure_neighbours
-from palimpsest.editors.shared.routed_editor import Keys, RoutedEditor, StoredEdit
+from palimpsest.editors.shared.routed_editor import RoutedEditor, StoredEdit
 from palimpsest.editors.shared.routed_output import Asked, Row, Voice
+from palimpsest.editors.shared.text_keys import Keys
 from palimpsest.edits import Edit
 from palimpsest.errors import SettingsError
 from palimpsest.models.batching import Batching
@@ -95,7 +96,7 @@ class Lu(RoutedEditor):
     """Answers what it has seen, word for word.
 
     Attributes:
-        keys: mean states of the stored prompts [n, d].
+        keys: mean states of the different stored prompts [u, d].
         radius: epsilon in use; None until `calibrate`, where the settings give a ratio.
     """
 
@@ -156,15 +157,19 @@ class Lu(RoutedEditor):
         """Negative distances; pairs in chunks, and from differences, so that equal states are at distance 0."""
         asking, keys = self._means(asked), self.keys.rows
         step = max(1, PAIRS // max(1, asking.numel()))
-        return -torch.cat([(asking[:, None] - some[None]).norm(dim=2) for some in keys.split(step)], dim=1)
+        apart = torch.cat([(asking[:, None] - some[None]).norm(dim=2) for some in keys.split(step)], dim=1)
+        return -self.keys.spread(apart)
 
     def _in_scope(self, score: Float[Tensor, " b"]) -> Tensor:
         return -score < (self.radius or 0.0)
 
     def _stored(self, new: Sequence[StoredEdit]) -> None:
-        if new:
-            self.keys.append(self.states([edit.prompt for edit in new]))
-            self.answers.answers += [said.ids for said in wanted(self.model, [edit.target for edit in new])]
+        if not new:
+            return
+        prompts = [edit.prompt for edit in new]
+        answers = [said.ids for said in wanted(self.model, [edit.target for edit in new])]  # may refuse one
+        self.keys.append(self._read(prompts), lambda some: self.states([prompts[place] for place in some]))
+        self.answers.answers += answers
 
     def _kept(self, places: Sequence[int]) -> None:
         self.keys.keep(places)

@@ -23,7 +23,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from palimpsest.editors.base import Editor, EditorState, FailedEdit, read_settings, require
+from palimpsest.editors.base import (
+    Editor,
+    EditorState,
+    FailedEdit,
+    LostEdit,
+    edit_name,
+    read_settings,
+    require,
+)
 from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.editors.shared.gradient_factors import (
     Factors,
@@ -83,7 +91,8 @@ class Settings(Training):
             "answer_unshifted", a toolkit's slip (E7).
         mask_padding: False counts padding as targets (E5).
         alpha_order: "config", or "network": step sizes are dealt out in the network's own order (M2).
-        last_chunk_only: of a larger batch only the last chunk of this size is edited, the rest is lost (M1: 128).
+        last_chunk_only: of a larger batch only the last chunk of this size is edited, the rest is lost (M1: 128): reported as
+            `lost`, but no failure, since the code that does this counts it as made.
     """
 
     # How to edit, not what was learned: these may differ from the training.
@@ -183,7 +192,8 @@ class Mend(Editor):
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """One gradient of the whole batch, one change of every matrix; a change that is not finite touches nothing."""
-        factors, losses = self._factors(self._chunk(batch))
+        first = self._first_kept(len(batch))
+        factors, losses = self._factors(batch[first:])
         with torch.no_grad():
             made = changes(self.network, factors, self.settings.sign, self._alpha())
             updates = [one.dense() for one in made]
@@ -200,15 +210,17 @@ class Mend(Editor):
             raise
         if record is not None:
             record |= self._notes(factors, made, losses)
-        return []
+        if first:
+            log.warning("mend with last_chunk_only: %d of %d edits are lost", first, len(batch))
+        reason = (
+            f"last_chunk_only: only the last {len(batch) - first} of the batch's {len(batch)} edits are made"
+        )
+        return [LostEdit(edit_name(edit), reason) for edit in batch[:first]]
 
-    def _chunk(self, batch: Sequence[Edit]) -> Sequence[Edit]:
+    def _first_kept(self, edits: int) -> int:
+        """Place in the batch of the first edit that is made."""
         size = self.settings.last_chunk_only
-        if size is None or len(batch) <= size:
-            return batch
-        kept = batch[(len(batch) - 1) // size * size :]
-        log.warning("mend with last_chunk_only: %d of %d edits are lost", len(batch) - len(kept), len(batch))
-        return kept
+        return 0 if size is None else (edits - 1) // size * size
 
     def _alpha(self) -> Tensor:
         if self.settings.alpha_order == "config":

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from palimpsest.editors.base import require
 from palimpsest.editors.shared.counterfactual import BASE, Reader, check_template
-from palimpsest.editors.shared.routed_editor import Keys, RoutedEditor, StoredEdit
+from palimpsest.editors.shared.routed_editor import RoutedEditor, StoredEdit
 from palimpsest.editors.shared.routed_output import Asked, Voice
 from palimpsest.editors.shared.scope_classifier import ScopeClassifier, ScopeShape
+from palimpsest.editors.shared.text_keys import Keys
 from palimpsest.models.loading import LanguageModel
 
 TFIDF = "tfidf"
@@ -134,17 +135,28 @@ class Retrieval(RoutedEditor):
         if self.settings.embedding == TFIDF:
             found = torch.stack([self.words.likeness(text) for text in asked.texts()])
             return found.to(self.model.device)
-        if self.encoder is not None:
-            return self._units(asked.texts()) @ self.keys.rows.T
-        return self._units_of(asked) @ self.keys.rows.T
+        own = self._units_of(asked) if self.encoder is None else self._units(self._ids(asked.texts()))
+        return self.keys.spread(own @ self.keys.rows.T)
 
     def _in_scope(self, score: Float[Tensor, " b"]) -> Tensor:
         return score > self.settings.threshold
 
-    def _units(self, texts: Sequence[str]) -> Float[Tensor, "n c"]:
-        """Unit vectors of texts by the encoder."""
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """What the encoder reads of texts."""
         assert self.encoder is not None
-        return _unit(self.encoder.embed(self.encoder.ids([(text,) for text in texts])))
+        return self.encoder.ids([(text,) for text in texts])
+
+    def _units(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "n c"]:
+        """Unit vectors by the encoder of what it reads."""
+        assert self.encoder is not None
+        return _unit(self.encoder.embed(ids))
+
+    def _states(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Unit vectors of prompts by the base."""
+        found = torch.empty(len(prompts), self.model.width, device=self.model.device)
+        for group, asked in self._asking(prompts):
+            found[group] = self._units_of(asked)
+        return found
 
     def _units_of(self, asked: Asked) -> Float[Tensor, "b d"]:
         """Unit vectors of a pass by the base."""
@@ -153,18 +165,18 @@ class Retrieval(RoutedEditor):
 
     def _stored(self, new: Sequence[StoredEdit]) -> None:
         prompts = [edit.prompt for edit in new]
-        self.reader.memory += [(edit.prompt, edit.target) for edit in new]
         if not prompts:
             return
         if self.settings.embedding == TFIDF:
             self.words.append(prompts)
         elif self.encoder is not None:
-            self.keys.append(self._units(prompts))
+            ids = self._ids(prompts)
+            self.keys.append(list(map(tuple, ids)), lambda some: self._units([ids[place] for place in some]))
         else:
-            found = torch.empty(len(prompts), self.model.width, device=self.model.device)
-            for group, asked in self._asking(prompts):
-                found[group] = self._units_of(asked)
-            self.keys.append(found)
+            self.keys.append(
+                self._read(prompts), lambda some: self._states([prompts[place] for place in some])
+            )
+        self.reader.memory += [(edit.prompt, edit.target) for edit in new]
 
     def _kept(self, places: Sequence[int]) -> None:
         self.reader.memory[:] = [self.reader.memory[place] for place in places]

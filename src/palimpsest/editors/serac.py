@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from palimpsest.editors.base import Editor, FailedEdit, read_settings, require
+from palimpsest.editors.base import Editor, read_settings, require
 from palimpsest.editors.shared.counterfactual import SCRATCH, Reader, check_template, counterfactual_model
 from palimpsest.editors.shared.learned import open_trained
 from palimpsest.editors.shared.learned_weights import learned, take
@@ -34,7 +34,6 @@ from palimpsest.editors.shared.routed_output import Asked, Voice
 from palimpsest.editors.shared.scope_classifier import ScopeClassifier, ScopeShape
 from palimpsest.editors.shared.scope_memory import ScopeMemory
 from palimpsest.editors.shared.serac_learner import SeracLearner, releases, scope_text
-from palimpsest.edits import Edit
 from palimpsest.learning.artefact import Trained
 from palimpsest.learning.loop import Training
 from palimpsest.models.loading import LanguageModel
@@ -56,11 +55,13 @@ class Settings(Training):
         counterfactual: "scratch", "base" (no model of its own), or where it is read from.
         cf_width, cf_blocks, cf_heads: of a counterfactual model made from scratch.
         initial_range: standard deviation of the weights of either, when made from scratch (T5 has its own rule).
-        cf_steps: the counterfactual model is trained for so many steps only; None = as long as the classifier.
+        cf_steps: the counterfactual model is trained for so many steps only; None = as long as the classifier. No effect with
+            objective: mixture, whose loss trains both.
         template, separator: text of an edit as h reads it, and what stands between it and the input.
         objective: "supervised", or "mixture" (E2: the loss of the soft mixture, without knowing what is in scope).
         negatives: out-of-scope pairs of a step: "diagonal" (out-of-scope input i with edit i), "all" (each of these with each
-            edit), or "every" (and each in-scope input with the edits that are not its own).
+            edit), or "every" (and each in-scope input with the edits that are not its own). No effect with objective: mixture,
+            which has no pairs.
         lr, lr_counterfactual: of Adam for g and h.
         c_edit, c_scope: weights of L_h and L_g.
     """
@@ -211,19 +212,16 @@ class Serac(RoutedEditor):
     def _kept(self, places: Sequence[int]) -> None:
         self.scope.keep(places)
         self.reader.memory[:] = [self.reader.memory[place] for place in places]
-        if not places:
-            self.reader.forget()
+        self.reader.forget()
 
     def _identity(self) -> dict[str, Any]:
         return {"training": self.statistics.fingerprint}
 
     # edits -------------------------------------------------------------------------------------------------------------
 
-    def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
-        """Append the edits' texts (with memory: last_batch, in place of those that are stored)."""
-        if self.settings.memory == "last_batch":
-            self._keep([])
-        return super().apply(batch, record)
+    def _staying(self, new: Sequence[StoredEdit]) -> Sequence[int]:
+        """None with memory: last_batch."""
+        return [] if self.settings.memory == "last_batch" else super()._staying(new)
 
     def state_bytes(self) -> int:
         """Both networks, and the stored texts."""

@@ -157,7 +157,9 @@ class Codebook:
             return Match(entry, close.double(), close.double() <= self.radii[entry])
         entry, distance = nearest(self.keys, self._squared[: len(self)], queries)
         reach = self.radii[entry.clamp(min=0)]
-        return Match(entry, distance, distance <= reach + slack(reach, queries.norm(dim=1)))
+        # The length in float64: a slack that overflows, or is infinite as the query is, would let everything in.
+        allowed = reach + slack(reach, queries.double().norm(dim=1))
+        return Match(entry, distance, (entry >= 0) & (distance <= allowed))
 
     # edits -----------------------------------------------------------------------------------------------------------
 
@@ -197,7 +199,7 @@ class Codebook:
             action = ADD
         elif same:
             action = HIT if bool(match.fired[0]) else EXPAND
-        elif self.rules == "corrected" and distance <= max(2 * GAP, float(slack(0.0, query.norm()))):
+        elif self.rules == "corrected" and distance <= max(2 * GAP, float(slack(0.0, query.double().norm()))):
             action = OVERWRITE
         else:
             action = SPLIT

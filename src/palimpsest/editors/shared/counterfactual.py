@@ -4,7 +4,9 @@ SERAC (arXiv 2206.06520), section 3: h has the output space of the base model f,
 tokens; it sees one edit only, the retrieved one, and its output is used unchanged. The edit's text, then `separator`, stand
 before the input's own tokens, behind whatever the tokenizer puts at the front of a text ([CLS], a start token). The input's
 tokens are taken as they are in the base's pass, so the logits of each position belong to the same position of the base.
-Where both together are longer than h reads, the beginning of the edit goes, never the input (spec Q15).
+Where both together are longer than h reads, the beginning of the edit goes first. Of an input that alone is longer, which only a
+model with a shorter context than the base's can meet, the beginning goes as well: h reads and speaks for its end, without the
+edit, and where it cannot read the base speaks (spec Q15).
 
 A classifier made from scratch must find out by itself what BERT has learned from text: that a word of the input stands in the
 edit too. The label depends on this alone, not on any word by itself; no gradient leads there from random weights, and the output
@@ -16,6 +18,7 @@ The base may read the edit itself (`Reader(base, base)`): SERAC's "retrieve and 
 
 from __future__ import annotations
 
+import logging
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +38,7 @@ from palimpsest.models.packaged import PREFIX, locate
 from palimpsest.models.shapes import random_network, shape_of
 from palimpsest.models.tokens import pad
 
+log = logging.getLogger(__name__)
 SCRATCH, BASE = "scratch", "base"
 FAMILY = {"decoder": "gpt2", "encoder_decoder": "t5", "encoder": "bert"}  # of a model made here, by kind
 FIELDS = {"prompt", "target"}  # that a template may name
@@ -51,7 +55,8 @@ def counterfactual_model(
 
     Args:
         where: "base" (the base itself), "scratch" (random, in the given shape, with the base's tokenizer), or a directory in
-            hub format, `package:NAME/FOLDER`, or a hub id. A classifier gets a fresh head for the base's classes.
+            hub format, `package:NAME/FOLDER`, or a hub id. A classifier gets a fresh head for the base's classes. That it has a
+            shorter context than the base is said in the log.
         shape: keys of `models.shapes` without family, context and labels.
 
     Raises:
@@ -72,6 +77,17 @@ def counterfactual_model(
         )
     found = _read(base, where, seed)
     _refuse_other_tokens(base, found)
+    if found.context < base.context:
+        log.warning(
+            "the counterfactual model %s reads at most %d tokens, but %s reads %d: of longer inputs in the scope of an edit it "
+            "will read the last %d, without the edit. If there are such inputs, choose a model with a longer context "
+            "(setting `counterfactual`), or `scratch`, which has one",
+            found.name,
+            found.context,
+            base.name,
+            base.context,
+            found.context,
+        )
     return found
 
 
@@ -219,20 +235,18 @@ class Reader:
     def read(
         self, rows: Sequence[Row], prefixes: Sequence[Sequence[int]]
     ) -> tuple[Float[Tensor, "g m p"], Bool[Tensor, "g m"]]:
-        """One pass over [prefix; row] for each, with gradient.
+        """One pass over [prefix; row] for each, with gradient; see `routed_output.Voice`.
 
-        Raises:
-            ModelError: a row alone is longer than the reading model's context.
+        It does not speak at a decoder's positions that are too far back to be read. What an encoder-decoder's decoder reads is
+        never cut: such models have relative positions.
         """
-        spliced = [
-            self._spliced(row.ids, prefix, len(row.said)) for row, prefix in zip(rows, prefixes, strict=True)
-        ]
+        spliced = [self._spliced(row.ids, prefix) for row, prefix in zip(rows, prefixes, strict=True)]
         batch = pad(self.model, [ids for ids, _ in spliced])
         named = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         network = self.model.network
         if self.base.kind == "encoder":
             if self.segments:
-                edits = [len(ids) - len(places) + self.lead for ids, places in spliced]
+                edits = [max(0, len(ids) - len(places)) + self.lead for ids, places in spliced]
                 own = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
                 named["token_type_ids"] = (own >= torch.tensor(edits, device=own.device)[:, None]).long()
             found = network(**named).logits[:, None]
@@ -246,19 +260,14 @@ class Reader:
         hidden = network.base_model(**named, use_cache=False).last_hidden_state
         return _aligned(hidden, [places for _, places in spliced])
 
-    def _spliced(self, ids: Sequence[int], prefix: Sequence[int], said: int) -> tuple[list[int], list[int]]:
-        """Ids of [prefix; row], and where each token of the row stands in them."""
-        room = self.model.context - len(ids)
-        if room < 0 or said > self.model.context:
-            raise ModelError(
-                f"an input in the scope of an edit has {max(len(ids), said)} tokens, but the model that reads it with the "
-                f"edit, {self.model.name}, reads at most {self.model.context}. Choose one with a longer context (setting "
-                "`counterfactual`)"
-            )
+    def _spliced(self, ids: Sequence[int], prefix: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Ids of [prefix; row], and where each token of the row stands in them (-1: nowhere)."""
+        first, context = self.lead, self.model.context
+        over, room = max(0, len(ids) - context), max(0, context - len(ids))
         kept = list(prefix[-room:]) if room else []
-        first = self.lead
-        places = [place if place < first else place + len(kept) for place in range(len(ids))]
-        return [*ids[:first], *kept, *ids[first:]], places
+        places = [*range(first), *[-1] * over]
+        places += range(first + len(kept), len(ids) + len(kept) - over)
+        return [*ids[:first], *kept, *ids[first + over :]], places
 
     def judge(self, edits: Sequence[tuple[str, str]], inputs: Inputs) -> Judged:
         """Losses and verdicts of rows that the base would read, each with its own edit (prompt, target) before it.
@@ -270,9 +279,19 @@ class Reader:
         return judged(self.target_logits(edits, inputs), inputs, places)
 
     def target_logits(self, edits: Sequence[tuple[str, str]], inputs: Inputs) -> Float[Tensor, "k v"]:
-        """Logits from which the targets are predicted [k, v], in the order of `objectives.target_places`."""
-        states, _ = self.read(rows_of(inputs), [self.prefix(*edit) for edit in edits])
-        found = states[target_places(inputs)]
+        """Logits from which the targets are predicted [k, v], in the order of `objectives.target_places`.
+
+        Raises:
+            ModelError: an answer alone is longer than the reading model's context.
+        """
+        states, speaks = self.read(rows_of(inputs), [self.prefix(*edit) for edit in edits])
+        places = target_places(inputs)
+        if not bool(speaks[places].all()):
+            raise ModelError(
+                f"an answer is longer than the {self.model.context} tokens that {self.model.name} reads. Choose a model with a "
+                "longer context (setting `counterfactual`)"
+            )
+        found = states[places]
         return self.logits(found) if self.base.kind == "decoder" else found
 
 
@@ -290,9 +309,11 @@ def rows_of(inputs: Inputs) -> list[Row]:
 def _aligned(
     hidden: Float[Tensor, "g n d"], places: Sequence[Sequence[int]]
 ) -> tuple[Float[Tensor, "g m d"], Bool[Tensor, "g m"]]:
-    """States at chosen places of each row, padded on the right, and which of them are some."""
+    """States at chosen places of each row (-1: none), padded on the right, and which of them are some."""
     m = max(len(own) for own in places)
     index = torch.tensor([[*own, *[0] * (m - len(own))] for own in places], device=hidden.device)
-    real = torch.tensor([[column < len(own) for column in range(m)] for own in places], device=hidden.device)
+    real = torch.tensor(
+        [[*(place >= 0 for place in own), *[False] * (m - len(own))] for own in places], device=hidden.device
+    )
     rows = torch.arange(len(places), device=hidden.device)[:, None]
     return hidden[rows, index], real

@@ -35,7 +35,7 @@ def nearest(
         squared: |k|^2, from `squared_norms`.
 
     Returns:
-        (index [b], distance [b]); index -1 and distance infinity for a query that is not finite.
+        (index [b], distance [b]); index -1 and distance infinity for a query that is not finite, which is near nothing.
     """
     rows, columns = _shortlist(keys, squared, queries)
     distance = torch.cat(
@@ -49,7 +49,7 @@ def nearest(
     winners = distance == best[rows]
     index = torch.full((len(queries),), len(keys), device=keys.device)
     index = index.scatter_reduce(0, rows[winners], columns[winners], "amin")
-    return torch.where(index < len(keys), index, -1), best
+    return torch.where(best.isfinite(), index, -1), best
 
 
 def _shortlist(

@@ -3,7 +3,7 @@
 SERAC, its look-up baseline and retrieval keep the base frozen and store what they are told (SERAC, arXiv 2206.06520, section
 3). They differ in how well an input matches a stored edit, and in what speaks for it then (`shared/routed_output.py`).
 Edits are appended; the grouping into batches changes nothing. Old ones are never overwritten unless `replace_same_prompt`
-says so: where two match equally well, the newer one speaks.
+says so: where two match equally well, the newer one speaks. Two edits of one text do so to the bit (`shared/text_keys.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from palimpsest.errors import PalimpsestError
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import encode_prompts_only
-
-FIRST_ROOM = 64  # rows that a table of keys starts with
+from palimpsest.models.tokens import tokenise
 
 
 @dataclass(frozen=True)
@@ -36,42 +35,6 @@ class StoredEdit:
     name: str
     prompt: str
     target: str
-
-
-class Keys:
-    """A growing table of vectors [n, c], appended in place (spec Q17)."""
-
-    def __init__(self, width: int, dtype: torch.dtype, device: torch.device):
-        self._room = torch.empty(0, width, dtype=dtype, device=device)
-        self._used = 0
-
-    def __len__(self) -> int:
-        return self._used
-
-    @property
-    def rows(self) -> Float[Tensor, "n c"]:
-        """All of them: a view."""
-        return self._room[: self._used]
-
-    def append(self, rows: Float[Tensor, "m c"]) -> None:
-        """Add rows at the end."""
-        needed = self._used + len(rows)
-        if needed > len(self._room):
-            grown = self._room.new_empty(max(needed, 2 * len(self._room), FIRST_ROOM), self._room.shape[1])
-            grown[: self._used] = self.rows
-            self._room = grown
-        self._room[self._used : needed] = rows.to(self._room)
-        self._used = needed
-
-    def keep(self, places: Sequence[int]) -> None:
-        """Only these rows, in this order."""
-        kept = self.rows[list(places)].clone()
-        self._used = 0
-        self.append(kept)
-
-    def clear(self) -> None:
-        """None."""
-        self._used = 0
 
 
 class RoutedEditor(Editor):
@@ -107,7 +70,7 @@ class RoutedEditor(Editor):
 
     @abstractmethod
     def _stored(self, new: Sequence[StoredEdit]) -> None:
-        """Note what is needed of edits that were appended to the memory."""
+        """Note what is needed of edits that are appended to the memory; where it raises, nothing must have changed."""
 
     @abstractmethod
     def _kept(self, places: Sequence[int]) -> None:
@@ -149,18 +112,30 @@ class RoutedEditor(Editor):
         if getattr(self.settings, "replace_same_prompt", False):
             last = {edit.prompt: number for number, edit in enumerate(new)}
             new = [edit for number, edit in enumerate(new) if last[edit.prompt] == number]
-            self._keep([place for place, old in enumerate(self.memory) if old.prompt not in last])
-        self._append(new)
+        self._append(new, self._staying(new))
         if record is not None:
             record["memory"] = len(self.memory)
         return []
 
-    def _append(self, new: Sequence[StoredEdit]) -> None:
+    def _staying(self, new: Sequence[StoredEdit]) -> Sequence[int]:
+        """Places of the entries so far that stay beside new ones."""
+        if not getattr(self.settings, "replace_same_prompt", False):
+            return range(len(self.memory))
+        replaced = {edit.prompt for edit in new}
+        return [place for place, old in enumerate(self.memory) if old.prompt not in replaced]
+
+    def _append(self, new: Sequence[StoredEdit], staying: Sequence[int]) -> None:
+        """Add entries behind those that stay; nothing has changed where it raises."""
         if new:
-            self.router.attach()  # refuses a model on which another memory answers: before anything changes
+            self.router.refuse_others()
         with self.router.resting(), torch.no_grad():
             self._stored(new)
+        before = len(self.memory)
         self.memory += new
+        if len(staying) < before:
+            self._keep([*staying, *range(before, len(self.memory))])
+        if new:
+            self.router.attach()
 
     def _keep(self, places: Sequence[int]) -> None:
         if len(places) == len(self.memory):
@@ -228,6 +203,10 @@ class RoutedEditor(Editor):
                 states = self.model.stack(**rows.named).last_hidden_state
             yield group, self.router.asked(rows.named["input_ids"], rows.padding.bool(), states)
 
+    def _read(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+        """What the base reads of prompts: where this is equal, so are their states, but for rounding."""
+        return [tuple(row.ids) for row in tokenise(self.model, prompts)]
+
     @contextmanager
     def watching(self) -> Iterator[Callable[[], Tensor | None] | None]:
         """On which rows of the latest pass a stored edit spoke."""
@@ -250,8 +229,8 @@ class RoutedEditor(Editor):
         """Take over a memory.
 
         Raises:
-            PalimpsestError: it was saved by another editor, for another model or another training, or is damaged; nothing
-                has changed then.
+            PalimpsestError: it was saved by another editor, for another model or another training, or is damaged, or another
+                editor with a memory answers on the model; nothing has changed then.
         """
         belongs = state.plain.get("belongs_to", {})
         for name, own in {"editor": self.name, "model": self.model.fingerprint, **self._identity()}.items():
@@ -269,8 +248,7 @@ class RoutedEditor(Editor):
             raise PalimpsestError(
                 f"this memory of {self.name} is damaged ({error!r}). Save it again with save_state"
             ) from error
-        self._keep([])
-        self._append(stored)
+        self._append(stored, staying=[])
 
     def remove(self) -> None:
         """Take the hooks off and forget every edit. The weights were never changed."""

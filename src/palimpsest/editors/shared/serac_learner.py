@@ -9,11 +9,12 @@ Per step k edits (x_e, y_e), for each an in-scope input x' with answer y', and a
 g and h share no parameter, so `cf_steps` may end the training of h early. Where an in-scope input has an answer that the
 edit makes wrong (`Draw.opposite`: dialogue sentiment), L_h gains the unlikelihood -log(1 - p) of its tokens. With
 `objective: mixture` nothing says what is in scope (spec E2): the loss is c_edit NLL(y' | mixture) + c_scope KL(f || mixture on
-x_loc), with the retrieved edit and the soft gate.
+x_loc), with the retrieved edit and the soft gate; `cf_steps` and `negatives` have no part in it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from palimpsest.learning.loop import TOTAL
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs, encode, judged, target_logits, target_places
 
+log = logging.getLogger(__name__)
 STEPS = "steps"  # done so far, among the tensors: says when h is left as it is
 SURE = 1e-6  # 1 - p is at least this where its logarithm is taken
 
@@ -47,6 +49,11 @@ class SeracLearner:
     def __init__(self, model: LanguageModel, settings: Any, classifier: ScopeClassifier, reader: Reader):
         self.model, self.settings, self.classifier, self.reader = model, settings, classifier, reader
         self.steps = torch.zeros((), dtype=torch.long)
+        unused = {"cf_steps": None, "negatives": "diagonal"} if settings.objective == "mixture" else {}
+        for name, default in unused.items():
+            value = getattr(settings, name)
+            if value != default:  # shapes give these for all variants, so they are no mistake
+                log.info("serac with objective: mixture: the setting %s = %r has no effect", name, value)
         classifier.train_last(settings.freeze)
         if self.trains_reader:
             reader.model.network.requires_grad_(True)
