@@ -8,6 +8,7 @@ find this out; the modules are only parsed.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import platform
 import subprocess
@@ -118,15 +119,22 @@ def git_state(directory: Path | None = None) -> dict[str, Any]:
 def _imports(name: str, file: Path, root: Path) -> Iterator[str]:
     """Names of the package's modules that `file` imports."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in _reachable(ast.parse(file.read_text(encoding="utf-8"), filename=str(file)).body):
+    for candidate in _named(package, file.read_text(encoding="utf-8")):
+        if module_file(candidate, root):
+            yield candidate
+
+
+@functools.cache  # a workflow asks for the same files hundreds of times, and parsing takes most of it
+def _named(package: str, text: str) -> tuple[str, ...]:
+    """Names in the package's name space that the imports of a source text may mean."""
+    found: list[str] = []
+    for node in _reachable(ast.parse(text).body):
         if isinstance(node, ast.Import):
-            candidates = [alias.name for alias in node.names]
+            found += [alias.name for alias in node.names]
         else:
             base = _absolute(node, package)
-            candidates = [f"{base}.{alias.name}" for alias in node.names] + [base]
-        for candidate in candidates:
-            if (candidate == PACKAGE or candidate.startswith(PACKAGE + ".")) and module_file(candidate, root):
-                yield candidate
+            found += [f"{base}.{alias.name}" for alias in node.names] + [base]
+    return tuple(one for one in dict.fromkeys(found) if one == PACKAGE or one.startswith(PACKAGE + "."))
 
 
 def _reachable(statements: Iterable[ast.AST]) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -134,7 +142,10 @@ def _reachable(statements: Iterable[ast.AST]) -> Iterator[ast.Import | ast.Impor
     for node in statements:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             yield node
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        elif isinstance(node, ast.If) and any(
+            "TYPE_CHECKING" in (getattr(part, "id", None), getattr(part, "attr", None))
+            for part in ast.walk(node.test)
+        ):
             yield from _reachable(node.orelse)
         else:  # expressions hold no statements, and are most of a file
             for part in ("body", "orelse", "finalbody", "handlers", "cases"):
