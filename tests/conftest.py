@@ -6,10 +6,28 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # tests/tiny.py is imported as `tiny`
+
+
+# The same examples everywhere; how long one takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "palimpsest", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("palimpsest")
+# Modules whose fixture takes seconds: their tests share a worker.
+TOGETHER = {"test_claims", "test_grace_claims", "test_figures", "test_grace_figures", "test_learned_figures"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Dear fixtures are made once, and whole workflows start first, so that no worker waits for one at the end."""
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: "workflow" not in item.path.parts)
 
 
 @pytest.fixture(autouse=True, scope="session")

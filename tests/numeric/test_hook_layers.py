@@ -149,10 +149,13 @@ def test_alpha_never_rises_and_fixed_alpha_stays(gpt2):
 
 def test_no_swap_where_the_ceiling_is_below_alpha(gpt2):
     """Prompts of six tokens or fewer cannot reach 2.2: the model answers as if unedited."""
-    used = edited(gpt2, fixed_alpha=True)
-    shown = used.inspect(["Ada Tolvek", some_edits()[1].prompt], [None, None])
-    for row in shown:
-        assert row["ceiling"] >= row["alpha"] or not any(row["swapped"])
+    short, long = "Ada Tolvek", some_edits()[1].prompt
+    before = gpt2.logits(encode_prompts(gpt2, [short]))
+    used = edited(gpt2, fixed_alpha=True, alpha_z=1.9)
+    below = [row["ceiling"] < row["alpha"] for row in used.inspect([short, long])]
+    assert below == [True, True, False, False]  # two hook layers each
+    assert torch.equal(gpt2.logits(encode_prompts(gpt2, [short])), before)
+    assert any(any(row["swapped"]) for row in used.inspect(long))
 
 
 def test_temporary_hook_without_update_is_the_identity(gpt2):

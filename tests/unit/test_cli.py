@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,9 +12,14 @@ import pytest
 from palimpsest import cli, listing
 
 COMMANDS = (
-    "world", "source", "dataset", "pretrain", "model", "gate", "statistics", "train-editor", "run", "figure", "claims",
-    "gallery", "list", "edit", "schema",
+    "world", "source", "dataset", "pretrain", "model", "gate", "statistics", "train-editor", "targets", "run", "figure", "toy",
+    "claims", "gallery", "list", "edit", "schema",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "100")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -30,7 +36,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(command in text for command in COMMANDS)
+    shown = re.findall(r"^    ([a-z-]+)\s", text, re.MULTILINE)
+    assert sorted(shown) == sorted(COMMANDS)
 
 
 def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture):

@@ -240,6 +240,8 @@ def test_hub_files_that_lead_out_of_the_repository(file):
 
 def test_records_whose_names_are_paths_write_nothing_of_that_name(tmp_path):
     """Identifiers and prompts are data: no file is called after one."""
+    tmp_path = tmp_path / "own"  # what lies beside it is this test's alone
+    tmp_path.mkdir()
     from palimpsest.runs import execute
 
     model = tiny_model("gpt2")

@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run_snakemake(directory: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile", **environment: str):
     """Run Snakemake and capture everything; the caller judges the exit status."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    for name in ("PALIMPSEST_DATA", "PYTHONPATH"):
+    # Snakemake makes a folder for caches even when it keeps nothing there: the home may be read-only.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(directory / ".cache"), **environment}
+    for name in ("PALIMPSEST_DATA", "PALIMPSEST_WARM", "PYTHONPATH"):
         if name not in environment:
             env.pop(name, None)
     command = [
@@ -28,7 +29,7 @@ def run_snakemake(directory: Path, *arguments: str, snakefile: Path = ROOT / "Sn
         *arguments,
     ]
     return subprocess.run(
-        command, cwd=directory, env=env, capture_output=True, text=True, timeout=900, check=False
+        command, cwd=directory, env=env, capture_output=True, text=True, timeout=3600, check=False
     )
 
 

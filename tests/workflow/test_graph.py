@@ -218,6 +218,7 @@ def test_a_wrong_configuration_is_refused_by_name(change: dict, words: list[str]
     assert done.returncode != 0
     for word in words:
         assert word in text_of(done)
+    assert "Traceback" not in text_of(done)
     assert not (tmp_path / "results").exists()
 
 

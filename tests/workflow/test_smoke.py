@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.xdist_group("smok
 def again(checkout: Path, smoke: Path, *arguments: str):
     """Ask for everything again, without doing it."""
     scale = str(checkout / "config" / "smoke.yaml")
-    return run_snakemake(
+    done = run_snakemake(
         smoke,
         "--dry-run",
         "--quiet",
@@ -30,6 +30,8 @@ def again(checkout: Path, smoke: Path, *arguments: str):
         *arguments,
         snakefile=checkout / "Snakefile",
     )
+    assert done.returncode == 0, text_of(done)[-3000:]
+    return done
 
 
 def counts_with_a_change(checkout: Path, smoke: Path, module: str):
