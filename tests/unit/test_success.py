@@ -71,7 +71,6 @@ def test_an_untouched_model_has_no_drawdown_and_drift_is_a_divergence(family, pa
     assert success.drawdown(asked.now(pairs)) == 0
     assert success.accuracy_drop(asked.before(pairs), asked.now(pairs)) == 0
     assert success.drift(asked.now(pairs)) < 1e-6
-    assert abs(success.perplexity_rise(asked.before(pairs), asked.now(pairs))) < 1e-2
     if family != "bert":
         return
     inputs = encode(model, *zip(*pairs, strict=True))

@@ -52,12 +52,6 @@ def token_loss(said: Sequence[Said]) -> float:
     return math.fsum(one.loss * one.tokens for one in said) / sum(one.tokens for one in said)
 
 
-def perplexity_rise(before: Sequence[Said], said: Sequence[Said]) -> float:
-    """DD of MEND's generation tasks: perplexity after minus before, over all tokens of the out-of-scope answers."""
-    after, first = (math.exp(min(token_loss(found), LARGEST)) for found in (said, before))
-    return after - first
-
-
 def sentiment_success(
     agreeing: Sequence[Said], opposing: Sequence[Said], agreeing_before: Sequence[Said]
 ) -> float:

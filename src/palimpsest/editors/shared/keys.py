@@ -17,7 +17,7 @@ from palimpsest.edits import Edit
 from palimpsest.models.hooks import captured_inputs
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import causal_mask, embed, row_positions, run_blocks
-from palimpsest.models.tokens import TokenBatch, pad, subject_index, tokenise
+from palimpsest.models.tokens import pad, subject_index, tokenise
 
 
 class KeyWalk:
@@ -92,12 +92,3 @@ class KeyWalk:
                     self.model, state, self.layer + 1, target_layer, self.mask[bare], self.positions[bare]
                 )
         return keys, state[torch.arange(self.n_edits, device=after.device), subject]
-
-    def batch(self) -> TokenBatch:
-        """The sequences themselves."""
-        return self.tokens
-
-
-def bare_keys(model: LanguageModel, edits: Sequence[Edit], layer: int) -> Float[Tensor, "b d_k"]:
-    """Keys of the bare prompts only [b, d_k]."""
-    return KeyWalk(model, edits, (("",),), layer, cut=True).keys_and_state(layer)[0]
