@@ -142,7 +142,8 @@ class Editor(ABC):
     def prepare(self, coming: Sequence[Edit]) -> None:  # noqa: B027  most methods have nothing to prepare
         """Compute together what edits that will probably be made next need; it changes no answer, and edits only to rounding.
 
-        What was prepared before is forgotten; a state carries what is prepared.
+        What was prepared before is forgotten. A state carries what is prepared, unless `prepares_rounds` is set: a protocol of
+        rounds prepares a broken round again.
         """
 
     def reset(self) -> None:
