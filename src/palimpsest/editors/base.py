@@ -199,7 +199,7 @@ class Editor(ABC):
         """For rows that stand at `lowest_block`: a function that gives numbers [k, m] for k of them, as the editor is now.
 
         Two looks at which a row has the same numbers get the same answer to it, whatever was edited in between. None
-        where nothing says so.
+        where nothing says so, then and later: rows are asked about once.
         """
         return None
 

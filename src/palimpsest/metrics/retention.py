@@ -62,9 +62,10 @@ class Asking:
         lowest: the first block that an edit can change; None = not known, so that every look runs the whole model.
         batching: how rows share a pass.
         site: the one linear map of `lowest` whose output is all that an edit changes; None = not known.
-        deciding: `Editor.deciding`. A pair about which the editor decides as at the last look is not asked again, since its
-            answer cannot have changed; None = every pair is asked at every look. Not for generation: a perplexity's last
-            digits depend on what it shares a pass with, and a run that goes on from a checkpoint must give the same rows.
+        deciding: `Editor.deciding` of an editor that has its own. A pair about which the editor decides as at the last look is
+            not asked again, since its answer cannot have changed; None = every pair is asked at every look. Not for
+            generation: a perplexity's last digits depend on what it shares a pass with, and a run that goes on from a
+            checkpoint must give the same rows.
         said_tokens: an encoder-decoder says at most so many tokens. A decoder says as many as the answer has and is judged
             on these, without an end token, since not every decoder learned to end.
         kept_bytes: states below `lowest` are kept up to this size; beyond it they are run again at each look.
@@ -111,6 +112,7 @@ class _Group:
     wanted: list[Said]
     upper: Upper | None = None
     keeps: bool | None = None
+    asked_deciding: bool = False  # whether `decided` is known
     decided: Callable[[Sequence[int]], Tensor] | None = None  # see `Editor.deciding`
     decisions: dict[int, Tensor] = field(default_factory=dict)  # by row, as they were when it was last asked
     scores: dict[int, Scores] = field(default_factory=dict)
@@ -186,11 +188,12 @@ class Pool:
             or asking.task == "generation"
         ):
             return self._judge(group, rows)
-        if group.decided is None:
+        if not group.asked_deciding:  # once: past `kept_bytes` it costs a pass over all rows of the group
             upper = self._upper(group, list(range(len(group.places))))
             group.decided = None if upper is None else asking.deciding(upper)
-            if group.decided is None:
-                return self._judge(group, rows)
+            group.asked_deciding = True
+        if group.decided is None:
+            return self._judge(group, rows)
         now = dict(zip(rows, group.decided(rows), strict=True))
         known = group.decisions
         changed = [row for row in rows if row not in known or not torch.equal(known[row], now[row])]
