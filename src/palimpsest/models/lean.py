@@ -3,7 +3,8 @@
 An edit of a small model takes hundreds of passes over one short row. There, nearly all time goes into calling modules and
 recording a graph, not into arithmetic. So, for each family (`lean_t5.py`, `lean_gpt2.py`, `lean_bert.py`), what follows the
 map is written as plain tensor operations, what no edit changes is computed once, positions that nobody reads are left out, and
-the gradient with respect to the map's output stands beside each step, so that nothing is recorded.
+the gradient with respect to the map's output stands beside each step, so that nothing is recorded. Joined and scaled matrices
+are as large as the network: all rows of a model share them (`written_out`).
 
 The map itself is called as a module: its hooks run and its weight may change. No other weight above it may change while
 such rows are in use, and no hook of a module above it runs.
@@ -13,18 +14,19 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import NONE, Inputs
 
 Back = Callable[[Tensor], Tensor]
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,11 @@ class LeanRows(ABC):
     ):
         """Run block `layer` up to the map once; `side` is that of `side()`, `hidden` the block's input."""
 
+    @staticmethod
+    @abstractmethod
+    def kept(model: LanguageModel, layer: int, side: str, rows: int, tokens: int) -> int:
+        """How many numbers such rows keep, `tokens` each with their padding; shared weights and `answers` not counted."""
+
     @abstractmethod
     def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
         """Note the rows' shape, and who may attend to whom."""
@@ -158,6 +165,35 @@ class _Judge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.gradient(gradients[0]), None
+
+
+def written_out(model: LanguageModel, kind: Callable[[Any], P], module: nn.Module, *read: nn.Module) -> P:
+    """`kind(module)`, made once for a model, and again whenever a weight that it was made of is another one.
+
+    Args:
+        read: the modules whose weights it is made of, where that is not all of `module`.
+    """
+    now = _bits([weight for one in read or (module,) for weight in one.parameters()])
+    made = model.written_out.get((kind, module))
+    if made is None or made[0] != now:
+        made = model.written_out[kind, module] = (now, kind(module))
+    return made[1]
+
+
+def _bits(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Where each weight lies, and the sum over its bits as whole numbers.
+
+    Torch's own counter of changes does not see what is written through `.data`, and a weight that was missed would give
+    wrong numbers without a word. One reading of the weights is a small part of writing them out.
+    """
+    sums = [_whole_numbers(weight.detach()).sum() for weight in weights]
+    return list(zip((weight.data_ptr() for weight in weights), torch.stack(sums).tolist(), strict=True))
+
+
+def _whole_numbers(weight: Tensor) -> Tensor:
+    flat = weight.reshape(-1)
+    even = flat.numel() * flat.element_size() % 8 == 0
+    return flat.view(torch.int64 if even else torch.int32)  # 64 bits at a time are read ten times faster
 
 
 def softmax_back(gradient: Tensor, weights: Tensor) -> Tensor:

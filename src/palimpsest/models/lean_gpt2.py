@@ -149,6 +149,12 @@ class LeanGpt2(LeanRows):
         self.asked, self.middle = normed.view(*hidden.shape[:2], -1), middle.view(hidden.shape)
         self.wanted: Wanted | None = None
 
+    @staticmethod
+    def kept(model: LanguageModel, layer: int, side: str, rows: int, tokens: int) -> int:
+        """As LeanRows."""
+        asked = model.inner_width if side == "out" else model.width
+        return rows * tokens * (model.width + asked) + tokens**2
+
     def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
         """As LeanRows."""
         self.shape = Shape(len(padding), padding.shape[1], self.shape.heads)

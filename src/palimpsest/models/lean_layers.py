@@ -83,7 +83,7 @@ class CrossAttention:
         norm, own = sublayer.layer_norm, sublayer.EncDecAttention
         scale, self.extra = root_scale(norm)
         self.heads, self.write, self.write_to = own.n_heads, own.o.weight, own.o.weight.T
-        self.ask, self.read = own.q.weight * scale, torch.cat([own.k.weight, own.v.weight])
+        self.ask = own.q.weight * scale
 
     def __call__(
         self, states: Tensor, shape: Shape, keys: Tensor, values: Tensor, bias: Tensor
@@ -108,15 +108,13 @@ class CrossAttention:
         return output, back
 
 
-class FeedForward:
-    """The MLP, plain or gated, with its norm and residual connection."""
+class Activation:
+    """The MLP, plain or gated, from its first map's output on: nothing of it is a copy."""
 
     def __init__(self, sublayer: Any):
-        norm, dense = sublayer.layer_norm, sublayer.DenseReluDense
-        (scale, self.extra), self.gated = root_scale(norm), hasattr(dense, "wi_0")
-        read = torch.cat([dense.wi_0.weight, dense.wi_1.weight]) if self.gated else dense.wi.weight
-        self.read, self.write, self.write_to = read * scale, dense.wo.weight, dense.wo.weight.T
-        self.smooth = isinstance(dense.act, GELUTanh)
+        dense = sublayer.DenseReluDense
+        self.gated, self.smooth = hasattr(dense, "wi_0"), isinstance(dense.act, GELUTanh)
+        self.write, self.write_to = dense.wo.weight, dense.wo.weight.T
 
     def act(self, inner: Tensor) -> Tensor:
         """The activation."""
@@ -127,6 +125,16 @@ class FeedForward:
         if self.smooth:
             return torch.ops.aten.gelu_backward(gradient, inner, approximate="tanh")
         return gradient * (inner > 0)
+
+
+class FeedForward(Activation):
+    """The whole MLP with its norm and residual connection."""
+
+    def __init__(self, sublayer: Any):
+        super().__init__(sublayer)
+        (scale, self.extra), dense = root_scale(sublayer.layer_norm), sublayer.DenseReluDense
+        read = torch.cat([dense.wi_0.weight, dense.wi_1.weight]) if self.gated else dense.wi.weight
+        self.read = read * scale
 
     def __call__(self, states: Tensor) -> tuple[Tensor, Back]:
         """States after the MLP."""
