@@ -47,7 +47,7 @@ class Options:
             None = in generation only.
         said_tokens: in a lifelong run, an encoder-decoder says at most so many tokens (the released code's 20, its start
             token not counted).
-        kept_mb: in a lifelong run, states below the edited block are kept up to so many MB.
+        kept_mb: in a lifelong run, states at the edited block are kept up to so many MB.
         batch_sizes: of a run of simultaneous edits: every k; None = the batch size alone.
         draws: of each k, at most so many batches; None = as many as there are edits for.
         outside: near and far prompts asked for each edit of such a run.

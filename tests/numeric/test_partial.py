@@ -18,7 +18,7 @@ from palimpsest.models.tokens import (
     encode_pairs,
     encode_prompts,
     last_occurrence,
-    last_subject_index,
+    subject_index,
     tokenise,
 )
 
@@ -75,8 +75,8 @@ def test_pairs_mark_exactly_the_answer(model):
 def test_subject_twice_takes_the_last_occurrence(gpt2):
     """Decision 16, and braces are ordinary text."""
     text = "Ada Sorn {} met Ada Sorn in Velden"
-    index = last_subject_index(gpt2, text, "Ada Sorn")
     row = tokenise(gpt2, [text])[0]
+    index = subject_index(row, text, "Ada Sorn")
     first, last = row.spans[index]
     assert text.rfind("Sorn") < last <= text.rfind("Sorn") + 4 and first >= text.rfind("Ada")
 

@@ -9,8 +9,10 @@ from tiny import random_statistics, some_edits, tiny_model
 from palimpsest.editors import make_editor
 from palimpsest.editors.shared import key_value
 from palimpsest.metrics.evaluation import Evaluation
-from palimpsest.protocols import single_round
+from palimpsest.metrics.retention import Asking
+from palimpsest.protocols import lifelong, single_round
 from palimpsest.protocols.checkpoints import Checkpoints
+from palimpsest.protocols.lifelong_inputs import LifelongStream
 from palimpsest.protocols.stream import Stream
 
 SETTINGS = {"layers": [1], "steps": 5, "learning_rate": 0.4, "context_texts": [[""], ["Because I"]]}
@@ -101,3 +103,11 @@ def test_a_broken_run_prepares_the_same_edits_again(tmp_path, monkeypatch, searc
     searched.clear()
     assert rows(tmp_path) == unbroken
     assert searched == [4, 2]
+
+
+def test_a_stream_searches_each_edit_once_and_alone(searched):
+    """Nothing is rolled back there: what was prepared on the untouched model would be thrown away with the first edit."""
+    editor = rome()
+    how = Asking(editor.model, "qa", editor.lowest_block())
+    lifelong.run(LifelongStream("run", 0, editor, how, some_edits(4), edit_always=True))
+    assert searched == [1] * 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny import CITIES, LABELS, PEOPLE, tiny_model
 
@@ -9,6 +11,7 @@ from palimpsest.editors import make_editor
 from palimpsest.edits import Edit
 from palimpsest.metrics.retention import Asking, Pool
 from palimpsest.models.batching import Batching
+from palimpsest.protocols.lifelong_inputs import lifelong_stream
 
 PROMPTS = [
     f"Where does {person} live{', I say' * (n % 3)}?" for n, person in enumerate([*PEOPLE, "Ada", "Ben"])
@@ -30,6 +33,37 @@ def pools(model, editor, task, kept_bytes=1 << 30):
         kept_bytes=kept_bytes,
     )
     return pairs, Pool(Asking(model, task, said_tokens=6), pairs), Pool(fast, pairs)
+
+
+def ask_singly(pool):
+    """Rows of each pass of the first block that three single questions take."""
+    seen = []
+    block = pool.asking.model.block(0)
+    handle = block.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    try:
+        for place in (0, 1, 2):
+            pool.ask([place])
+    finally:
+        handle.remove()
+    return seen
+
+
+def test_one_question_is_one_row_where_nothing_is_kept(tmp_path):
+    """An editor that never says how it decides is not looked at; one that cannot say is asked once for each group."""
+    model = tiny_model("t5")
+    settings = {"layer": 1, "loss": "own", "steps": 2}
+    edits = [Edit(prompt=prompt, target="Velden", identifier=prompt) for prompt in PROMPTS[:6]]
+    how = {"task": "qa", "batching": Batching(), "said_tokens": 4, "kept_bytes": 0}
+    for name in ("ft", "ft_retrain"):
+        stream = lifelong_stream(
+            make_editor(name, model, settings), edits, tmp_path, run="run", seed=0, **how
+        )
+        assert ask_singly(stream.items) == [1, 1, 1]
+    learns = {"layer": 1, "site": "mlp_out", "compat": "official", "split": "half", "steps": 1}
+    for editor in (make_editor("ft", model, settings), make_editor("grace", model, learns)):
+        _, _, pool = pools(model, editor, "qa", kept_bytes=0)
+        pool = Pool(replace(pool.asking, batching=Batching()), pool.pairs)
+        assert ask_singly(pool) == [len(PROMPTS), 1, 1, 1]
 
 
 @pytest.mark.parametrize("kept_bytes", [1 << 30, 0])

@@ -11,7 +11,7 @@ from tiny import ALL_FAMILIES, LABELS, TEXTS, network, tiny_model, tokenizer
 from palimpsest import Edit, make_editor
 from palimpsest.errors import ModelError, SettingsError
 from palimpsest.models.families import FAMILIES, matrix_view
-from palimpsest.models.hooks import attached
+from palimpsest.models.hooks import attach
 from palimpsest.models.loading import load_model
 from palimpsest.models.manifest import describe_model
 from palimpsest.models.objectives import encode, row_losses, say
@@ -149,17 +149,18 @@ def test_attached_hooks_know_the_padding_of_any_pass(family):
         seen.append(model.padding)
 
     batch = encode_prompts(model, ["Mira Sorn lives in", "Mira"])
-    with attached(model, {model.linear(2, "mlp_out"): note}):
-        if model.kind == "encoder":
-            model.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        else:
-            model.network.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                max_new_tokens=2,
-                do_sample=False,
-                pad_token_id=0,
-            )
+    hooks = attach(model, {model.linear(2, "mlp_out"): note})
+    if model.kind == "encoder":
+        model.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    else:
+        model.network.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=2,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    hooks.detach()
     assert torch.equal(seen[0], batch.attention_mask) and model.padding is None
 
 

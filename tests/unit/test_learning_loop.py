@@ -110,6 +110,21 @@ def test_the_curve_has_train_and_validation_rows(tmp_path):
     assert sorted({int(row["step"]) for row in found}) == [8, 16, 24, 32, 40] and progress.step == 40
 
 
+def test_the_curve_is_written_with_each_checkpoint(tmp_path, monkeypatch):
+    """A training that is killed outright has run nothing at its end, and still leaves the curve up to its checkpoint."""
+    left, toy = [], Toy()
+    plain = toy.step
+
+    def step(draws):
+        if toy.steps == 13:
+            left.extend(rows(tmp_path))
+        return plain(draws)
+
+    monkeypatch.setattr(toy, "step", step)
+    run(toy, tmp_path)
+    assert {row["step"] for row in left} == {"8"} and (tmp_path / "training.csv").is_file()
+
+
 @pytest.mark.parametrize("crash_at", [13, 29, 38])
 def test_a_broken_training_ends_with_the_same_bytes(tmp_path, crash_at):
     whole = Toy()

@@ -8,15 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import some_edits, tiny_model
+from tiny import random_statistics, some_edits, tiny_model
 
+from palimpsest.editors import make_editor
 from palimpsest.editors.shared import target_vectors
+from palimpsest.editors.shared.keys import KeyWalk
 from palimpsest.editors.shared.target_sequences import build_sequences
 from palimpsest.editors.shared.target_vectors import Search, pass_bytes, search_target_vectors
 from palimpsest.errors import ModelError
 from palimpsest.models import memory
 from palimpsest.models.loading import load_model
 from palimpsest.models.placement import refuse_elsewhere
+from palimpsest.models.tokens import encode_prompts
 
 SEARCH = Search(layer=1, steps=3, learning_rate=0.3)
 CONTEXTS = ["", "Because I"]
@@ -113,6 +116,76 @@ def test_a_device_that_runs_out_of_memory_gets_half(monkeypatch, caplog):
     monkeypatch.setattr(target_vectors, "_search", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(torch.OutOfMemoryError):
         search_target_vectors(model, edits, CONTEXTS, SEARCH)
+
+
+def test_parts_are_halved_until_one_fits(monkeypatch, caplog):
+    """By what is free, and by what a device says; parts that were done are not done again."""
+    monkeypatch.setattr(memory, "free_memory", lambda device: 120)
+    assert memory.in_parts(5, 100, "cpu", "keys", lambda part: part) == [slice(0, 3), slice(3, 5)]
+    monkeypatch.setattr(memory, "free_memory", lambda device: None)
+    tried = []
+
+    def run(part):
+        tried.append(part.stop - part.start)
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("no room")
+        return tried[-1]
+
+    assert memory.in_parts(5, 100, "cpu", "keys", run) == [2, 2, 1]
+    assert tried == [5, 3, 2, 2, 1] and "out of memory, now 2 share a pass" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.in_parts(1, 1, "cpu", "keys", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+
+
+def rows_of_passes(model, run):
+    """(what a function gives, rows of each pass of the first block)."""
+    seen = []
+    handle = model.block(0).register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    try:
+        return run(), seen
+    finally:
+        handle.remove()
+
+
+def test_short_memory_changes_no_key(monkeypatch):
+    """Edits in parts, from block to block; where all fit, one pass for all."""
+    model, edits = tiny_model("gpt2"), some_edits(6)
+
+    def walk():
+        made = KeyWalk(model, edits, [["", "Because I"], ["So"]], 1, cut=True)
+        first = made.keys_and_state(3)
+        made.advance(2)
+        return first + made.keys_and_state(3)
+
+    whole, passes = rows_of_passes(model, walk)
+    assert passes == [18]
+    shape = KeyWalk(model, edits, [["", "Because I"], ["So"]], 1, cut=True).tokens.input_ids.shape
+    monkeypatch.setattr(memory, "free_memory", lambda device: memory.block_bytes(model, *shape))
+    parts, passes = rows_of_passes(model, walk)
+    assert passes == [9, 9]
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize("padding", ["masked", "official"])
+def test_short_memory_changes_no_threshold(monkeypatch, padding):
+    """COMEBA-HK in parts, also where padding counts: rows keep the padding of the whole batch."""
+    records = []
+    for free in (None, 1):
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
+        model = tiny_model("gpt2")
+        settings = {"layers": [1, 2], "steps": 4, "context_texts": [[""]], "target_search": "plain"}
+        statistics = random_statistics(model, (1, 2))
+        editor = make_editor("comeba_hk", model, {**settings, "padding": padding}, statistics)
+        records.append(editor.edit(some_edits(4), record=True).record)
+        tokens = encode_prompts(model, [edit.prompt for edit in some_edits(4)])
+        _, passes = rows_of_passes(model, lambda e=editor, t=tokens: e._watch(e.hooked, t))
+        assert passes == [4] if free is None else [1] * 4
+        editor.remove()
+    first, second = records
+    assert first["alpha"] == pytest.approx(second["alpha"], rel=1e-4)
+    for layer in (1, 2):
+        assert torch.equal(first["swapped"][layer], second["swapped"][layer])
+        assert torch.allclose(first["z_scores"][layer], second["z_scores"][layer], atol=1e-3)
 
 
 def test_the_estimate_grows_with_what_it_is_made_of():

@@ -149,6 +149,27 @@ def test_training_goes_on_from_an_existing_encoder_with_new_classes(sources, tmp
         pretrain_pairs({**spec, "start": str(tmp_path / "nowhere")}, tmp_path, tmp_path / "third")
 
 
+def test_the_new_head_is_drawn_from_the_seed(sources, tmp_path):
+    """Seeds would else differ in the order of the data alone."""
+    pretrain_pairs(BERT, sources / "bert", tmp_path / "first")
+    heads = [
+        module._start(str(tmp_path / "first"), "bert", ["X", "Y", "Z"], seed)[0].classifier.weight
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    spec = {
+        "family": "bert",
+        "start": str(tmp_path / "first"),
+        "labels": ["Criminal Procedure", "Due Process", "Z"],
+    }
+    found = []
+    for seed in (0, 1):
+        tiny_step = {**spec, "steps": 1, "batch": 3, "learning_rate": 1e-9, "warmup": 0, "seed": seed}
+        pretrain_pairs(tiny_step, sources / "bert", tmp_path / f"seed-{seed}")
+        found.append(weights(tmp_path / f"seed-{seed}")["classifier.weight"])
+    assert not torch.allclose(*found, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

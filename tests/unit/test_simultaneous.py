@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -15,7 +16,9 @@ from palimpsest.editors.base import Editor, EditorState
 from palimpsest.edits import Edit, Probe, write_edits
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json
-from palimpsest.metrics.success import sentiment_success
+from palimpsest.metrics.asked import Said
+from palimpsest.metrics.evaluation import Question
+from palimpsest.metrics.success import LARGEST, sentiment_success
 from palimpsest.models.batching import Batching
 from palimpsest.protocols import protocol
 from palimpsest.protocols.checkpoints import Checkpoints
@@ -211,6 +214,17 @@ def test_replies_of_a_sentiment_are_the_success_of_its_edit():
     plus, minus = (toy.asked.now(pairs[kind]) for kind in pairs)  # the last batch still stands
     wanted = sentiment_success(plus, minus, toy.asked.before(pairs["sentiment_with"]))
     assert rows["in_scope", "edit_success"] == pytest.approx(wanted)
+
+
+def test_an_edit_that_breaks_the_model_has_its_row_of_success():
+    """Left out, it would flatter the mean over the edits that are left."""
+    kinds = ("sentiment_with", "sentiment_against", "near")
+    questions = [Question(7, kind, f"What of {kind}?", "Velden") for kind in kinds]
+    before = [Said(True, True, 1.0, 2, 0.0)] * 3
+    broken = [Said(False, False, math.nan, 2, math.inf)] * 3
+    values = {(v.split, v.metric): v.value for v in record_values(questions, before, broken)}
+    assert values["in_scope", "edit_success"] == 0.0
+    assert values["outside", "drift"] == LARGEST and values["outside", "drawdown"] == 1.0
 
 
 def test_one_record_at_a_time():

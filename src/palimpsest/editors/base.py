@@ -155,7 +155,8 @@ class Editor(ABC):
     def prepare(self, coming: Sequence[Edit]) -> None:  # noqa: B027  most methods have nothing to prepare
         """Compute together what edits that will probably be made next need; it changes no answer, and edits only to rounding.
 
-        What was prepared before is forgotten; a state carries what is prepared.
+        What was prepared before is forgotten. A state carries what is prepared, unless `prepares_rounds` is set: a protocol of
+        rounds prepares a broken round again.
         """
 
     def reset(self) -> None:
@@ -227,7 +228,7 @@ class Editor(ABC):
         """For rows that stand at `lowest_block`: a function that gives numbers [k, m] for k of them, as the editor is now.
 
         Two looks at which a row has the same numbers get the same answer to it, whatever was edited in between. None
-        where nothing says so.
+        where nothing says so, then and later: rows are asked about once.
         """
         return None
 

@@ -30,11 +30,19 @@ from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit, require
 from palimpsest.editors.shared.aftermath import refuse_broken
-from palimpsest.editors.shared.hook_layers import TEMPORARY, VALIDATED, WATCHING, HookLayers, ceiling
+from palimpsest.editors.shared.hook_layers import (
+    TEMPORARY,
+    VALIDATED,
+    WATCHING,
+    Decision,
+    HookLayers,
+    ceiling,
+)
 from palimpsest.editors.shared.key_system import NOTHING, Past
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
+from palimpsest.models.memory import block_bytes, in_parts
 from palimpsest.models.tokens import TokenBatch, encode_prompts, subject_index, tokenise
 
 
@@ -192,10 +200,17 @@ class ComebaHk(KeyValueEditor):
                 for layer, decision in decisions.items()
             }
 
-    def _watch(self, hooked: HookLayers, tokens: TokenBatch):
-        with hooked.modes(WATCHING), hooked.noting() as decisions:
-            self.model.hidden(tokens)
-            return dict(decisions)
+    def _watch(self, hooked: HookLayers, tokens: TokenBatch) -> dict[int, Decision]:
+        """What the layers decide about prompts; as many share a pass as memory lets them, with the padding of all."""
+
+        def watch(rows: slice) -> dict[int, Decision]:
+            with hooked.modes(WATCHING), hooked.noting() as decisions:
+                self.model.hidden(TokenBatch(tokens.input_ids[rows], tokens.attention_mask[rows]))
+                return dict(decisions)
+
+        needed = block_bytes(self.model, *tokens.input_ids.shape)
+        parts = in_parts(len(tokens.input_ids), needed, self.model.device, "z-scores", watch)
+        return {layer: Decision.joined([part[layer] for part in parts]) for layer in parts[0]}
 
     @torch.no_grad()
     def inspect(

@@ -204,6 +204,7 @@ def train(
                 due = leaving or _crossed(before, progress.step, settings.checkpoint_every)
                 if folder is not None and due:
                     _save(learner, optimiser, parameters, progress, Path(folder) / CHECKPOINT, key)
+                    write_curve(Path(folder) / CURVE, progress.rows)
                 if leaving:
                     interruption.leave(f"training is kept after {progress.step} of {settings.steps} steps")
     finally:

@@ -39,7 +39,7 @@ def train_editor(
 ) -> Trained:
     """Train an editor, or give back what `out` holds already for the same model, data, settings and seed.
 
-    A training that was broken off goes on from its checkpoint in `out`, where training.csv grows too.
+    A training that was broken off goes on from its checkpoint in `out`; training.csv is written there with each checkpoint.
 
     Args:
         name: an editor with `learns`.

@@ -33,7 +33,8 @@ class Said:
         unchanged: the same tokens are said at the answer's places as before any edit, right or wrong.
         loss: mean negative log-probability of the answer's tokens (nats).
         tokens: their number.
-        drift: mean over these places of KL(before || now) (nats); None where it was not asked for.
+        drift: mean over these places of KL(before || now) (nats), infinite where it is no number; None where it was not
+            asked for.
         acted: whether the edit acted on the pair; None where nobody watched or the editor has no scope decision.
     """
 
@@ -180,11 +181,11 @@ def _said(
     ]
 
 
-def _kl(before: Tensor, now: Tensor) -> float | None:
+def _kl(before: Tensor, now: Tensor) -> float:
     """Mean over the places of KL(before || now), from log-probabilities [m, v]; rounding below 0 is cut off.
 
-    None where it is not a number: the model gives none any more, which is not a drift of 0.
+    Infinite where it is no number: the model gives none any more, which is no drift of 0, and none to leave out of a mean.
     """
     each = (before.exp() * (before - now)).double().sum(dim=1)
     value = float(each.mean())
-    return max(0.0, value) if math.isfinite(value) else None
+    return max(0.0, value) if math.isfinite(value) else math.inf

@@ -31,7 +31,7 @@ from palimpsest.models.objectives import (
     wanted,
     without_end,
 )
-from palimpsest.models.upper import Upper
+from palimpsest.models.upper import Upper, kept_bytes
 
 # Task -> the score that its tables show, and the kinds of model that can do it.
 MAIN_SCORE = {"qa": "token_f1", "classification": "accuracy", "generation": "perplexity"}
@@ -62,12 +62,14 @@ class Asking:
         lowest: the first block that an edit can change; None = not known, so that every look runs the whole model.
         batching: how rows share a pass.
         site: the one linear map of `lowest` whose output is all that an edit changes; None = not known.
-        deciding: `Editor.deciding`. A pair about which the editor decides as at the last look is not asked again, since its
-            answer cannot have changed; None = every pair is asked at every look. Not for generation: a perplexity's last
-            digits depend on what it shares a pass with, and a run that goes on from a checkpoint must give the same rows.
+        deciding: `Editor.deciding` of an editor that has its own. A pair about which the editor decides as at the last look is
+            not asked again, since its answer cannot have changed; None = every pair is asked at every look. Not for
+            generation: a perplexity's last digits depend on what it shares a pass with, and a run that goes on from a
+            checkpoint must give the same rows.
         said_tokens: an encoder-decoder says at most so many tokens. A decoder says as many as the answer has and is judged
             on these, without an end token, since not every decoder learned to end.
-        kept_bytes: states below `lowest` are kept up to this size; beyond it they are run again at each look.
+        kept_bytes: states at `lowest`, and what goes with them, are kept up to this size; beyond it they are run again at
+            each look. Beside them lie, once for a model, the weights that lean rows write out (models/lean.py).
         cached: a decoder keeps keys and values from token to token. False for methods that decide over the whole row
             (COMEBA-HK): they run it again for each token.
     """
@@ -93,9 +95,10 @@ class Asking:
             )
 
     def keeps(self, inputs: Inputs) -> bool:
-        """Whether the states of these rows are still within `kept_bytes`; if so, they are counted."""
-        states = 1 + 2 * int(self.lowest or 0) if self.model.kind == "decoder" else 1  # keys and values too
-        size = inputs.padding.numel() * states * self.model.width * self.model.dtype.itemsize
+        """Whether all that would be kept of these rows is still within `kept_bytes`; if so, it is counted."""
+        if self.lowest is None:
+            return False
+        size = kept_bytes(self.model, inputs, self.lowest, self.site)
         if size > self.kept_bytes:
             return False
         self.kept_bytes -= size
@@ -109,8 +112,9 @@ class _Group:
     places: list[int]
     inputs: Inputs
     wanted: list[Said]
+    keeps: bool
     upper: Upper | None = None
-    keeps: bool | None = None
+    asked_deciding: bool = False  # whether `decided` is known
     decided: Callable[[Sequence[int]], Tensor] | None = None  # see `Editor.deciding`
     decisions: dict[int, Tensor] = field(default_factory=dict)  # by row, as they were when it was last asked
     scores: dict[int, Scores] = field(default_factory=dict)
@@ -160,12 +164,13 @@ class Pool:
         return bool(_compared(asking, said, goals[0]).right)
 
     def _encoded(self) -> Iterable[_Group]:
-        model, task = self.asking.model, self.asking.task
+        asking = self.asking
+        model, task = asking.model, asking.task
         if not self.pairs:
             return
         texts = [f"{prompt} {answer}" if task == "generation" else prompt for prompt, answer in self.pairs]
         lengths = [len(ids) for ids in model.tokenizer(texts)["input_ids"]]
-        for places in self.asking.batching.groups(lengths):
+        for places in asking.batching.groups(lengths):
             prompts = [self.pairs[place][0] for place in places]
             answers = [self.pairs[place][1] for place in places]
             goals = wanted(model, answers)
@@ -174,7 +179,8 @@ class Pool:
                 if task == "generation"
                 else encode_prompts_only(model, prompts)
             )
-            yield _Group(places, inputs, goals)
+            # Now, in the order of the groups: a run that goes on from a checkpoint asks in another order, and keeps the same.
+            yield _Group(places, inputs, goals, asking.keeps(inputs))
 
     def _scores(self, group: _Group, rows: list[int]) -> list[Scores]:
         """Scores of some rows; those are asked about which the editor decides otherwise than when they were last asked."""
@@ -186,11 +192,12 @@ class Pool:
             or asking.task == "generation"
         ):
             return self._judge(group, rows)
-        if group.decided is None:
+        if not group.asked_deciding:  # once: past `kept_bytes` it costs a pass over all rows of the group
             upper = self._upper(group, list(range(len(group.places))))
             group.decided = None if upper is None else asking.deciding(upper)
-            if group.decided is None:
-                return self._judge(group, rows)
+            group.asked_deciding = True
+        if group.decided is None:
+            return self._judge(group, rows)
         now = dict(zip(rows, group.decided(rows), strict=True))
         known = group.decisions
         changed = [row for row in rows if row not in known or not torch.equal(known[row], now[row])]
@@ -228,8 +235,6 @@ class Pool:
         asking = self.asking
         if asking.lowest is None:
             return None
-        if group.keeps is None:
-            group.keeps = asking.keeps(group.inputs)
         if not group.keeps:
             return Upper(asking.model, _only(group.inputs, rows), asking.lowest, asking.site)
         if group.upper is None:

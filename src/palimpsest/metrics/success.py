@@ -15,6 +15,14 @@ from palimpsest.metrics.scores import mean
 LARGEST = 200.0  # nats; a larger loss counts as this much, so that a perplexity stays a finite number
 
 
+def counted(nats: float) -> float:
+    """A loss or divergence that is no number counts as the largest: a model that says nothing any more is no better than that.
+
+    Left out of a mean instead, it would flatter the editor that broke the model.
+    """
+    return nats if math.isfinite(nats) else LARGEST
+
+
 def edit_success(said: Sequence[Said]) -> float:
     """ES: share of in-scope prompts whose whole new answer is said (exact match of all tokens, teacher-forced)."""
     return mean([float(one.right) for one in said])
@@ -42,8 +50,11 @@ def accuracy_drop(before: Sequence[Said], said: Sequence[Said]) -> float:
 
 
 def drift(said: Sequence[Said]) -> float | None:
-    """DD of SERAC's dialogue task: mean KL(before || after) at the answers' places (nats); None where not measured."""
-    found = [one.drift for one in said if one.drift is not None]
+    """DD of SERAC's dialogue task: mean KL(before || after) at the answers' places (nats); None where not measured.
+
+    A divergence that is no number counts as `LARGEST`.
+    """
+    found = [counted(one.drift) for one in said if one.drift is not None]
     return mean(found) if found else None
 
 
@@ -52,21 +63,18 @@ def token_loss(said: Sequence[Said]) -> float:
     return math.fsum(one.loss * one.tokens for one in said) / sum(one.tokens for one in said)
 
 
-def perplexity_rise(before: Sequence[Said], said: Sequence[Said]) -> float:
-    """DD of MEND's generation tasks: perplexity after minus before, over all tokens of the out-of-scope answers."""
-    after, first = (math.exp(min(token_loss(found), LARGEST)) for found in (said, before))
-    return after - first
-
-
 def sentiment_success(
     agreeing: Sequence[Said], opposing: Sequence[Said], agreeing_before: Sequence[Said]
 ) -> float:
     """ES of SERAC's dialogue task: sigmoid(l+ - l-) * min(1, exp(l+ - l+_before)).
 
     l+ and l- are mean log-probabilities of the tokens of all replies with and against the edited sentiment after the edit.
-    The second factor takes back what is won by making both kinds unlikely.
+    The second factor takes back what is won by making both kinds unlikely. 0 where l+ or l- is no number: an edit after which
+    the model gives none has failed.
     """
     plus, minus, was = (-token_loss(found) for found in (agreeing, opposing, agreeing_before))
+    if math.isnan(plus - minus):
+        return 0.0
     return _sigmoid(plus - minus) * math.exp(min(0.0, plus - was))
 
 

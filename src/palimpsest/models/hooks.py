@@ -1,4 +1,4 @@
-"""Hooks attach and detach in one place, as context managers; after any error the model is as it was."""
+"""Hooks attach and detach in one place, and can all be taken off again: then the model is as it was."""
 
 from __future__ import annotations
 
@@ -47,16 +47,6 @@ def attach(model: LanguageModel, hooks: dict[nn.Module, Callable[..., Any]]) -> 
     ]
     handles += [module.register_forward_hook(hook) for module, hook in hooks.items()]
     return Attachment(handles)
-
-
-@contextmanager
-def attached(model: LanguageModel, hooks: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """The same for the length of a `with` block."""
-    attachment = attach(model, hooks)
-    try:
-        yield
-    finally:
-        attachment.detach()
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 An edit of a small model takes hundreds of passes over one short row. There, nearly all time goes into calling modules and
 recording a graph, not into arithmetic. So, for each family (`lean_t5.py`, `lean_gpt2.py`, `lean_bert.py`), what follows the
 map is written as plain tensor operations, what no edit changes is computed once, positions that nobody reads are left out, and
-the gradient with respect to the map's output stands beside each step, so that nothing is recorded.
+the gradient with respect to the map's output stands beside each step, so that nothing is recorded. Joined and scaled matrices
+are as large as the network: all rows of a model share them (`written_out`).
 
 The map itself is called as a module: its hooks run and its weight may change. No other weight above it may change while
 such rows are in use, and no hook of a module above it runs.
@@ -13,18 +14,34 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import NONE, Inputs
 
 Back = Callable[[Tensor], Tensor]
+P = TypeVar("P")
+F = TypeVar("F", bound=Callable[..., Any])
+WIDEST_FIRST = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.uint8,
+)  # 64 bits at a time are read ten times faster
+
+
+def no_type_check(function: F) -> F:
+    """Tests do not check the shapes of this function: made anew at every step, it would be compiled for that each time.
+
+    Their checks go by the name, which is that of `typing`'s; that one would keep mypy out too.
+    """
+    return function
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,7 @@ class Wanted:
         missed = (logits.argmax(-1) != self.tokens).to(losses.dtype)
         wrong = torch.zeros_like(losses).index_add_(0, self.row, missed)
 
+        @no_type_check
         def back(gradient: Float[Tensor, " b"]) -> Float[Tensor, "k v"]:
             weight = (gradient[self.row] * self.share)[:, None]
             return log_p.exp().scatter_add_(1, self.tokens[:, None], -torch.ones_like(weight)).mul_(weight)
@@ -113,6 +131,11 @@ class LeanRows(ABC):
         self, model: LanguageModel, layer: int, side: str, hidden: Float[Tensor, "b n d"], padding: Tensor
     ):
         """Run block `layer` up to the map once; `side` is that of `side()`, `hidden` the block's input."""
+
+    @staticmethod
+    @abstractmethod
+    def kept(model: LanguageModel, layer: int, side: str, rows: int, tokens: int) -> int:
+        """How many numbers such rows keep, `tokens` each with their padding; shared weights and `answers` not counted."""
 
     @abstractmethod
     def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
@@ -160,6 +183,35 @@ class _Judge(torch.autograd.Function):
         return ctx.gradient(gradients[0]), None
 
 
+def written_out(model: LanguageModel, kind: Callable[[Any], P], module: nn.Module, *read: nn.Module) -> P:
+    """`kind(module)`, made once for a model, and again whenever a weight that it was made of is another one.
+
+    Args:
+        read: the modules whose weights it is made of, where that is not all of `module`.
+    """
+    now = _bits([weight for one in read or (module,) for weight in one.parameters()])
+    made = model.written_out.get((kind, module))
+    if made is None or made[0] != now:
+        made = model.written_out[kind, module] = (now, kind(module))
+    return made[1]
+
+
+def _bits(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Where each weight lies, and the sum over its bits as whole numbers.
+
+    Torch's own counter of changes does not see what is written through `.data`, and a weight that was missed would give
+    wrong numbers without a word. One reading of the weights is a small part of writing them out.
+    """
+    sums = [_whole_numbers(weight.detach()).sum() for weight in weights]
+    return list(zip((weight.data_ptr() for weight in weights), torch.stack(sums).tolist(), strict=True))
+
+
+def _whole_numbers(weight: Tensor) -> Tensor:
+    flat = weight.reshape(-1)
+    size = flat.numel() * flat.element_size()
+    return flat.view(next(kind for kind in WIDEST_FIRST if size % kind.itemsize == 0))
+
+
 def softmax_back(gradient: Tensor, weights: Tensor) -> Tensor:
     """Gradient with respect to what a softmax over the last dimension was taken of."""
     return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
@@ -178,6 +230,7 @@ class Norm:
             states, self.shape, self.weight, self.bias, self.epsilon
         )
 
+        @no_type_check
         def back(gradient: Tensor) -> Tensor:
             found, _, _ = torch.ops.aten.native_layer_norm_backward(
                 gradient, states, self.shape, mean, inverse, self.weight, self.bias, [True, False, False]

@@ -14,7 +14,16 @@ from torch.nn.functional import gelu, linear
 from transformers.activations import GELUActivation
 
 from palimpsest.models.families import part
-from palimpsest.models.lean import Back, LeanRows, Norm, Shape, Wanted, softmax_back
+from palimpsest.models.lean import (
+    Back,
+    LeanRows,
+    Norm,
+    Shape,
+    Wanted,
+    no_type_check,
+    softmax_back,
+    written_out,
+)
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs
 from palimpsest.models.partial import additive
@@ -23,8 +32,8 @@ from palimpsest.models.partial import additive
 class Attention:
     """Self-attention, its residual connection and the norm behind it."""
 
-    def __init__(self, block: Any):
-        own, out = block.attention.self, block.attention.output
+    def __init__(self, attention: Any):
+        own, out = attention.self, attention.output
         self.heads, self.scale = own.num_attention_heads, own.scaling
         maps = (own.query, own.key, own.value)
         self.read, self.read_bias = (
@@ -47,6 +56,7 @@ class Attention:
         kept = states.view(b, n, -1)[:, 0] if first else states
         output, norm_back = self.norm(linear(mixed, self.write, self.write_bias) + kept)
 
+        @no_type_check
         def back(gradient: Tensor) -> Tensor:
             gradient = norm_back(gradient)
             to_mixed = asked.split(gradient @ self.write)
@@ -77,6 +87,7 @@ class FeedForward:
         """States after the MLP."""
         output, both_back = self.after(states, linear(states, self.read, self.read_bias))
 
+        @no_type_check
         def back(gradient: Tensor) -> Tensor:
             to_inner, to_states = both_back(gradient)
             return torch.addmm(to_states, to_inner, self.read)
@@ -87,6 +98,7 @@ class FeedForward:
         """States after the MLP, given what its first map gives; the way back is to that and to the states."""
         output, written_back = self.add(states, linear(gelu(inner), self.write, self.write_bias))
 
+        @no_type_check
         def back(gradient: Tensor) -> tuple[Tensor, Tensor]:
             gradient = written_back(gradient)
             return torch.ops.aten.gelu_backward(gradient @ self.write, inner), gradient
@@ -122,19 +134,25 @@ class LeanBert(LeanRows):
         block: Any = model.block(layer)
         above: list[Any] = list(model.blocks[layer + 1 :])  # type: ignore[arg-type]
         self.model, self.map_side = model, side
-        self.attention = [Attention(one) for one in above]
+        self.attention = [written_out(model, Attention, one.attention) for one in above]
         self.feed = [FeedForward(one) for one in above]
         pooler: Any = part(model.network, str(model.family.pooler))
         head: Any = model.head
         self.pool, self.pool_bias = pooler.dense.weight, pooler.dense.bias
         self.head, self.head_bias = head.weight, head.bias
-        own, self.own = Attention(block), FeedForward(block)
+        own, self.own = written_out(model, Attention, block.attention), FeedForward(block)
         self.shape = Shape(len(hidden), hidden.shape[1], own.heads)
         self.lay_out(padding)
         middle, _ = own(hidden.reshape(-1, hidden.shape[-1]), self.shape, self.mask, False)
         asked = gelu(linear(middle, self.own.read, self.own.read_bias)) if side == "out" else middle
         self.asked, self.middle = asked.view(*hidden.shape[:2], -1), middle.view(hidden.shape)
         self.wanted: Wanted | None = None
+
+    @staticmethod
+    def kept(model: LanguageModel, layer: int, side: str, rows: int, tokens: int) -> int:
+        """As LeanRows."""
+        asked = model.inner_width if side == "out" else 0  # else it is what the MLP is added to
+        return rows * tokens * (model.width + asked + model.network.config.num_attention_heads)
 
     def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
         """As LeanRows."""
@@ -166,6 +184,7 @@ class LeanBert(LeanRows):
         first = states if self.feed else states.view(b, n, -1)[:, 0]
         pooled = torch.tanh(linear(first, self.pool, self.pool_bias))
 
+        @no_type_check
         def back_all(gradient: Tensor) -> Tensor:
             through = torch.ops.aten.tanh_backward(gradient @ self.head, pooled) @ self.pool
             if not self.feed:

@@ -18,31 +18,31 @@ from palimpsest.models.partial import additive, causal_mask
 
 
 class Decoder:
-    """The weights of T5's decoder and head, joined."""
+    """The weights of T5's decoder and head, joined. Of the whole network, but made of `stack` and head only (`written_out`)."""
 
-    def __init__(self, model: LanguageModel):
-        network: Any = model.network
+    def __init__(self, network: Any):
         stack = network.get_decoder()
-        self.model, self.embed = model, stack.embed_tokens
+        self.stack, self.embed = stack, stack.embed_tokens
         self.attention = [Attention(block.layer[0]) for block in stack.block]
         self.cross = [CrossAttention(block.layer[1]) for block in stack.block]
         self.feed = [FeedForward(block.layer[2]) for block in stack.block]
-        self.look = torch.cat([cross.read for cross in self.cross])  # what all blocks read of the encoder
+        looks = [block.layer[1].EncDecAttention for block in stack.block]
+        # what all blocks read of the encoder
+        self.look = torch.cat([weight for own in looks for weight in (own.k.weight, own.v.weight)])
         self.heads = self.attention[0].heads
         scale, self.extra = root_scale(stack.final_layer_norm)
         if network.config.scale_decoder_outputs:
-            scale = scale * model.width**-0.5
-        head: Any = model.head
-        self.head = head.weight * scale
-        self._bias = torch.empty(1, self.heads, 0, 0, dtype=model.dtype, device=model.device)
+            scale = scale * len(scale) ** -0.5
+        self.head = network.lm_head.weight * scale
+        self._bias = self.head.new_empty(1, self.heads, 0, 0)
 
     def bias(self, tokens: int) -> Float[Tensor, "1 h m m"]:
         """Position bias and causal mask of the first tokens."""
         if tokens > self._bias.shape[-1]:
-            attention: Any = part(self.model.network.get_decoder().block[0], "layer.0.SelfAttention")
+            attention: Any = part(self.stack.block[0], "layer.0.SelfAttention")
             size = max(tokens, 2 * self._bias.shape[-1], 16)
-            ones = torch.ones(1, size, dtype=torch.long, device=self.model.device)
-            self._bias = attention.compute_bias(size, size) + causal_mask(ones, self.model.dtype)
+            ones = torch.ones(1, size, dtype=torch.long, device=self.head.device)
+            self._bias = attention.compute_bias(size, size) + causal_mask(ones, self.head.dtype)
         return self._bias[:, :, :tokens, :tokens]
 
     def looked_at(self, states: Float[Tensor, "k d"], shape: Shape) -> Float[Tensor, "blocks 2 bh n c"]:
@@ -60,8 +60,14 @@ class Decoder:
 class LeanAnswers(Decoding):
     """Answers of rows whose encoder states are known: `greedy.AnswerDecoder` without the network's modules."""
 
-    def __init__(self, decoder: Decoder, states: Float[Tensor, "k d"], padding: Int[Tensor, "b n"]):
-        self.decoder = decoder
+    def __init__(
+        self,
+        model: LanguageModel,
+        decoder: Decoder,
+        states: Float[Tensor, "k d"],
+        padding: Int[Tensor, "b n"],
+    ):
+        self.model, self.decoder = model, decoder
         b, n = padding.shape
         shape = Shape(b, n, decoder.heads)
         looked = decoder.looked_at(states, shape)
@@ -72,7 +78,7 @@ class LeanAnswers(Decoding):
 
     def room(self) -> list[int]:
         """As many tokens as the model reads."""
-        return [self.decoder.model.context] * len(self.mask)
+        return [self.model.context] * len(self.mask)
 
     def keep(self, places: Int[Tensor, " k"]) -> None:
         """Go on with some of the rows."""
@@ -81,7 +87,7 @@ class LeanAnswers(Decoding):
 
     def first(self) -> Float[Tensor, "b v"]:
         """Logits after the start token."""
-        start = int(self.decoder.model.network.config.decoder_start_token_id)
+        start = int(self.model.network.config.decoder_start_token_id)
         return self.after(torch.full((len(self.mask),), start, device=self.mask.device))
 
     def after(self, tokens: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:

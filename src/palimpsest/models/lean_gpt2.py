@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear
 from transformers.activations import GELUTanh, NewGELUActivation
 
-from palimpsest.models.lean import Back, LeanRows, Norm, Shape, Wanted, softmax_back
+from palimpsest.models.lean import Back, LeanRows, Norm, Shape, Wanted, no_type_check, softmax_back
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs
 from palimpsest.models.partial import causal_mask
@@ -68,6 +68,7 @@ class Attention:
         mixed = asked.join(torch.bmm(weights, v))
         output = torch.addmm(window.cut(states), mixed, self.write).add_(self.write_bias)
 
+        @no_type_check
         def back(gradient: Tensor) -> Tensor:
             to_mixed = asked.split(gradient @ self.write.T)
             scores = softmax_back(torch.bmm(to_mixed, v.transpose(1, 2)), weights) * self.scale
@@ -96,6 +97,7 @@ class FeedForward:
         normed, norm_back = self.norm(states)
         output, inner_back = self.after(states, torch.addmm(self.read_bias, normed, self.read))
 
+        @no_type_check
         def back(gradient: Tensor) -> Tensor:
             return norm_back(inner_back(gradient) @ self.read.T).add_(gradient)
 
@@ -149,6 +151,12 @@ class LeanGpt2(LeanRows):
         self.asked, self.middle = normed.view(*hidden.shape[:2], -1), middle.view(hidden.shape)
         self.wanted: Wanted | None = None
 
+    @staticmethod
+    def kept(model: LanguageModel, layer: int, side: str, rows: int, tokens: int) -> int:
+        """As LeanRows."""
+        asked = model.inner_width if side == "out" else model.width
+        return rows * tokens * (model.width + asked) + tokens**2
+
     def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
         """As LeanRows."""
         self.shape = Shape(len(padding), padding.shape[1], self.shape.heads)
@@ -178,6 +186,7 @@ class LeanGpt2(LeanRows):
         if not self.feed:
             states = window.cut(states)
 
+        @no_type_check
         def back_all(gradient: Tensor) -> Tensor:
             if not self.feed:
                 gradient = window.spread(gradient)
@@ -198,6 +207,7 @@ class LeanGpt2(LeanRows):
         normed, norm_back = self.norm(states if every else states[wanted.places])
         losses, right, logits_back = wanted.measure(linear(normed, self.head, self.head_bias))
 
+        @no_type_check
         def back(gradient: Float[Tensor, " b"]) -> Tensor:
             moved = norm_back(logits_back(gradient) @ self.head)
             if not every:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, relu
 from transformers.activations import GELUTanh
 
-from palimpsest.models.lean import Back, Shape, softmax_back
+from palimpsest.models.lean import Back, Shape, no_type_check, softmax_back
 
 
 def scaled(states: Float[Tensor, "k d"], extra: float) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k 1"]]:
@@ -62,6 +62,7 @@ class Attention:
         weights = torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2)), -1)
         output = torch.addmm(states, shape.join(torch.bmm(weights, v)), self.write_to)
 
+        @no_type_check
         def back(gradient: Tensor) -> Tensor:
             mixed = shape.split(gradient @ self.write)
             scores = softmax_back(torch.bmm(mixed, v.transpose(1, 2)), weights)
@@ -83,7 +84,7 @@ class CrossAttention:
         norm, own = sublayer.layer_norm, sublayer.EncDecAttention
         scale, self.extra = root_scale(norm)
         self.heads, self.write, self.write_to = own.n_heads, own.o.weight, own.o.weight.T
-        self.ask, self.read = own.q.weight * scale, torch.cat([own.k.weight, own.v.weight])
+        self.ask = own.q.weight * scale
 
     def __call__(
         self, states: Tensor, shape: Shape, keys: Tensor, values: Tensor, bias: Tensor
@@ -94,6 +95,7 @@ class CrossAttention:
         weights = torch.softmax(torch.baddbmm(bias, q, keys.transpose(1, 2)), -1)
         output = torch.addmm(states, shape.join(torch.bmm(weights, values)), self.write_to)
 
+        @no_type_check
         def back(gradient: Tensor, below: bool) -> tuple[Tensor, Tensor, Tensor]:
             """Gradients of states (only if anything `below` them depends on the edit), keys and values."""
             mixed = shape.split(gradient @ self.write)
@@ -108,15 +110,13 @@ class CrossAttention:
         return output, back
 
 
-class FeedForward:
-    """The MLP, plain or gated, with its norm and residual connection."""
+class Activation:
+    """The MLP, plain or gated, from its first map's output on: nothing of it is a copy."""
 
     def __init__(self, sublayer: Any):
-        norm, dense = sublayer.layer_norm, sublayer.DenseReluDense
-        (scale, self.extra), self.gated = root_scale(norm), hasattr(dense, "wi_0")
-        read = torch.cat([dense.wi_0.weight, dense.wi_1.weight]) if self.gated else dense.wi.weight
-        self.read, self.write, self.write_to = read * scale, dense.wo.weight, dense.wo.weight.T
-        self.smooth = isinstance(dense.act, GELUTanh)
+        dense = sublayer.DenseReluDense
+        self.gated, self.smooth = hasattr(dense, "wi_0"), isinstance(dense.act, GELUTanh)
+        self.write, self.write_to = dense.wo.weight, dense.wo.weight.T
 
     def act(self, inner: Tensor) -> Tensor:
         """The activation."""
@@ -128,6 +128,16 @@ class FeedForward:
             return torch.ops.aten.gelu_backward(gradient, inner, approximate="tanh")
         return gradient * (inner > 0)
 
+
+class FeedForward(Activation):
+    """The whole MLP with its norm and residual connection."""
+
+    def __init__(self, sublayer: Any):
+        super().__init__(sublayer)
+        (scale, self.extra), dense = root_scale(sublayer.layer_norm), sublayer.DenseReluDense
+        read = torch.cat([dense.wi_0.weight, dense.wi_1.weight]) if self.gated else dense.wi.weight
+        self.read = read * scale
+
     def __call__(self, states: Tensor) -> tuple[Tensor, Back]:
         """States after the MLP."""
         normed, inverse = scaled(states, self.extra)
@@ -137,6 +147,7 @@ class FeedForward:
         active = self.act(inner)
         output = torch.addmm(states, active if beside is None else active * beside, self.write_to)
 
+        @no_type_check
         def back(gradient: Tensor) -> Tensor:
             through = gradient @ self.write
             if beside is None:

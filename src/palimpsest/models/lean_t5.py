@@ -16,9 +16,9 @@ from torch.nn.functional import linear
 from transformers.activations import GELUTanh
 
 from palimpsest.models.families import part
-from palimpsest.models.lean import Back, LeanRows, Shape, Wanted
+from palimpsest.models.lean import Back, LeanRows, Shape, Wanted, no_type_check, written_out
 from palimpsest.models.lean_decoder import Decoder
-from palimpsest.models.lean_layers import Attention, FeedForward, root_scale, scaled, scaled_back
+from palimpsest.models.lean_layers import Activation, Attention, FeedForward, root_scale, scaled, scaled_back
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs
 from palimpsest.models.partial import additive
@@ -56,23 +56,35 @@ class LeanT5(LeanRows):
     ):
         """As LeanRows."""
         block: Any = model.block(layer)
-        self.model, self.map_side = model, side
-        self.attention = [Attention(block.layer[0]) for block in model.blocks[layer + 1 :]]  # type: ignore[index]
-        self.feed = [FeedForward(block.layer[1]) for block in model.blocks[layer + 1 :]]  # type: ignore[index]
-        self.own = FeedForward(block.layer[1])
+        above: list[Any] = list(model.blocks[layer + 1 :])  # type: ignore[arg-type]
+        self.model, self.map_side, network = model, side, model.network
+        self.attention = [written_out(model, Attention, one.layer[0]) for one in above]
+        self.feed = [written_out(model, FeedForward, one.layer[1]) for one in above]
+        self.own = Activation(block.layer[1])
         self.norm, self.extra = root_scale(model.final_norm)
-        self.decoder = Decoder(model)
+        self.decoder = written_out(model, Decoder, network, network.get_decoder(), network.lm_head)
         self.beside: Tensor | None = None
         self.lay_out(padding)
         middle = block.layer[0](hidden, attention_mask=self.padded, position_bias=self.positions)[0]
         normed, dense = block.layer[1].layer_norm(middle), block.layer[1].DenseReluDense
-        if self.own.gated:
-            self.beside = dense.wi_1(normed)
+        beside = dense.wi_1(normed) if self.own.gated else None
         if side == "out":
             active = dense.act((dense.wi_0 if self.own.gated else dense.wi)(normed))
-            normed = active if self.beside is None else active * self.beside
+            normed = active if beside is None else active * beside
+        else:
+            self.beside = beside
         self.asked, self.middle = normed, middle
         self.wanted: Answers | None = None
+
+    @staticmethod
+    def kept(model: LanguageModel, layer: int, side: str, rows: int, tokens: int) -> int:
+        """As LeanRows."""
+        sublayer: Any = part(model.block(layer), "layer.1")
+        heads, own = model.network.config.num_heads, Activation(sublayer)
+        widths = [model.width, model.inner_width if side == "out" else model.width]  # middle, asked
+        widths += [model.inner_width] if side == "in" and own.gated else []  # beside
+        masks = rows * tokens * (1 + heads) + (1 + rows) * heads * tokens**2
+        return rows * tokens * sum(widths) + masks
 
     def lay_out(self, padding: Int[Tensor, "b n"]) -> None:
         """As LeanRows."""
@@ -113,6 +125,7 @@ class LeanT5(LeanRows):
             backs.append(back)
         normed, inverse = scaled(states, self.extra)
 
+        @no_type_check
         def back_all(gradient: Tensor) -> Tensor:
             gradient = scaled_back(gradient * self.norm, normed, inverse)
             for back in reversed(backs):
@@ -160,6 +173,7 @@ class LeanT5(LeanRows):
         normed, inverse = scaled(states, decoder.extra)
         losses, right, logits_back = given.wanted.measure(linear(normed, decoder.head))
 
+        @no_type_check
         def back(gradient: Float[Tensor, " b"]) -> Tensor:
             moved = scaled_back(logits_back(gradient) @ decoder.head, normed, inverse)
             if given.at is not None:

@@ -43,9 +43,8 @@ def save_network(network: nn.Module, tokenizer, out: Path) -> None:
     tokenizer.save_pretrained(str(out))
 
 
-def write_manifest(out: Path, network: nn.Module, extra: Mapping[str, Any]) -> None:
-    """Manifest of a model whose files lie beside it; the fingerprint is that of the model as it is read
-    back."""
+def write_manifest(out: Path, extra: Mapping[str, Any]) -> None:
+    """Manifest of a model whose files lie beside it; the fingerprint is that of the model as it is read back."""
     model = load_model(out)
     write_json(
         out / MANIFEST,
@@ -140,7 +139,6 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
     save_network(network, tokenizer, out)
     write_manifest(
         out,
-        network,
         {
             "random": True,
             "shape": shape,

@@ -1,15 +1,20 @@
-"""How much memory is free, and how many edits may therefore share a pass."""
+"""How much memory is free, how much a pass takes, and how many edits may therefore share one."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+from palimpsest.models.loading import LanguageModel
 
 log = logging.getLogger(__name__)
 
 SHARE = 0.5  # of the free memory may be planned for a pass: estimates are rough, others need some too
+T = TypeVar("T")
 _said: set[tuple[str, int]] = set()  # what was logged: a stream makes the same choice at every batch
 
 
@@ -81,3 +86,42 @@ def that_fit(count: int, needed: int, device: torch.device | str, what: str) -> 
     log.log(level, "%s: %s share a pass (about %s of %s free)", what, number, size, left)
     _said.add((what, chosen))
     return chosen
+
+
+def block_bytes(model: LanguageModel, rows: int, tokens: int) -> int:
+    """About how many bytes a pass of `rows` sequences of so many `tokens` takes at its largest, without gradient.
+
+    No block's states outlive the next block. Of each token: the MLP's inner states (before and after the activation, and one
+    on the way), about 8 d around them (states, norms, queries, keys, values, what a hook layer adds), and for each head scores
+    and weights over all tokens.
+    """
+    heads = int(model.network.config.num_attention_heads)
+    each = 3 * model.inner_width + 8 * model.width + 2 * heads * tokens
+    return rows * tokens * each * model.dtype.itemsize
+
+
+def in_parts(
+    count: int, needed: int, device: torch.device | str, what: str, run: Callable[[slice], T]
+) -> list[T]:
+    """What `run` gives for `count` items: for all at once where they fit, else part after part.
+
+    Args:
+        needed: about how many bytes all of them together need (`that_fit`).
+        run: for some of the items; it leaves no trace when it runs out of memory, and gets half as many then.
+
+    Raises:
+        torch.OutOfMemoryError: one item alone does not fit.
+    """
+    start, size, found = 0, that_fit(count, needed, device, what), list[T]()
+    while start < count:
+        part = slice(start, min(start + size, count))
+        try:
+            found.append(run(part))
+        except torch.OutOfMemoryError:
+            if part.stop - start == 1:
+                raise
+            size = -(-(part.stop - start) // 2)
+            log.warning("%s: out of memory, now %d share a pass", what, size)
+            continue
+        start = part.stop
+    return found

@@ -110,7 +110,7 @@ def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads:
         "tokens": rows[-1]["tokens"],
         "final_loss": rows[-1]["loss"],
     }
-    write_manifest(out, network, about)
+    write_manifest(out, about)
     (out / CHECKPOINT).unlink(missing_ok=True)
 
 

@@ -86,7 +86,8 @@ def pretrain_pairs(spec: dict[str, Any], source: Path | str, out: Path | str, th
     labels = spec.get("labels") or origin.get("labels") or sorted({pair["answer"] for pair in pairs})
     family = family_of(spec["family"])
     if spec.get("start"):
-        shape, network, tokenizer = None, *_start(locate(str(spec["start"])), family.name, labels)
+        start = locate(str(spec["start"]))
+        shape, network, tokenizer = None, *_start(start, family.name, labels, training.seed)
     else:
         # `source` is a directory here and no key of the shape
         own = {key: value for key, value in spec.items() if key != "labels"}
@@ -125,7 +126,7 @@ def pretrain_pairs(spec: dict[str, Any], source: Path | str, out: Path | str, th
         "tokens": rows[-1]["tokens"],
         "final_loss": rows[-1]["loss"],
     }
-    write_manifest(out, network, about)
+    write_manifest(out, about)
     (out / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -251,8 +252,8 @@ def measure(model: LanguageModel, pairs: Sequence[Mapping[str, Any]]) -> dict[st
     return shares
 
 
-def _start(where: str, family: str, labels: Sequence[str]) -> tuple[Any, Any]:
-    """Network and tokenizer of an existing model; a classifier gets a new head for `labels`."""
+def _start(where: str, family: str, labels: Sequence[str], seed: int) -> tuple[Any, Any]:
+    """Network and tokenizer of an existing model; a classifier gets a new head for `labels`, drawn from the seed."""
     import transformers
 
     kind = family_of(family).kind
@@ -263,7 +264,7 @@ def _start(where: str, family: str, labels: Sequence[str]) -> tuple[Any, Any]:
     named = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, use_fast=True, **options)
-        torch.manual_seed(0)  # of the new head
+        torch.manual_seed(seed)  # of the new head
         network = getattr(transformers, AUTO[kind]).from_pretrained(
             where, num_labels=len(labels), ignore_mismatched_sizes=True, **NO_PICKLE, **options, **named
         )

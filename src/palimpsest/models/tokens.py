@@ -126,11 +126,6 @@ def cut_to_context(model: LanguageModel, texts: Sequence[str]) -> list[str]:
     return cut
 
 
-def last_subject_index(model: LanguageModel, text: str, subject: str) -> int:
-    """Token index of the subject's last token, at its last occurrence in the text (decision 16)."""
-    return subject_index(tokenise(model, [text])[0], text, subject)
-
-
 def last_occurrence(text: str, subject: str) -> int:
     """Where the subject occurs last as whole words ("Ann" is not in "Annville"), else last at all; -1: nowhere."""
     whole = [found.start() for found in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text)]
@@ -138,7 +133,10 @@ def last_occurrence(text: str, subject: str) -> int:
 
 
 def subject_index(row: Tokenised, text: str, subject: str) -> int:
-    """The same for a text that is tokenised already."""
+    """Index, in a tokenised text, of the subject's last token at its last occurrence (decision 16).
+
+    Raises DataError when the subject does not occur.
+    """
     start = last_occurrence(text, subject)
     if start < 0:
         raise DataError(

@@ -83,7 +83,11 @@ class Upper:
             if site is not None:
                 self._above = _leanly(model, layer, self._map, self.hidden, inputs.padding)
         if recorder is not None:
-            self._below = recorder.kept
+            # Copies: a family's keys and values may be views that keep its queries alive.
+            self._below = {
+                number: (keys.contiguous(), values.contiguous())
+                for number, (keys, values) in recorder.kept.items()
+            }
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -164,7 +168,7 @@ class Upper:
             decoder: AnswerDecoder | LeanAnswers
             if isinstance(self._above, LeanT5):
                 states, _ = self._above.encode(self._map_output(self._above))
-                decoder = LeanAnswers(self._above.decoder, states, self.inputs.padding)
+                decoder = LeanAnswers(model, self._above.decoder, states, self.inputs.padding)
             else:
                 decoder = AnswerDecoder(model, self._states(), self.inputs.padding)
             return spoken(model, continue_greedily(model, decoder.first(), decoder, max_new_tokens))
@@ -203,15 +207,44 @@ class Upper:
         return self.model.head(pooled)
 
 
-def _leanly(
-    model: LanguageModel, layer: int, module: Any, hidden: Float[Tensor, "b n d"], padding: Int[Tensor, "b n"]
-) -> LeanRows | None:
-    """The leaner way on from a map, where there is one."""
+def kept_bytes(model: LanguageModel, inputs: Inputs, layer: int, site: str | None = None) -> int:
+    """Bytes that an `Upper` of these rows holds beside the inputs: states at the block, masks, keys and values below it.
+
+    Nothing is run. The weights that lean rows write out are not counted: all rows of a model share them.
+
+    Raises ModelError as `Upper`.
+    """
+    (b, n), config = inputs.padding.shape, model.network.config
+    numbers = b * n * model.width
+    if model.kind == "decoder":
+        numbers += b * n**2
+        if not inputs.targets.shape[1]:
+            heads = config.num_attention_heads
+            shared = getattr(config, "num_key_value_heads", None) or heads
+            numbers += 2 * layer * b * n * model.width * shared // heads
+    else:
+        numbers += b * n + (config.num_heads * n**2 if model.kind == "encoder_decoder" else 0)
+    lean = None if site is None else _lean_kind(model, layer, model.linear(layer, site))
+    if lean is not None:
+        kind, side = lean
+        numbers += kind.kept(model, layer, side, b, n)
+    return numbers * model.dtype.itemsize
+
+
+def _lean_kind(model: LanguageModel, layer: int, module: Any) -> tuple[type[LeanRows], str] | None:
+    """The leaner way on from a map, and the map's side, where there is one."""
     kind = LEAN.get(model.family.name)
     if kind is None or not model.lean or model.dtype not in (torch.float32, torch.float64):
         return None
     side = kind.side(model, layer, module)
-    return None if side is None else kind(model, layer, side, hidden, padding)
+    return None if side is None else (kind, side)
+
+
+def _leanly(
+    model: LanguageModel, layer: int, module: Any, hidden: Float[Tensor, "b n d"], padding: Int[Tensor, "b n"]
+) -> LeanRows | None:
+    lean = _lean_kind(model, layer, module)
+    return None if lean is None else lean[0](model, layer, lean[1], hidden, padding)
 
 
 def _arguments(

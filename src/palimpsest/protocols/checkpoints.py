@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 KEPT = 2
 # Saving takes at most this share of the time since the last save; small states are saved after every batch.
 SAVING_SHARE = 0.05
+CUDA = "random.cuda."  # name of a device's random state, before its number
 
 
 @dataclass
@@ -124,7 +125,7 @@ def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     words_of_numpy = np.asarray(keys, dtype=np.int64)
     tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(words_of_numpy)}
     for number, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
-        tensors[f"random.cuda.{number}"] = state
+        tensors[f"{CUDA}{number}"] = state
     version, words, python_gauss = random.getstate()
     plain = {
         "python": [version, list(words), python_gauss],
@@ -141,9 +142,10 @@ def set_random_state(tensors: Mapping[str, torch.Tensor], plain: Mapping[str, An
     np.random.set_state((name, keys, position, has_gauss, gauss))
     version, words, python_gauss = plain["python"]
     random.setstate((version, tuple(words), python_gauss))
-    devices = [tensors[name] for name in sorted(tensors) if name.startswith("random.cuda.")]
-    if devices and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(devices)
+    # By number: as text, device 10 would come before device 2 and get its state.
+    numbers = sorted(int(name.removeprefix(CUDA)) for name in tensors if name.startswith(CUDA))
+    if numbers and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([tensors[f"{CUDA}{number}"] for number in numbers])
 
 
 def seed_everything(seed: int) -> None:

@@ -85,8 +85,14 @@ def run(stream: LifelongStream, checkpoints: Checkpoints | None = None) -> Lifel
 
 
 def _prepare(stream: LifelongStream, progress: LifelongProgress, places: range) -> None:
-    """Let the editor prepare the edits that these items need as things stand now."""
-    if type(stream.editor).prepare is Editor.prepare or not stream.asking.model.lean:
+    """Let the editor prepare the edits that these items need as things stand now.
+
+    Not an editor that prepares rounds: all but the first edit of a stream start from an edited model, for which nothing would
+    have been prepared, and its state does not carry what is.
+    """
+    editor = stream.editor
+    prepares = type(editor).prepare is not Editor.prepare and not editor.prepares_rounds
+    if not prepares or not stream.asking.model.lean:
         return
     start = time.perf_counter()
     coming = list(places)

@@ -100,12 +100,13 @@ def lifelong_stream(
 ) -> LifelongStream:
     """Inputs of a run; `about` goes to `LifelongStream`, the rest says how the model is asked (see `Asking`)."""
     model = editor.model
+    says = type(editor).deciding is not Editor.deciding
     asking = Asking(
         model,
         task,
         lowest=editor.lowest_block(),
         site=editor.edited_site(),
-        deciding=editor.deciding,
+        deciding=editor.deciding if says else None,
         batching=batching,
         said_tokens=said_tokens,
         kept_bytes=kept_bytes,

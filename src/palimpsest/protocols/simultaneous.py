@@ -102,15 +102,10 @@ def _look(stream: Simultaneous, progress: SimultaneousProgress, questions: Seque
     for question, (first_said, said) in found.items():
         for split in (question.split, "outside") if question.split in OUTSIDE else ():
             total = progress.totals.setdefault(split, [0.0, 0.0, 0.0])
-            total[0] += _counted(first_said.loss) * first_said.tokens
-            total[1] += _counted(said.loss) * said.tokens
+            total[0] += success.counted(first_said.loss) * first_said.tokens
+            total[1] += success.counted(said.loss) * said.tokens
             total[2] += said.tokens
     progress.seconds["evaluate"] += time.perf_counter() - start
-
-
-def _counted(loss: float) -> float:
-    """A loss that is no number counts as the largest: a model that says nothing any more is no better than that."""
-    return loss if math.isfinite(loss) else success.LARGEST
 
 
 def _by_order(questions: Sequence[Question]) -> list[list[Question]]:

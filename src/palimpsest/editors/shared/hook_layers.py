@@ -10,7 +10,7 @@ D = W_h - W_0 is kept: O - P = D K^.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +34,12 @@ class Decision:
     z: Float[Tensor, "b n"]
     swapped: Bool[Tensor, "b n"]
     real: Bool[Tensor, "b n"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Decision]) -> Decision:
+        """Of passes over the parts of a batch, in order and equally wide."""
+        names = ("z", "swapped", "real")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass

@@ -1,23 +1,27 @@
 """Keys k: what enters the second MLP matrix at the subject's last token, averaged over contexts (spec 1.6).
 
 The sequences of a batch are carried through the model block by block, so that nothing below the layer being edited is
-computed twice: only that layer's matrix changes between two steps (spec 8.2).
+computed twice: only that layer's matrix changes between two steps (spec 8.2). Edits share a pass as far as memory lets them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from palimpsest.editors.shared.contexts import put_before
 from palimpsest.edits import Edit
 from palimpsest.models.hooks import captured_inputs
 from palimpsest.models.loading import LanguageModel
+from palimpsest.models.memory import block_bytes, in_parts
 from palimpsest.models.partial import causal_mask, embed, row_positions, run_blocks
-from palimpsest.models.tokens import TokenBatch, pad, subject_index, tokenise
+from palimpsest.models.tokens import pad, subject_index, tokenise
+
+T = TypeVar("T")
 
 
 class KeyWalk:
@@ -62,12 +66,19 @@ class KeyWalk:
     @torch.no_grad()
     def advance(self, layer: int) -> None:
         """Carry the sequences on to the input of block `layer`, through the model as it is now."""
-        if layer > self.layer:
-            with self.model.padding_of(self.tokens.attention_mask):
-                self.hidden = run_blocks(
-                    self.model, self.hidden, self.layer, layer - 1, self.mask, self.positions
-                )
-            self.layer = layer
+        if layer <= self.layer:
+            return
+
+        def carry(edits: slice) -> None:
+            rows = self._rows(edits)
+            after = self._run(self.hidden[rows], rows, self.layer, layer - 1)
+            if len(after) == len(self.hidden):
+                self.hidden = after
+            else:  # in place: the states of a large batch are not held twice
+                self.hidden[rows] = after
+
+        self._in_parts(carry)
+        self.layer = layer
 
     @torch.no_grad()
     def keys_and_state(self, target_layer: int) -> tuple[Float[Tensor, "b d_k"], Float[Tensor, "b d"]]:
@@ -76,28 +87,34 @@ class KeyWalk:
         Returns:
             K [b, d_k] in float32 or wider, and h [b, d] in the model's dtype, the output of block `target_layer` at the subject.
         """
-        module = self.model.mlp_out(self.layer)
-        with captured_inputs({0: module}) as seen, self.model.padding_of(self.tokens.attention_mask):
-            after = run_blocks(self.model, self.hidden, self.layer, self.layer, self.mask, self.positions)
-        at_subject = seen[0][torch.arange(len(self.subject), device=after.device), self.subject]
+        keys, states = zip(*self._in_parts(lambda edits: self._keys_of(edits, target_layer)), strict=True)
+        return torch.cat(keys), torch.cat(states)
+
+    def _keys_of(self, edits: slice, target_layer: int) -> tuple[Tensor, Tensor]:
+        """`keys_and_state` of some edits."""
+        rows, bare = self._rows(edits), self.bare[edits]
+        with captured_inputs({0: self.model.mlp_out(self.layer)}) as seen:
+            after = self._run(self.hidden[rows], rows, self.layer, self.layer)
+        at_subject = seen[0][torch.arange(len(after), device=after.device), self.subject[rows]]
         wide = at_subject.to(torch.promote_types(at_subject.dtype, torch.float32))
-        keys = (wide.view(self.n_edits, len(self.weights), -1) * self.weights[None, :, None].to(wide)).sum(
-            dim=1
-        )
-        bare, subject = self.bare, self.subject[self.bare]
-        state = after[bare]
+        keys = (wide.view(len(bare), len(self.weights), -1) * self.weights[None, :, None].to(wide)).sum(dim=1)
+        state = after[bare - rows.start]
         if target_layer > self.layer:
-            with self.model.padding_of(self.tokens.attention_mask[bare]):
-                state = run_blocks(
-                    self.model, state, self.layer + 1, target_layer, self.mask[bare], self.positions[bare]
-                )
-        return keys, state[torch.arange(self.n_edits, device=after.device), subject]
+            state = self._run(state, bare, self.layer + 1, target_layer)
+        return keys, state[torch.arange(len(bare), device=after.device), self.subject[bare]]
 
-    def batch(self) -> TokenBatch:
-        """The sequences themselves."""
-        return self.tokens
+    def _in_parts(self, run: Callable[[slice], T]) -> list[T]:
+        """`run` on edits that share a pass. Padding stays that of the whole batch."""
+        needed = block_bytes(self.model, *self.tokens.input_ids.shape)
+        return in_parts(self.n_edits, needed, self.model.device, "keys", run)
 
+    def _rows(self, edits: slice) -> slice:
+        """The sequences of some edits."""
+        return slice(edits.start * len(self.weights), edits.stop * len(self.weights))
 
-def bare_keys(model: LanguageModel, edits: Sequence[Edit], layer: int) -> Float[Tensor, "b d_k"]:
-    """Keys of the bare prompts only [b, d_k]."""
-    return KeyWalk(model, edits, (("",),), layer, cut=True).keys_and_state(layer)[0]
+    def _run(
+        self, states: Float[Tensor, "r n d"], rows: slice | Int[Tensor, " r"], first: int, last: int
+    ) -> Float[Tensor, "r n d"]:
+        """Blocks first..last on the states of some sequences."""
+        with self.model.padding_of(self.tokens.attention_mask[rows]):
+            return run_blocks(self.model, states, first, last, self.mask[rows], self.positions[rows])

@@ -1,8 +1,8 @@
 """The linear algebra of key-value writers, in float64.
 
 Delta = R K^T A^{-1} with A = lambda C_0 + (keys of the past) + K K^T symmetric and positive definite: a Cholesky
-factor is enough (half the work of the released code's LU; the same numbers, spec 8.2). This is the plain way;
-`key_system.py` gets the same from a factor that is kept.
+factor is enough (half the work of the released code's LU; the same numbers, spec 8.2). `key_system.py` solves with it where
+the factor that it keeps does not serve.
 """
 
 from __future__ import annotations
@@ -13,26 +13,6 @@ from torch import Tensor
 
 from palimpsest.editors.shared.factors import not_definite
 from palimpsest.errors import DivergedEdit
-
-
-def solve_update(
-    covariance: Float[Tensor, "d_k d_k"], keys: Float[Tensor, "b d_k"], residuals: Float[Tensor, "b d"]
-) -> tuple[Float64[Tensor, "d d_k"], Float64[Tensor, "d_k d_k"]]:
-    """Least squares against what is already stored (COMEBA-HK Eq. 13; MEMIT Eq. 14).
-
-    Args:
-        covariance: what is stored, lambda C_0 (+ earlier keys) [d_k, d_k].
-        keys: K as rows [b, d_k]; residuals: R as rows [b, d].
-
-    Returns:
-        (Delta [d, d_k], A = covariance + K^T K [d_k, d_k]), float64.
-
-    Raises:
-        DivergedEdit: keys or residuals are not finite, or A is not positive definite.
-    """
-    keys, residuals = finite_pair(keys, residuals)
-    total = covariance.to(keys) + keys.T @ keys
-    return residuals.T @ cholesky_solve(total, keys.T).T, total
 
 
 def finite_pair(
