@@ -10,6 +10,7 @@ from tiny import ALL_FAMILIES, CITIES, LABELS, tiny_model
 
 from palimpsest.metrics.retention import Asking, Pool
 from palimpsest.models.batching import Batching
+from palimpsest.models.lean import _bits
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs, encode, encode_prompts_only, row_losses
 from palimpsest.models.upper import Upper, kept_bytes
@@ -112,6 +113,16 @@ def test_no_weight_is_missed(family):
     model.network.float()
     plain = row_losses(model, inputs)
     assert torch.allclose(Upper(model, inputs, 0, "mlp_out").row_losses(), plain, atol=1e-4)
+
+
+def test_a_weight_that_begins_anywhere_is_read():
+    """A weight may be a piece of a larger memory, as a file of weights is read."""
+    memory = torch.arange(9.0)
+    for start in (0, 1, 2):
+        weight = torch.nn.Parameter(memory[start : start + 4])
+        before = _bits([weight])
+        weight.data[3] += 1
+        assert _bits([weight]) != before
 
 
 @pytest.mark.parametrize("family", ["t5", "bert"])

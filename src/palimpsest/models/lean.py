@@ -208,7 +208,8 @@ def _bits(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
 
 def _whole_numbers(weight: Tensor) -> Tensor:
     flat = weight.reshape(-1)
-    size = flat.numel() * flat.element_size()
+    # Where the weight begins in its memory counts too: a piece of a larger one may begin anywhere.
+    size = (flat.numel() | int(flat.storage_offset())) * flat.element_size()
     return flat.view(next(kind for kind in WIDEST_FIRST if size % kind.itemsize == 0))
 
 
