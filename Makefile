@@ -44,7 +44,7 @@ gallery: $(STAMP)
 	$(BIN)/palimpsest gallery --figures figures --out docs/gallery
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

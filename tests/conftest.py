@@ -18,16 +18,14 @@ hypothesis.settings.register_profile(
     "palimpsest", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("palimpsest")
-# Modules whose fixture takes seconds: their tests share a worker.
-TOGETHER = {"test_claims", "test_grace_claims", "test_figures", "test_grace_figures", "test_learned_figures"}
+# Workers take whole files, in this order: what takes minutes comes first, so that no worker waits for it at the end.
+LONGEST = ("test_smoke", "test_interruption", "test_graph", "test_environments")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Dear fixtures are made once, and whole workflows start first, so that no worker waits for one at the end."""
-    for item in items:
-        if item.path.stem in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: "workflow" not in item.path.parts)
+    """The longest files first."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(autouse=True, scope="session")

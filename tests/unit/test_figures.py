@@ -246,7 +246,7 @@ def test_model_figures_and_the_stamp(tmp_path):
     assert "the ceiling is too low" in (tmp_path / "path.caption.md").read_text()
     from palimpsest.figures.captions import stamp_text
 
-    assert stamp_text(_spec("critical_path", gates=[str(gate)])) == "untrained model"
+    assert stamp_text(_spec("critical_path", gates=[str(gate)])) == "model fails its gate"
     assert stamp_text(_spec("critical_path", gates=[str(gate)], options={"stamp": ""})) == ""
 
 

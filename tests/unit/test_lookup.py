@@ -7,11 +7,11 @@ import torch
 from memory_editors import PROMPTS, answers_for, edits_for, logits
 from tiny import ALL_FAMILIES, LABELS, tiny_model
 
-from palimpsest.editors import make_editor
+from palimpsest.editors import lu, make_editor
 from palimpsest.editors.base import load_state, save_state
 from palimpsest.editors.shared.nearest import neighbour_distance
 from palimpsest.edits import Edit
-from palimpsest.errors import ModelError, PalimpsestError, SettingsError
+from palimpsest.errors import DataError, ModelError, PalimpsestError, SettingsError
 from palimpsest.metrics.retention import Asking, Pool
 from palimpsest.models.objectives import encode, judge, say, target_places, wanted
 from palimpsest.models.tokens import encode_prompts
@@ -90,17 +90,24 @@ def test_the_memory_is_appended_to():
 
 
 @pytest.mark.parametrize("replaces", [False, True])
-def test_an_edit_that_fails_leaves_the_memory_as_it_was(replaces):
-    """An answer too long to be said is met when prompts are stored already: keys and answers must stay in step."""
+def test_an_edit_that_fails_leaves_the_memory_as_it_was(replaces, monkeypatch):
+    """An answer is refused when prompts are stored already: keys and answers must stay in step."""
+
+    def refusing(model, targets):
+        if "nothing" in targets:
+            raise DataError("this cannot be said")
+        return wanted(model, targets)
+
+    monkeypatch.setattr(lu, "wanted", refusing)
     model = tiny_model("t5")
     editor = make_editor("lu", model, CLOSE | {"replace_same_prompt": replaces})
     first, second, third = edits_for(model)[:3]
-    unsayable = Edit(first.prompt, "Port Velden Bay " * 40)
+    unsayable = Edit(first.prompt, "nothing")
     assert len(editor.edit([unsayable]).failed) == 1
     make_editor("retrieval", model).router.refuse_others()  # no hook is left behind
     editor.edit([first])
     report = editor.edit([second, unsayable])
-    assert len(report.failed) == 2 and "reads at most" in report.failed[0].reason
+    assert len(report.failed) == 2 and "cannot be said" in report.failed[0].reason
     assert [one.target for one in editor.memory] == [first.target]
     assert len(editor.keys.rows) == len(editor.answers.answers) == 1
     editor.edit([third])

@@ -14,7 +14,7 @@ from snake import job_counts, run_snakemake, text_of
 from palimpsest import experiments
 from palimpsest.published import experiments_judged
 
-pytestmark = [pytest.mark.smoke, pytest.mark.slow, pytest.mark.xdist_group("smoke")]
+pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 
 
 def again(checkout: Path, smoke: Path, *arguments: str):

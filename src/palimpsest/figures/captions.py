@@ -74,7 +74,7 @@ def stamp_text(spec: dict[str, Any]) -> str:
     wanted = (spec.get("options") or {}).get("stamp", "auto")
     if wanted != "auto":
         return str(wanted or "")
-    return "untrained model" if gate_failures(spec.get("gates") or ()) else ""
+    return "model fails its gate" if gate_failures(spec.get("gates") or ()) else ""
 
 
 def counts(runs: Sequence[Run]) -> str:
