@@ -34,15 +34,22 @@ def again(checkout: Path, smoke: Path, *arguments: str):
     return done
 
 
-def counts_with_a_change(checkout: Path, smoke: Path, module: str):
-    """What would be done again after a change in one module."""
-    path = checkout / "src" / "palimpsest" / module
+def counts_with(checkout: Path, smoke: Path, file: str, old: str, new: str):
+    """What would be done again if `old` were `new` in a file of the checkout."""
+    path = checkout / file
     before = path.read_text()
-    path.write_text(before + "\n# changed\n")
+    assert old in before, f"{file} has no {old!r}"
+    path.write_text(before.replace(old, new))
     try:
         return job_counts(again(checkout, smoke))
     finally:
         path.write_text(before)
+
+
+def counts_with_a_change(checkout: Path, smoke: Path, module: str):
+    """What would be done again after a change in one module."""
+    future = "from __future__ import annotations\n"
+    return counts_with(checkout, smoke, f"src/palimpsest/{module}", future, future + "\n# changed\n")
 
 
 def test_everything_is_drawn(checkout: Path, smoke: Path):
@@ -138,25 +145,13 @@ def test_a_drawers_file_touches_only_its_figures(checkout: Path, smoke: Path):
 
 
 def test_a_changed_setting_touches_only_its_runs(checkout: Path, smoke: Path):
-    settings = checkout / "config" / "editors" / "rome.yaml"
-    before = settings.read_text()
-    settings.write_text(before.replace("kl_weight: 0.0625", "kl_weight: 0.125"))
-    try:
-        counts = job_counts(again(checkout, smoke))
-    finally:
-        settings.write_text(before)
+    counts = counts_with(checkout, smoke, "config/editors/rome.yaml", "kl_weight: 0.0625", "kl_weight: 0.125")
     plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
     assert counts["run"] == sum(1 for _ in plan.run_seeds(editor="rome"))
 
 
 def test_another_title_of_a_data_set_is_a_matter_of_drawing(checkout: Path, smoke: Path):
-    scale = checkout / "config" / "smoke.yaml"
-    before = scale.read_text()
-    scale.write_text(before.replace("title: ZsRE-like", "title: Questions of mine"))
-    try:
-        counts = job_counts(again(checkout, smoke))
-    finally:
-        scale.write_text(before)
+    counts = counts_with(checkout, smoke, "config/smoke.yaml", "title: ZsRE-like", "title: Questions of mine")
     assert counts["figure"] > 0 and set(counts) <= {"figure", "table", "claims", "all", "default", "total"}
 
 
