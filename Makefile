@@ -6,6 +6,7 @@ VENV ?= .venv
 SCALE ?= mini
 CORES ?= all
 BIN := $(VENV)/bin
+SCALES = $(patsubst config/%.yaml,%,$(wildcard config/*.yaml))
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 BENCH ?=
@@ -35,6 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 figures: $(STAMP)
+	@test -f config/$(SCALE).yaml || { echo "no scale $(SCALE); there are: $(SCALES)"; exit 1; }
 	$(BIN)/snakemake --cores $(CORES) --configfile config/$(SCALE).yaml
 
 report: $(STAMP)

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,8 +28,11 @@ VARIABLE = "PALIMPSEST_WARM"
 LIBRARIES = (
     "torch", "transformers.models.gpt2.modeling_gpt2", "transformers.models.gptj.modeling_gptj",
     "transformers.models.t5.modeling_t5", "transformers.models.bert.modeling_bert",
-    "transformers.models.auto.modeling_auto", "transformers.tokenization_utils_tokenizers", "safetensors.torch", "jaxtyping",
-    "pandas", "pyarrow.parquet", "matplotlib.pyplot", "tqdm",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.models.encoder_decoder", "transformers.tokenization_utils_tokenizers", "safetensors.torch", "jaxtyping",
+    "pandas", "pandas.io.formats.csvs", "pyarrow.parquet", "pyarrow.dataset", "pyarrow.pandas_compat", "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg",
+    "fontTools.subset", "tqdm",
 )  # fmt: skip
 # A process is forked safely while it has a single thread; Arrow's allocator would start one of its own.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
@@ -144,14 +148,23 @@ def serve(
     """
     address = Path(listener.getsockname())
     with listener:
-        for name in libraries:
-            with contextlib.suppress(ImportError):  # an environment for figures alone has no torch
-                import_module(name)
         try:
+            for name in libraries:
+                with contextlib.suppress(ImportError):  # an environment for figures alone has no torch
+                    import_module(name)
+            _prepare(address.parent)
             _Server(listener, job).run()
         finally:
-            address.unlink(missing_ok=True)
-            address.parent.rmdir()
+            shutil.rmtree(address.parent, ignore_errors=True)
+
+
+def _prepare(folder: Path) -> None:
+    """What every job would do again: compile the package where nothing compiled may be kept beside it, and patterns."""
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder / "bytecode")
+    conversions = sys.modules.get("transformers.conversion_mapping")
+    with contextlib.suppress(Exception):  # a thousand patterns that loading any model compiles; only time depends on it
+        conversions.get_checkpoint_conversion_mapping("gpt2")  # type: ignore[union-attr]
 
 
 class _Server:

@@ -35,7 +35,7 @@ shell.prefix(f"export PYTHONPATH='{ROOT}/src'; ")
 use_this_python()
 
 FIGURES = PLAN.scale["figures"]
-TOY = "results/toy/toy.json"
+TOY = f"results/toy/{PLAN.scale['scale']}/toy.json"
 DEVICE_GPUS = 0 if PLAN.scale["device"] == "cpu" else 1
 
 

@@ -103,8 +103,9 @@ rule grace_toy_points:
         runtime=job("toy", "runtime", 10),
     params:
         out=lambda wildcards, output: Path(output[0]).parent,
+        spec=spec_json(PLAN.scale.get("toy", {})),
         code=code("palimpsest.toy"),
     message:
         "Editing a small classifier in the plane"
     shell:
-        "python -m palimpsest toy --spec '{{}}' --out {params.out} 2> {log}"
+        "python -m palimpsest toy --spec {params.spec:q} --out {params.out} 2> {log}"
