@@ -5,8 +5,9 @@
 Kinds: a consecutive run (COMEBA-HK, with an edit that fails), a lifelong run (GRACE), statistics, training of a learned editor
 (MEND), pre-training; all on tiny models made here. Every command is a process of its own, forked from this one, which has the
 libraries loaded and computes nothing. It gets a real signal: SIGKILL, or with --signal TERM (or INT) one that it can answer by
-a checkpoint, a message and status 143 (130). Moments are seeded and spread evenly over the unbroken command's time. Compared is
-all that is no time of day: tables, histories, weights, sums, loss curves. Ends with status 1 when anything differs.
+a checkpoint, a message and status 143 (130); several take turns. Moments are seeded and spread evenly over the unbroken
+command's time. Compared is all that is no time of day: tables, histories, weights, sums, loss curves. Ends with status 1 when
+anything differs.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def main() -> int:
     parser.add_argument(
         "--kinds", nargs="*", choices=sorted(KINDS), default=sorted(KINDS), help="default: all"
     )
-    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL", help="default KILL")
+    parser.add_argument(
+        "--signal", nargs="+", choices=("KILL", "TERM", "INT"), default=["KILL"], help="default KILL"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("--out", type=Path, default=None, help="file for the numbers, as JSON")
     options = parser.parse_args()
@@ -114,17 +117,17 @@ def main() -> int:
 
 def trial(name: str, options: argparse.Namespace, world: Path, folder: Path) -> dict[str, Any]:
     """All moments of one kind."""
-    kind, number = KINDS[name], getattr(signal, f"SIG{options.signal}")
+    kind, signals = KINDS[name], [getattr(signal, f"SIG{each}") for each in options.signal]
     whole = folder / "whole"
     unbroken = command(kind, world, whole)
     if unbroken.status:
         raise SystemExit(f"{name}: the unbroken command failed:\n{log_of(whole)}")
     wanted, source = kind.left(whole), random.Random(f"{options.seed} {name}")
-    entry: dict[str, Any] = {"kind": name, "signal": options.signal, "moments": options.moments}
+    entry: dict[str, Any] = {"kind": name, "signal": " ".join(options.signal), "moments": options.moments}
     entry |= {"seconds": unbroken.seconds, "stopped": 0, "went_on": 0, "different": []}
     for place in range(options.moments):
         moment = (place + source.random()) / options.moments * unbroken.seconds
-        out = folder / "broken"
+        out, number = folder / "broken", signals[place % len(signals)]
         first = command(kind, world, out, moment, number)
         stopped = first.status != 0
         entry["stopped"] += stopped
@@ -153,7 +156,7 @@ def trial(name: str, options: argparse.Namespace, world: Path, folder: Path) -> 
 def words(entry: dict[str, Any]) -> str:
     """One line, and what went wrong."""
     lines = [
-        f"{entry['kind']:<12} SIG{entry['signal']} at {entry['moments']} moments of {entry['seconds']:.2f} s: "
+        f"{entry['kind']:<12} {entry['signal']} at {entry['moments']} moments of {entry['seconds']:.2f} s: "
         f"{entry['stopped']} stopped, {entry['went_on']} of them with something to go on from, "
         f"{entry['moments'] - len(entry['different'])} equal to the unbroken one"
     ]

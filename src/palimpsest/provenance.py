@@ -68,7 +68,8 @@ def import_closure(*modules: str, root: Path | None = None) -> dict[str, Path]:
                 f"there is no module {name}. Check the name of the editor, protocol or figure"
             )
         found[name] = file
-        waiting += [imported for imported in _imports(name, file, root) if imported not in found]
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += _imports(package, file.read_text(encoding="utf-8"), root)
     return found
 
 
@@ -116,25 +117,18 @@ def git_state(directory: Path | None = None) -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(_git(directory, "status", "--porcelain"))}
 
 
-def _imports(name: str, file: Path, root: Path) -> Iterator[str]:
-    """Names of the package's modules that `file` imports."""
-    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for candidate in _named(package, file.read_text(encoding="utf-8")):
-        if module_file(candidate, root):
-            yield candidate
-
-
 @functools.cache  # a workflow asks for the same files hundreds of times, and parsing takes most of it
-def _named(package: str, text: str) -> tuple[str, ...]:
-    """Names in the package's name space that the imports of a source text may mean."""
-    found: list[str] = []
+def _imports(package: str, text: str, root: Path) -> tuple[str, ...]:
+    """Names of the package's modules that a source text in `package` imports."""
+    found: dict[str, None] = {}
     for node in _reachable(ast.parse(text).body):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            found |= dict.fromkeys(alias.name for alias in node.names)
         else:
             base = _absolute(node, package)
-            found += [f"{base}.{alias.name}" for alias in node.names] + [base]
-    return tuple(one for one in dict.fromkeys(found) if one == PACKAGE or one.startswith(PACKAGE + "."))
+            found |= dict.fromkeys((*(f"{base}.{alias.name}" for alias in node.names), base))
+    inside = (name for name in found if name == PACKAGE or name.startswith(PACKAGE + "."))
+    return tuple(name for name in inside if module_file(name, root))
 
 
 def _reachable(statements: Iterable[ast.AST]) -> Iterator[ast.Import | ast.ImportFrom]:

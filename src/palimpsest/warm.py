@@ -163,7 +163,8 @@ def _prepare(folder: Path) -> None:
     if sys.dont_write_bytecode:
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder / "bytecode")
     conversions = sys.modules.get("transformers.conversion_mapping")
-    with contextlib.suppress(Exception):  # a thousand patterns that loading any model compiles; only time depends on it
+    # A thousand patterns, which the first model that is loaded compiles. It is about time only, so nothing may fail here.
+    with contextlib.suppress(Exception):
         conversions.get_checkpoint_conversion_mapping("gpt2")  # type: ignore[union-attr]
 
 

@@ -247,7 +247,7 @@ def save_figure(figure: Figure, name: str, out: Path, points: pd.DataFrame, capt
     """Write pdf, svg, png, csv of the plotted points and caption; the same input gives the same bytes."""
     with house_style():
         figure.draw_without_rendering()  # one layout for the three formats
-        figure.set_layout_engine(None)  # with any engine, "none" too, each format would be drawn once more for it
+        figure.set_layout_engine(None)  # with one, even "none", each format would be drawn twice
     for suffix in (".pdf", ".svg", ".png"):
         write_atomic(out / f"{name}{suffix}", lambda path, suffix=suffix: _save(figure, path, suffix))  # type: ignore[misc]
     save_points(points, out / f"{name}.csv")
