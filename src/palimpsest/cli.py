@@ -255,7 +255,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         inputs = {
             key: getattr(o, key) for key in ("statistics", "gate", "known", "text", "targets", "trained")
         }
-        commands.run_run(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, **inputs)
+        commands.run_run(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, o.code, **inputs)
 
     parser = _add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
                   "Checkpoints between batches and resumes. `palimpsest list experiments` says what there is; "
@@ -271,6 +271,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         ("--trained", "what train-editor wrote, for editors that learn"),
     ):  # fmt: skip
         _path(parser, flag, text, required=flag in ("--model", "--dataset"))
+    parser.add_argument("--code", help="digest of the source, as the workflow has it (default: worked out)")
     _out(parser)
     _threads(parser, "OMP_NUM_THREADS, else 1")
 

@@ -195,12 +195,18 @@ def run_targets(
 
 
 def run_run(
-    spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path, **inputs: Path | None
+    spec: dict[str, Any],
+    seed: int,
+    model: Path,
+    dataset: Path,
+    out: Path,
+    code: str | None,
+    **inputs: Path | None,
 ) -> None:
     """Execute one run."""
     from palimpsest.runs import execute
 
-    execute(spec, seed, model, dataset, out, **inputs)
+    execute(spec, seed, model, dataset, out, code=code, **inputs)
 
 
 def run_figure(name: str, spec: dict[str, Any], runs: list[Path], out: Path) -> list[Path]:

@@ -6,7 +6,6 @@ and jsonschema only: the workflow loads this for every job.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -15,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.errors import PalimpsestError
 from palimpsest.files import read_json
+from palimpsest.plain import schema_of, suggest
 
 # Two ways of giving one number: whoever sets one of a pair takes the other away.
 EXCLUSIVE = (("lam", "lam_ratio"), ("learning_rate", "learning_rate_ratio"), ("radius", "radius_ratio"))
@@ -325,67 +325,13 @@ def _explain(error: Any, where: str) -> str:
     return f"{prefix} = {json.dumps(error.instance, default=str)[:120]}: {error.message[:200]}. {remedy}"
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Text " (did you mean ...?)" when a known name is close, else nothing."""
-    close = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def settings_schema_of(editor: type) -> dict[str, Any]:
-    """JSON schema of an editor's settings, made from its dataclass.
+    """JSON schema of an editor's settings, made from its dataclass; with what may differ from its training, if it learns.
 
     Raises:
         SettingsError: a field has a type that a configuration file cannot state.
     """
-    import dataclasses
-    import typing
-
     kind = editor.settings_type  # type: ignore[attr-defined]
-    hints = typing.get_type_hints(kind)
-    properties = {}
-    for entry in dataclasses.fields(kind):
-        schema = _type_schema(hints[entry.name], f"{kind.__qualname__}.{entry.name}")
-        if entry.default is not dataclasses.MISSING:
-            schema["default"] = _plain(entry.default)
-        elif entry.default_factory is not dataclasses.MISSING:
-            schema["default"] = _plain(entry.default_factory())
-        properties[entry.name] = schema
-    required = [name for name, schema in properties.items() if "default" not in schema]
-    found = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-    if getattr(editor, "learns", False):  # what may differ from its training
-        found["edit_time"] = sorted(getattr(kind, "EDIT_TIME", ()))
-    return found
-
-
-def _plain(value: Any) -> Any:
-    import dataclasses
-
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(entry) for name, entry in dataclasses.asdict(value).items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _type_schema(kind: Any, name: str) -> dict[str, Any]:
-    import types
-    import typing
-
-    simple = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
-    if kind in simple:
-        return {"type": simple[kind]}
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [_type_schema(argument, name) for argument in arguments]}
-    if origin is typing.Literal:
-        return {"enum": list(arguments)}
-    if origin in (list, tuple):
-        items = [argument for argument in arguments if argument is not Ellipsis]
-        if len(set(items)) <= 1:
-            return {"type": "array", **({"items": _type_schema(items[0], name)} if items else {})}
-        return {"type": "array", "prefixItems": [_type_schema(item, name) for item in items]}
-    if origin is dict or kind is dict:
-        return {"type": "object"}
-    raise SettingsError(
-        f"setting {name} has the type {kind}, which a configuration file cannot state. Use plain types"
-    )
+    if not getattr(editor, "learns", False):
+        return schema_of(kind)
+    return {**schema_of(kind), "edit_time": sorted(getattr(kind, "EDIT_TIME", ()))}

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from palimpsest import experiment_places as places
-from palimpsest.config import Config, suggest
+from palimpsest.config import Config
+from palimpsest.plain import suggest
 
 
 def reference_problems(config: Config) -> Iterator[str]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from palimpsest import experiment_places as places
-from palimpsest.config import Config, complete_settings, editor_settings, merge_settings, suggest
+from palimpsest.config import Config, complete_settings, editor_settings, merge_settings
+from palimpsest.plain import suggest
 
 # What a search of target vectors reads of a run's settings (KeyValueSettings) and options (run_inputs.Options).
 SEARCH_SETTINGS = (

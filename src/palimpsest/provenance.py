@@ -12,7 +12,7 @@ import functools
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,15 @@ def source_digest(*modules: str, root: Path | None = None, files: Iterable[Path]
     for file in sorted(files):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def digest_of_run(spec: Mapping[str, Any]) -> str:
+    """Digest of the modules that can change a run's numbers."""
+    return source_digest(
+        "palimpsest.runs",
+        f"palimpsest.protocols.{spec['protocol']}",
+        f"palimpsest.editors.{spec['editor']}",
+    )
 
 
 def file_fingerprint(path: Path | str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from palimpsest.files import read_object
 from palimpsest.metrics.perplexity import TEXT_TOKENS
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import join
+from palimpsest.plain import build
 from palimpsest.protocols.sample import Sample, choose, refuse_reserved
 
 log = logging.getLogger(__name__)
@@ -77,34 +78,12 @@ class Options:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Options:
         """Refuse unknown names."""
-        known = [option.name for option in fields(cls)]
-        unknown = sorted(set(content) - set(known))
-        if unknown:
-            raise SettingsError(f"unknown option(s) {unknown} of a run; known: {', '.join(known)}")
-        for option in fields(cls):
-            if option.name in content and not _is_of(content[option.name], str(option.type)):
-                raise SettingsError(
-                    f"option {option.name!r} is {content[option.name]!r:.60}; expected {option.type}"
-                )
-        options = cls(**content)
+        options = build(cls, content, "a run's options")
         if options.gate not in GATE_MODES:
             raise SettingsError(f"option 'gate' is {options.gate!r}; expected one of {', '.join(GATE_MODES)}")
         if options.task is not None and options.task not in TASKS:
             raise SettingsError(f"option 'task' is {options.task!r}; expected one of {', '.join(TASKS)}")
         return options
-
-
-def _is_of(value: Any, kind: str) -> bool:
-    """Whether a value is of a type as it is written in `Options`."""
-    simple: dict[str, type] = {"bool": bool, "int": int, "str": str}
-    for part in kind.split(" | "):
-        if part == "None" and value is None:
-            return True
-        if part == "list[int]" and isinstance(value, list) and all(type(item) is int for item in value):
-            return True
-        if part in simple and type(value) is simple[part]:
-            return True
-    return False
 
 
 def choose_edits(

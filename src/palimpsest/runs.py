@@ -51,6 +51,7 @@ def execute(
     text: Path | str | None = None,
     targets: Path | str | None = None,
     trained: Path | str | None = None,
+    code: str | None = None,
 ) -> Path:
     """Carry out one run and write metrics, records and inspection tables and, last, `run.json` into `out`.
 
@@ -67,6 +68,7 @@ def execute(
         targets: folder of target vectors searched beforehand (`palimpsest targets`), for single-round runs.
         text: plain text whose last tenth was held out; without it no text drift is measured.
         trained: what `palimpsest train-editor` wrote, for editors that learn.
+        code: `provenance.digest_of_run`, where it is known already; to work it out takes a quarter of a second.
 
     Returns:
         The path of `run.json`.
@@ -76,8 +78,8 @@ def execute(
     """
     with only_one(out):
         return _execute(
-            spec, seed, model_dir, dataset_dir, Path(out), statistics, gate, known, text, targets, trained
-        )
+            spec, seed, model_dir, dataset_dir, Path(out), statistics, gate, known, text, targets, trained, code
+        )  # fmt: skip
 
 
 def _execute(
@@ -92,6 +94,7 @@ def _execute(
     text: Path | str | None,
     targets: Path | str | None,
     trained: Path | str | None,
+    code: str | None,
 ) -> Path:
     started, clock = datetime.now(UTC), time.perf_counter()
     options = _check_spec(spec)
@@ -128,6 +131,7 @@ def _execute(
     if targets is not None:
         _use_targets(editor, spec, targets)
     identity = _identity(spec, seed, model, edits_file, editor, sample)
+    identity["code"] = code or provenance.digest_of_run(spec)
     stream: Any
     if lifelong:
         stream = _lifelong_stream(spec, seed, options, editor, sample, text, dataset_dir)
@@ -310,13 +314,8 @@ def _inspect(stream: Stream, progress: Progress, sample: Sample) -> list[dict[st
 def _identity(
     spec: Mapping[str, Any], seed: int, model: LanguageModel, edits_file: Path, editor: Any, sample: Sample
 ) -> dict[str, Any]:
-    """What this run is: checkpoints of anything else are not gone on from."""
+    """What this run is, but for its code: checkpoints of anything else are not gone on from."""
     chosen = hashlib.sha256("\n".join(edit_name(edit) for edit in sample.edits).encode()).hexdigest()
-    modules = (
-        "palimpsest.runs",
-        f"palimpsest.editors.{spec['editor']}",
-        f"palimpsest.protocols.{spec['protocol']}",
-    )
     used = editor.statistics
     return {
         "spec": dict(spec),
@@ -326,7 +325,6 @@ def _identity(
         "statistics": used.describe() if hasattr(used, "describe") else None,
         "sample": chosen[:16],
         "targets": getattr(editor, "stored_targets", None) is not None,
-        "code": provenance.source_digest(*modules),
     }
 
 

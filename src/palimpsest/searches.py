@@ -12,13 +12,13 @@ import torch
 from tqdm import tqdm
 
 from palimpsest import interruption, provenance
-from palimpsest.editors.base import settings_from
 from palimpsest.editors.shared.contexts import sample_contexts
 from palimpsest.editors.shared.key_value import SEARCHES, KeyValueSettings
 from palimpsest.editors.shared.stored_targets import DESCRIPTION, StoredTargets, about_targets, keys_of
 from palimpsest.editors.shared.target_vectors import TargetVectors
 from palimpsest.edits import Edit, read_edits
 from palimpsest.models.loading import LanguageModel, load_model
+from palimpsest.plain import build
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints
 from palimpsest.protocols.sample import read_reserved
 from palimpsest.run_inputs import Options, choose_edits, known_edits, set_threads
@@ -50,7 +50,7 @@ def search_targets(
     options = Options.from_dict(spec.get("options") or {})
     out, edits_file = Path(out), Path(dataset_dir) / "edits.jsonl"
     (out / DESCRIPTION).unlink(missing_ok=True)
-    settings = settings_from(KeyValueSettings, spec["settings"], "a search of target vectors")
+    settings = build(KeyValueSettings, spec["settings"], "a search of target vectors")
     known_names = known_edits(options, known)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
     edits = choose_edits(

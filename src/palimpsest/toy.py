@@ -9,7 +9,7 @@ computed here in seconds on one thread and written as plain numbers; `figures/to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from palimpsest.errors import SettingsError
 from palimpsest.files import write_json
+from palimpsest.plain import build
 
 RESULT_FILE = "toy.json"
 
@@ -62,15 +63,7 @@ class ToySettings:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> ToySettings:
         """From a spec; unknown or impossible values are refused by name."""
-        known = {part.name for part in fields(cls)}
-        if unknown := sorted(set(plain) - known):
-            raise SettingsError(
-                f"toy: unknown setting(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
-        }
-        made = cls(**values)
+        made = build(cls, plain, "toy")
         for name in (
             "points",
             "test_points",
@@ -84,8 +77,8 @@ class ToySettings:
         ):
             if getattr(made, name) <= 0:
                 raise SettingsError(f"toy: '{name}' is {getattr(made, name)!r}; expected a number above 0")
-        if any(radius <= 0 for radius in made.radii):
-            raise SettingsError(f"toy: 'radii' holds a number that is not positive: {list(made.radii)}")
+        if not made.radii or any(radius <= 0 for radius in made.radii):
+            raise SettingsError(f"toy: 'radii' is {list(made.radii)}; expected numbers above 0")
         return made
 
 
@@ -339,9 +332,9 @@ def run_toy(spec: Mapping[str, Any], out: Path | str) -> Path:
         SettingsError: an unknown or impossible setting, or no seed.
     """
     settings = ToySettings.from_dict({name: value for name, value in spec.items() if name != "seeds"})
-    seeds = [int(seed) for seed in spec.get("seeds", range(5))]
-    if not seeds:
-        raise SettingsError("toy: 'seeds' is empty; give at least one")
+    seeds = list(spec.get("seeds", range(5))) if isinstance(spec.get("seeds", ()), list | tuple) else []
+    if not seeds or any(type(seed) is not int for seed in seeds):
+        raise SettingsError(f"toy: seeds = {spec.get('seeds')!r:.60}; expected a list of whole numbers")
     path = Path(out) / RESULT_FILE
     write_json(path, compute(settings, seeds))
     return path

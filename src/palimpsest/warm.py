@@ -30,9 +30,9 @@ LIBRARIES = (
     "transformers.models.t5.modeling_t5", "transformers.models.bert.modeling_bert",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.encoder_decoder", "transformers.tokenization_utils_tokenizers", "safetensors.torch", "jaxtyping",
-    "pandas", "pandas.io.formats.csvs", "pyarrow.parquet", "pyarrow.dataset", "pyarrow.pandas_compat", "matplotlib.pyplot",
-    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg",
-    "fontTools.subset", "tqdm",
+    "jsonschema", "pandas", "pandas.io.formats.csvs", "pyarrow.parquet", "pyarrow.dataset", "pyarrow.pandas_compat",
+    "matplotlib.pyplot", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
+    "matplotlib.backends.backend_svg", "fontTools.subset", "tqdm",
 )  # fmt: skip
 # A process is forked safely while it has a single thread; Arrow's allocator would start one of its own.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
@@ -160,7 +160,9 @@ def serve(
 
 def _prepare(folder: Path) -> None:
     """What every job would do again: compile the package where nothing compiled may be kept beside it, and patterns."""
-    if sys.dont_write_bytecode:
+    if (
+        sys.dont_write_bytecode and shutil.disk_usage(folder).free > 1 << 26
+    ):  # a full disk would cut files off
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder / "bytecode")
     conversions = sys.modules.get("transformers.conversion_mapping")
     # A thousand patterns, which the first model that is loaded compiles. It is about time only, so nothing may fail here.

@@ -68,6 +68,7 @@ def test_a_disk_that_takes_no_more(world, tmp_path, largest):
     """The system refuses every byte beyond so many of a file: in the first checkpoint, or in a later one."""
     environment = {
         **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",  # a file cut off at the limit would be read by the next process
         "PYTHONPATH": str(ROOT / "src"),
         "PALIMPSEST_WARM": "off",
         "OMP_NUM_THREADS": "1",

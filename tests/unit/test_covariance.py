@@ -222,7 +222,7 @@ def test_missing_truncated_and_foreign_files_are_named(model, tmp_path):
 def test_bad_settings_and_corpora_are_refused(model, tmp_path):
     with pytest.raises(SettingsError, match="'tokens' is 0"):
         CollectionSettings(tokens=0)
-    with pytest.raises(SettingsError, match="unknown setting"):
+    with pytest.raises(SettingsError, match="has no setting .token."):
         CollectionSettings.from_dict({"token": 3})
     assert CollectionSettings.from_dict({"layers": "all"}).layers is None
     with pytest.raises(ModelError, match=r"\[9\] do not exist"):

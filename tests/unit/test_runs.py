@@ -160,7 +160,7 @@ def test_bad_input_stops_before_anything_is_written(world, tmp_path):
         run(world, tmp_path, {**spec(), "editor": "magic"})
     with pytest.raises(SettingsError, match="no protocol"):
         run(world, tmp_path, spec(protocol="magic"))
-    with pytest.raises(SettingsError, match="unknown option"):
+    with pytest.raises(SettingsError, match="has no setting .inspekt. .did you mean .inspect."):
         run(world, tmp_path, spec(options={"inspekt": True}))
     with pytest.raises(SettingsError, match="'gate' is"):
         Options.from_dict({"gate": "maybe"})

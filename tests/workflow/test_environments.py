@@ -63,16 +63,16 @@ def test_environments_of_rules_exist():
 @pytest.mark.conda
 @pytest.mark.slow
 def test_rules_run_in_their_own_environments(tmp_path: Path):
-    """All three environments, made by the conda double from exactly what their files name."""
+    """All three environments, made by the conda double from exactly what their files name: data, a model, a figure."""
     import os
 
     double = ROOT / "tests" / "doubles" / "conda" / "bin"
     path = os.pathsep.join([str(double), os.environ["PATH"]])
     done = run_snakemake(
-        tmp_path, "data", "training_curves", "--cores", "2", "--sdm", "conda",
+        tmp_path, "data", "results/models/smoke-gpt2/model.safetensors", "grace_toy", "--cores", "2", "--sdm", "conda",
         "--configfile", str(ROOT / "config" / "smoke.yaml"),
         PATH=path, PALIMPSEST_TEST_PYTHON=sys.executable,
     )  # fmt: skip
     assert done.returncode == 0, text_of(done)[-5000:]
-    assert (tmp_path / "figures" / "smoke" / "training_curves.svg").exists()
+    assert (tmp_path / "figures" / "smoke" / "grace_toy.svg").exists()
     assert len(list((tmp_path / ".snakemake" / "conda").glob("*.yaml"))) == 3

@@ -16,7 +16,7 @@ from palimpsest.experiment_figures import dataset_titles
 from palimpsest.experiment_places import can_learn, fisher_spec, wants_fisher
 from palimpsest.experiment_shared import models_in
 from palimpsest.figures import outputs as figure_suffixes
-from palimpsest.provenance import source_digest
+from palimpsest.provenance import digest_of_run, source_digest
 from palimpsest.published import experiments_judged
 
 # A scale is one complete file. The default is loaded only when none was given: Snakemake merges configuration files, and

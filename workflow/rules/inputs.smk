@@ -306,14 +306,16 @@ def run_inputs(wildcards, input):
     return " ".join(parts)
 
 
+@functools.cache
+def code_of_runs(protocol, editor):
+    """Digest of the modules that can change these runs' numbers."""
+    return digest_of_run({"protocol": protocol, "editor": editor})
+
+
 def run_code(wildcards):
-    """Digest of the modules that can change this run's numbers."""
+    """That of one run."""
     spec = PLAN.runs[wildcards.run].spec
-    return digest(
-        "palimpsest.runs",
-        f"palimpsest.protocols.{spec['protocol']}",
-        f"palimpsest.editors.{spec['editor']}",
-    )
+    return code_of_runs(spec["protocol"], spec["editor"])
 
 
 def figure_runs(name):

@@ -79,4 +79,4 @@ rule run:
         "Run {wildcards.run}, seed {wildcards.seed}"
     shell:
         "python -m palimpsest run --spec {params.spec:q} --seed {wildcards.seed} --model {params.model}"
-        " --dataset {params.dataset} {params.inputs} --out {params.out} --threads {threads} 2> {log}"
+        " --dataset {params.dataset} {params.inputs} --code {params.code} --out {params.out} --threads {threads} 2> {log}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from palimpsest.errors import SettingsError
+from palimpsest.plain import build
 
 TASKS = ("qa", "classification", "generation")
 # Default files of a source directory: stream, upstream.
@@ -106,15 +107,4 @@ class LifelongSettings:
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> LifelongSettings:
         """Build from configuration; unknown names are refused."""
-        return cls(**of_task(cls, spec, "lifelong data set", DESCRIPTIVE))
-
-
-def of_task(settings: type[Any], spec: Mapping[str, Any], owner: str, beside: set[str]) -> dict[str, Any]:
-    """What a specification says about the fields of a settings class; names that are neither these nor `beside`
-    them, and a missing task, are refused."""
-    known = {item.name for item in fields(settings)}
-    if unknown := set(spec) - known - beside:
-        raise SettingsError(f"{owner}: unexpected {sorted(unknown)}; allowed are {', '.join(sorted(known))}")
-    if "task" not in spec:
-        raise SettingsError(f"{owner}: 'task' is missing; give one of {', '.join(TASKS)}")
-    return {name: value for name, value in spec.items() if name in known}
+        return build(cls, spec, "a lifelong data set", DESCRIPTIVE)

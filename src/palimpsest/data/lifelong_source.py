@@ -29,13 +29,14 @@ from palimpsest.data.lifelong_readers import (
     read_items,
     upstream_questions,
 )
-from palimpsest.data.lifelong_settings import NAMES, PREFIX, TASKS, of_task
+from palimpsest.data.lifelong_settings import NAMES, PREFIX, TASKS
 from palimpsest.data.readers import read_source
 from palimpsest.data.sources import Source, digest
 from palimpsest.data.tables import open_records, table_text
 from palimpsest.data.text import one_line, read_passages
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json, write_text
+from palimpsest.plain import build
 
 log = logging.getLogger(__name__)
 DESCRIPTIVE = {"name", "title", "kind"}
@@ -94,7 +95,7 @@ class LifelongSourceSettings:
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> LifelongSourceSettings:
         """Build from configuration; unknown names are refused."""
-        return cls(**of_task(cls, spec, "lifelong source", DESCRIPTIVE))
+        return build(cls, spec, "a lifelong source", DESCRIPTIVE)
 
 
 def build_lifelong_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, Any]:

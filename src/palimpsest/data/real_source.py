@@ -15,7 +15,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from palimpsest.data.sources import digest
 from palimpsest.data.text import one_line, read_passages
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json, write_text
+from palimpsest.plain import build
 
 log = logging.getLogger(__name__)
 WORD = re.compile(r"\w+")
@@ -83,14 +84,7 @@ class SourceSettings:
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> SourceSettings:
         """Build from configuration; unknown names are refused."""
-        known = {item.name for item in fields(cls)}
-        if unknown := set(spec) - known - DESCRIPTIVE:
-            raise SettingsError(
-                f"source: unexpected {sorted(unknown)}; allowed are {', '.join(sorted(known))}"
-            )
-        if "reader" not in spec:
-            raise SettingsError("source: 'reader' is missing; give 'counterfact' or 'zsre'")
-        return cls(**{name: value for name, value in spec.items() if name in known})
+        return build(cls, spec, "a source", DESCRIPTIVE)
 
 
 def build_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from palimpsest.data.world_names import (
     ZSRE_RELATIONS,
     Relation,
 )
+from palimpsest.data.world_settings import check_bounds, from_settings
 from palimpsest.errors import SettingsError
 from palimpsest.files import write_json, write_text
 
@@ -77,21 +78,12 @@ class WorldSettings:
             "text_lines": (10, 1_000_000),
             "subject_share": (0, 1),
         }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise SettingsError(
-                    f"world setting '{name}' is {value!r}; expected a number from {low} to {high}"
-                )
+        check_bounds(self, bounds)
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> WorldSettings:
         """Build from plain data; unknown names are refused."""
-        known = {entry.name for entry in fields(cls)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise SettingsError(f"unknown world setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        return cls(**settings)
+        return from_settings(cls, settings)
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from palimpsest.errors import SettingsError
+from palimpsest.plain import build
 
 T = TypeVar("T")
 
 
 def from_settings(cls: type[T], settings: Mapping[str, Any]) -> T:
     """Build a settings dataclass from plain data; unknown names are refused."""
-    known = {entry.name for entry in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(settings) - known):
-        raise SettingsError(f"unknown world setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    return cls(**settings)
+    return build(cls, settings, "the world")
 
 
 def check_bounds(settings: object, bounds: Mapping[str, tuple[float, float]]) -> None:

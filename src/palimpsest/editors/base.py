@@ -7,13 +7,11 @@ To write one: a frozen dataclass `Settings` whose fields are the hyper-parameter
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import re
 import time
-import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from palimpsest import plain
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, EditError, PalimpsestError, SettingsError
 from palimpsest.files import read_object, write_atomic, write_json
@@ -290,30 +289,7 @@ def read_settings(editor: type[Editor], settings: Any) -> Any:
         raise SettingsError(
             f"settings of {editor.name} must be a dict or {kind.__qualname__}, not {type(settings).__name__}"
         )
-    return settings_from(kind, settings, editor.name)
-
-
-def settings_from(kind: type[Any], content: Mapping[str, Any], owner: str) -> Any:
-    """A frozen settings dataclass from plain data, as JSON or YAML states it."""
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(content) - known)
-    if unknown:
-        raise SettingsError(
-            f"{owner} has no setting {', '.join(map(repr, unknown))} (it has: {', '.join(sorted(known))})"
-        )
-    hints = typing.get_type_hints(kind)
-    try:
-        return kind(**{key: _plain_value(value, hints[key]) for key, value in content.items()})
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise SettingsError(f"settings of {owner}: a value of a wrong type or size ({error})") from error
-
-
-def _plain_value(value: Any, hint: Any) -> Any:
-    """What JSON or YAML states in the type of the field: lists as tuples all the way down, 15000 as 15000.0."""
-    if isinstance(value, list | tuple):
-        return tuple(_plain_value(item, None) for item in value)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if whole and float in (hint, *typing.get_args(hint)) else value
+    return plain.build(kind, settings, editor.name)
 
 
 def require(condition: bool, name: str, value: Any, expected: str) -> None:

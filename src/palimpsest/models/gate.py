@@ -6,7 +6,7 @@ import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from palimpsest.models.critical_path import Question, prepare, state_swap, targe
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.models.pretrain_rows import read_facts
 from palimpsest.models.tokens import encode_pairs
+from palimpsest.plain import build
 
 log = logging.getLogger(__name__)
 # Blocks with parallel attention and MLP need the larger clamp; fixed before any editing result was seen.
@@ -43,7 +44,7 @@ class GateSettings:
     recall: float = 0.95
     ceiling: float = 0.8
     state_swap: float | None = 0.25
-    layers: Sequence[int] | None = None
+    layers: tuple[int, ...] | None = None
     edits: int = 40
     clamp: float | None = None
     step_ratio: float = 0.025
@@ -108,11 +109,7 @@ def examine(
 
 def settings_of(spec: Mapping[str, Any]) -> GateSettings:
     """Gate settings of a spec; unknown names are refused."""
-    names = {entry.name for entry in fields(GateSettings)}
-    unknown = sorted(set(spec) - names - {"model", "dataset", "mode", "name", "title"})
-    if unknown:
-        raise SettingsError(f"unknown gate setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
-    settings = GateSettings(**{name: value for name, value in spec.items() if name in names})
+    settings = build(GateSettings, spec, "the gate", beside=("model", "dataset", "mode", "name", "title"))
     for name in ("edits", "steps", "phrasings"):
         if int(getattr(settings, name)) < 1:
             raise SettingsError(f"gate setting '{name}' is {getattr(settings, name)!r}; expected at least 1")

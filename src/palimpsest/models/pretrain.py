@@ -20,7 +20,9 @@ from palimpsest.models.pretrain_rows import Packer, Rows, fact_sentence, read_fa
 from palimpsest.models.shapes import SHAPE, random_network, shape_of
 from palimpsest.models.tokenizer import single_token_share, train_tokenizer
 from palimpsest.models.training import CHECKPOINT, Schedule, digest_of, learning_rate, train, write_curve
+from palimpsest.plain import build
 
+FREE = {"kind", "name", "title", "source", "threads", "gate", "layers"}
 __all__ = ["Training", "learning_rate", "pretrain", "settings_of"]
 
 
@@ -116,14 +118,7 @@ def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads:
 
 def settings_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], Training]:
     """Split a model spec into shape and training settings; unknown names are refused."""
-    names = {entry.name for entry in fields(Training)}
-    free = {"kind", "name", "title", "source", "threads", "gate", "layers"}
-    unknown = sorted(set(spec) - names - set(SHAPE) - free)
-    if unknown:
-        raise SettingsError(
-            f"unknown model setting {unknown[0]!r}; known are {', '.join(sorted(names | set(SHAPE)))}"
-        )
-    training = Training(**{name: value for name, value in spec.items() if name in names})
+    training = build(Training, spec, "the model", beside=(*SHAPE, *FREE))
     for name in ("steps", "batch", "length", "log_every", "prompt_repeats"):
         if int(getattr(training, name)) < 1:
             raise SettingsError(f"model setting '{name}' is {getattr(training, name)!r}; expected at least 1")

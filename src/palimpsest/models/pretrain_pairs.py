@@ -26,6 +26,7 @@ from palimpsest.models.pairs import HELD_OUT, read_pairs
 from palimpsest.models.shapes import random_network, shape_keys, shape_of
 from palimpsest.models.tokenizer import train_tokenizer
 from palimpsest.models.training import CHECKPOINT, Schedule, digest_of, train, write_curve
+from palimpsest.plain import build
 
 FAMILIES = ("t5", "bert")
 FREE = {"kind", "name", "title", "source", "threads", "gate", "layers", "family", "start"}
@@ -136,11 +137,8 @@ def training_of(spec: Mapping[str, Any]) -> PairTraining:
         raise SettingsError(
             f"model setting 'family' is {spec.get('family')!r}; pairs train one of {', '.join(FAMILIES)}"
         )
-    names = {entry.name for entry in fields(PairTraining)}
-    known = names | set(shape_keys(spec["family"])) | {"labels"}
-    if unknown := sorted(set(spec) - known - FREE):
-        raise SettingsError(f"unknown model setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    training = PairTraining(**{name: value for name, value in spec.items() if name in names})
+    beside = {*shape_keys(spec["family"]), "labels", *FREE}
+    training = build(PairTraining, spec, "the model", beside)
     for name in ("steps", "batch", "log_every"):
         if int(getattr(training, name)) < 1:
             raise SettingsError(f"model setting '{name}' is {getattr(training, name)!r}; expected at least 1")

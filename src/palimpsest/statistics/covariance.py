@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from palimpsest.errors import ModelError, SettingsError, StatisticsError
 from palimpsest.files import write_atomic, write_json
+from palimpsest.plain import build
 from palimpsest.statistics.accumulation import (
     Sums,
     accumulate,
@@ -186,17 +187,11 @@ class CollectionSettings:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CollectionSettings:
         """From the JSON of a rule; unknown names are refused."""
-        unknown = sorted(set(content) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise SettingsError(
-                f"statistics: unknown setting(s) {unknown}; known: {sorted(cls.__dataclass_fields__)}"
-            )
         layers = content.get("layers")
-        if layers in (None, "all"):
-            return cls(**{**content, "layers": None})
-        if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
-            raise SettingsError(f"statistics: 'layers' is {layers!r:.60}; expected numbers of blocks, or all")
-        return cls(**{**content, "layers": tuple(sorted(set(layers)))})
+        if layers == "all":
+            layers = None
+        made = build(cls, {**content, "layers": layers}, "statistics")
+        return made if made.layers is None else replace(made, layers=tuple(sorted(set(made.layers))))
 
 
 def collect(

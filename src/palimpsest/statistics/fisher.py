@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from palimpsest.errors import DataError, ModelError, SettingsError, StatisticsError
+from palimpsest.errors import DataError, ModelError, StatisticsError
 from palimpsest.files import read_records, write_atomic, write_json
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.models.objectives import encode
 from palimpsest.models.upper import Upper
+from palimpsest.plain import build
 from palimpsest.statistics.accumulation import read_tensors
 
 log = logging.getLogger(__name__)
@@ -176,14 +177,8 @@ class CollectionSettings:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CollectionSettings:
         """From the JSON of a rule; unknown names are refused."""
-        unknown = sorted(set(content) - set(cls.__dataclass_fields__))
-        layers = content.get("layers")
-        listed = isinstance(layers, list | tuple) and all(type(layer) is int for layer in layers)
-        if unknown or not layers or not listed:
-            raise SettingsError(
-                f"Fisher statistics: unknown setting(s) {unknown}, or no `layers`; known: {sorted(cls.__dataclass_fields__)}"
-            )
-        return cls(**{**content, "layers": tuple(sorted(set(content["layers"])))})
+        made = build(cls, content, "Fisher statistics")
+        return replace(made, layers=tuple(sorted(set(made.layers))))
 
 
 def collect(

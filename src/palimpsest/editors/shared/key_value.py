@@ -104,7 +104,7 @@ class KeyValueSettings:
         require(self.solver in SOLVERS, "solver", self.solver, f"one of {', '.join(SOLVERS)}")
         groups = self.context_texts
         require(
-            groups is None or tuple(groups[0]) == ("",),
+            groups is None or (len(groups) > 0 and tuple(groups[0]) == ("",)),
             "context_texts",
             groups,
             'the first group must be [""], the bare prompt',
