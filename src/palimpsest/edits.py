@@ -51,18 +51,19 @@ class Edit:
 
     def __post_init__(self) -> None:
         """Refuse what no editor can use, with a message that names the record and the field."""
-        record = self.identifier or repr(self.prompt[:60])
-        if not self.prompt.strip():
-            raise DataError(
-                "the prompt is empty",
-                record=record,
-                field="prompt",
-                remedy="Give the text the answer follows",
-            )
-        if not self.target.strip():
-            raise DataError(
-                "the target is empty", record=record, field="target", remedy="Give the new answer"
-            )
+        record = self.identifier or repr(str(self.prompt)[:60])
+        for name, remedy in (
+            ("prompt", "Give the text the answer follows"),
+            ("target", "Give the new answer"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                wrong = (
+                    f"the {name} is empty"
+                    if isinstance(value, str)
+                    else f"the {name} is no text: {value!r:.60}"
+                )
+                raise DataError(wrong, record=record, field=name, remedy=remedy)
         if self.subject is not None and (not self.subject or self.subject not in self.prompt):
             raise DataError(
                 f"the subject {self.subject!r} does not occur in the prompt {self.prompt!r}",

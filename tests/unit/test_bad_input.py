@@ -40,6 +40,61 @@ def test_empty_text(field):
         Edit(**({"prompt": "Ada lives in", "target": "Velden"} | {field: "  "}))
 
 
+@pytest.mark.parametrize("field", ["prompt", "target"])
+def test_what_is_no_text(field):
+    with pytest.raises(DataError, match=f"field '{field}': the {field} is no text: 5"):
+        Edit(**({"prompt": "Ada lives in", "target": "Velden"} | {field: 5}))
+
+
+@pytest.mark.parametrize("batch", ["Ada", some_edits(1)[0], ["Ada"], [{"prompt": "a", "target": "b"}]])
+def test_a_batch_that_is_no_list_of_edits_leaves_the_model_alone(gpt2, batch):
+    editor = make_editor("ft", gpt2, {"layer": 1, "steps": 1})
+    before = {name: tensor.clone() for name, tensor in gpt2.network.state_dict().items()}
+    with pytest.raises(DataError, match=r"ft\.edit\(\) takes a list of Edit, not "):
+        editor.edit(batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in gpt2.network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("prompts", "tokens", "words"),
+    [
+        ("", 5, "not empty"),
+        (["Ada", ""], 5, "not empty"),
+        ([], 5, "not empty"),
+        ([5], 5, "not empty"),
+        ("Ada", 0, "max_new_tokens = 0"),
+        ("Ada", "3", "max_new_tokens = '3'"),
+    ],
+)
+def test_what_cannot_be_continued(gpt2, prompts, tokens, words):
+    editor = make_editor("ft", gpt2, {"layer": 1, "steps": 1})
+    with pytest.raises(PalimpsestError, match=words):
+        editor.generate(prompts, max_new_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("device", "there"), [("gpu", "There is: cpu"), ("cuda:99", "There is: cpu"), (7.5, "cpu")]
+)
+def test_a_device_that_is_not_there(directory, device, there):
+    with pytest.raises(ModelError, match=f"device {device!r} cannot be used .*{there}"):
+        load_model(directory, device=device)
+
+
+def test_torchs_own_dtype_is_taken(directory):
+    assert load_model(directory, dtype=torch.float64).dtype == torch.float64
+    with pytest.raises(ModelError, match="dtype 'int8' is not known"):
+        load_model(directory, dtype=torch.int8)
+
+
+def test_parts_of_an_editor_that_are_something_else(gpt2, directory):
+    with pytest.raises(SettingsError, match="built on what load_model"):
+        make_editor("ft", str(directory))
+    with pytest.raises(SettingsError, match="seed = 'a'"):
+        make_editor("ft", gpt2, {"layer": 1}, seed="a")
+    with pytest.raises(SettingsError, match="expected CovarianceStatistics or a path, not 5"):
+        make_editor("memit", gpt2, MEMIT, 5)
+
+
 def test_target_longer_than_the_context(gpt2):
     long = Edit(prompt="Ada Tolvek lives in", subject="Ada Tolvek", target="Velden " * 80)
     report = make_editor("memit", gpt2, MEMIT, random_statistics(gpt2, (1, 2))).edit([long, some_edits()[0]])
@@ -126,6 +181,11 @@ def test_layer_without_statistics(gpt2):
         ({"alpha_z": float("nan")}, "alpha_z"),
         ({"accumulate": "released"}, "hooks: false"),
         ({"padding": "left"}, "masked or official"),
+        ({"steps": "3"}, "setting steps = '3' is not allowed: expected a whole number"),
+        ({"steps": 2.5}, "setting steps = 2.5 is not allowed: expected a whole number"),
+        ({"layers": [0.5]}, "setting layers = .* expected a list of"),
+        ({"context_texts": []}, "the first group must be"),
+        ({"context_texts": {}}, "setting context_texts = {} is not allowed"),
     ],
 )
 def test_wrong_settings_name_themselves(gpt2, settings, words):

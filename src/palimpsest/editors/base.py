@@ -92,6 +92,10 @@ class Editor(ABC):
     @classmethod
     def build(cls, model: LanguageModel, settings: Any, statistics: Any, seed: int) -> Editor:
         """Check settings and statistics before anything heavy starts, then construct."""
+        if not isinstance(model, LanguageModel):
+            raise SettingsError(f"an editor is built on what load_model(...) returns, not on {model!r:.80}")
+        if type(seed) is not int:
+            raise SettingsError(f"seed = {seed!r:.40}; expected a whole number")
         if cls.needs_decoder:
             model.need_decoder(cls.name)
         model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
@@ -137,6 +141,8 @@ class Editor(ABC):
             record: keep target vectors, keys, residuals, updates, losses and the like in the report.
         """
         start = time.perf_counter()
+        if isinstance(batch, Edit | str) or not all(isinstance(edit, Edit) for edit in batch):
+            raise DataError(f"{self.name}.edit() takes a list of Edit, not {batch!r:.80}")
         usable, failed = self._check(batch)
         notes: dict[str, Any] | None = {} if record else None
         if usable:
@@ -170,9 +176,13 @@ class Editor(ABC):
         every row anew, `metrics/generation.py`). It ends where the context ends.
 
         Raises:
-            DataError: a prompt fills the whole context.
+            DataError: a prompt is empty, or fills the whole context.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
+            raise DataError(f"generate() takes texts that are not empty, not {prompts!r:.80}")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise SettingsError(f"max_new_tokens = {max_new_tokens!r}; expected a whole number above 0")
         if self.model.kind == "encoder":
             return [said.text for said in say(self.model, prompts)]
         tokenizer, decoder = self.model.tokenizer, self.model.kind == "decoder"
@@ -310,6 +320,8 @@ def _read_statistics(editor: type[Editor], model: LanguageModel, statistics: Any
         )
     if isinstance(statistics, str | Path):
         statistics = CovarianceStatistics.load(Path(statistics))
+    if not hasattr(statistics, "check"):
+        raise SettingsError(f"statistics: expected CovarianceStatistics or a path, not {statistics!r:.80}")
     statistics.check(model)
     return statistics
 

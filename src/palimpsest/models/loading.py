@@ -269,7 +269,7 @@ def fuse_activations(network: nn.Module) -> nn.Module:
 
 def load_model(
     path_or_id: str | Path,
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     device: str = "cpu",
     revision: str | None = None,
     family: str | None = None,
@@ -281,11 +281,13 @@ def load_model(
     directory, a file, the family or the dtype is not what it should be.
 
     Args:
+        dtype: "float32", "float64", "bfloat16" or "float16", or torch's own.
         device: "cpu", "cuda", "cuda:1", or "auto": accelerate spreads the blocks over the GPUs there are.
     """
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 
+    dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
     source, revision, name = resolve(path_or_id, revision)

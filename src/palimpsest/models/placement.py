@@ -6,6 +6,8 @@ import importlib.util
 import logging
 from typing import Any
 
+import torch
+
 from palimpsest.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -15,9 +17,10 @@ def placement(device: str) -> dict[str, Any]:
     """What `from_pretrained` is told beside the weights; empty for a device that is named.
 
     Raises:
-        ModelError: "auto" without accelerate.
+        ModelError: "auto" without accelerate, a device that does not exist or is not there.
     """
     if device != "auto":
+        _refuse_absent(device)
         return {}
     if importlib.util.find_spec("accelerate") is None:
         raise ModelError(
@@ -25,6 +28,17 @@ def placement(device: str) -> dict[str, Any]:
             "or name a device: cpu, cuda, cuda:1"
         )
     return {"device_map": "auto"}
+
+
+def _refuse_absent(device: str) -> None:
+    """torch says what is wrong with a device only when something is put there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        count = torch.cuda.device_count()
+        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used ({reason:.120}). There is: {there}") from error
 
 
 def refuse_elsewhere(model: Any) -> None:
