@@ -22,7 +22,7 @@ command lists its keys. Errors name file, record and field, and what to do.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (0 good, 1 refused with a reason, 2 wrong usage, 128 + n stopped by signal n)."""
+    """Run a command; returns the exit status (0 good, 1 refused or not edited, 2 wrong usage, 128 + n stopped by signal n)."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _limit_threads(getattr(options, "threads", None))
     try:
         with interruption.listening():
-            options.command(options)
+            status = options.command(options)
     except PalimpsestError as error:
         print(f"palimpsest: {error}", file=sys.stderr)
         return 1
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads the output has gone: the work may not be done
         sys.stderr.close()
         return 141
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _limit_threads(threads: int | None) -> None:
@@ -366,7 +366,7 @@ def _print_list(options: argparse.Namespace) -> None:
         print(listing.table(options.kind, entries))
 
 
-def _print_edit(options: argparse.Namespace) -> None:
+def _print_edit(options: argparse.Namespace) -> int:
     edit = {"prompt": options.prompt, "target": options.target, "subject": options.subject}
     keys = ("preset", "statistics", "trained", "tokens", "save", "seed", "device")
     more = {key: getattr(options, key) for key in keys}
@@ -374,13 +374,14 @@ def _print_edit(options: argparse.Namespace) -> None:
     result = commands.edit_once(options.model, options.editor, edit, settings, options.ask, **more)
     if options.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
-        return
+        return int(bool(result["failed"]))
     for failure in result["failed"]:
         print(f"not edited: {failure['reason']}")
     for answer in result["answers"]:
         print(
             f"{answer['prompt']}\n  before: {answer['before'].strip()}\n  after:  {answer['after'].strip()}"
         )
+    return int(bool(result["failed"]))
 
 
 def _print_schema(options: argparse.Namespace) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from palimpsest.cli import main
 from palimpsest.data.text import file_passages, read_passages
 from palimpsest.errors import DataError, SettingsError
 
@@ -86,3 +88,20 @@ def test_hub_column(monkeypatch):
     assert read_passages({"hub": hub, "shortest": 0}) == ["first one", "second one", "third one"]
     with pytest.raises(DataError, match="field 'body'"):
         read_passages({"hub": {**hub, "column": "body"}})
+
+
+def test_a_source_of_text_alone(tmp_path, capsys):
+    """What models from elsewhere get: the corpus of the statistics is the text without the tail that measures drift."""
+    lines = [f"This is passage number {number}, and it is long enough to be kept." for number in range(25)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    spec = {"files": [str(tmp_path / "a.txt")], "kind": "plain"}
+    out = tmp_path / "source"
+    assert main(["source", "--spec", json.dumps(spec), "--out", str(out)]) == 0
+    text, corpus = ((out / name).read_text().splitlines() for name in ("text.txt", "corpus.txt"))
+    assert text == lines and corpus == lines[:23]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["kind"], manifest["text_passages"], manifest["settings"]) == ("text", 25, spec)
+    assert (out / "facts.jsonl").read_text() == ""
+    assert main(["source", "--spec", json.dumps(spec | {"kind": "prose"}), "--out", str(out)]) == 1
+    assert "text.kind: expected one of" in capsys.readouterr().err
+    assert not (out / "manifest.json").exists()  # what is there no longer belongs to what was asked for

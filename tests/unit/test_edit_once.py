@@ -36,6 +36,32 @@ def test_edit_from_the_command_line(folder, tmp_path, capsys: pytest.CaptureFixt
     assert (tmp_path / "state" / "state.safetensors").exists()
 
 
+def test_an_edit_in_words_and_one_that_cannot_be_made(folder, capsys: pytest.CaptureFixture):
+    """Without --json a reader's text; the exit status tells a script whether the edit was made."""
+    command = [
+        "edit",
+        "--model",
+        str(folder),
+        "--editor",
+        "ft",
+        "--prompt",
+        "Ada lives in",
+        "--settings",
+        '{"steps": 2}',
+    ]
+    assert cli.main([*command, "--target", "Rome", "--ask", "Mira lives in"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "Ada lives in\n  before: " in said
+        and "Mira lives in\n  before: " in said
+        and "not edited" not in said
+    )
+    assert cli.main([*command, "--target", "Rome " * 80]) == 1
+    assert "not edited: prompt and target need" in capsys.readouterr().out
+    assert cli.main([*command, "--target", "Rome " * 80, "--json"]) == 1
+    assert "reads at most 64" in json.loads(capsys.readouterr().out)["failed"][0]["reason"]
+
+
 def test_a_preset_lets_memit_edit_a_small_model(folder, tmp_path, capsys: pytest.CaptureFixture):
     random_statistics(load_model(folder), (0, 1, 2)).save(tmp_path)
     statistics = ("--statistics", str(tmp_path))
