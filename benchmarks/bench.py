@@ -24,7 +24,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "results" / "benchmarks" / "speed"
 SHAPES_ON_CPU = ("mini", "gpt2-small", "gpt2-xl", "gpt-j")
-# (edits, of them plain, steps) of a writer; XL and GPT-J as decision 25 allows
+# (edits, of them plain, steps) of a writer; XL and GPT-J shapes with few blocks and steps (shapes.py)
 WRITER = {"mini": (100, 5, 20), "gpt2-small": (100, 2, 20), "gpt2-xl": (8, 1, 4), "gpt-j": (4, 1, 3)}
 ROME = {"mini": (20, 5, 20), "gpt2-small": (6, 2, 20), "gpt2-xl": (2, 1, 4), "gpt-j": (1, 1, 3)}
 GRACE = {"mini": (32, 5, 100), "gpt2-small": (16, 1, 30), "gpt2-xl": (8, 1, 4), "gpt-j": (4, 1, 3)}

@@ -1,4 +1,4 @@
-"""Seconds per edit: plain form against the form the editors use, side by side in one process (decision 20)."""
+"""Seconds per edit: plain form against the form the editors use, side by side in one process."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
     python benchmarks/lifelong_stream.py --model DIR --data DIR --editor grace --edits 1000 --plain-edits 20
 
-DIR: what `palimpsest pretrain` and `palimpsest dataset` wrote (NEXT.md and config/mini.yaml name the settings). Both forms go
-through the protocol `lifelong`: ask, edit where the answer is wrong, ask again, and a look every 50 items at upstream,
-hold-out and all edits. Plain stands on the same protocol with `LanguageModel.lean` off and every pair asked at every look.
-It is run on fewer items, at the head of the stream, where its rows must be those of the fast form up to rounding: main
-scores of the first look are compared. Times are CPU seconds of this process; other programs on the machine still lengthen
-them, so only ratios of one run can be compared.
+DIR: what `palimpsest pretrain` and `palimpsest dataset` wrote (config/mini.yaml names the settings; after a run:
+results/models/mini-t5, results/datasets/mini-lifelong_qa). Both forms go through the protocol `lifelong`: ask, edit where
+the answer is wrong, ask again, and a look every 50 items at upstream, hold-out and all edits. Plain stands on the same
+protocol with `LanguageModel.lean` off and every pair asked at every look. It is run on fewer items, at the head of the
+stream, where its rows must be those of the fast form up to rounding: main scores of the first look are compared. Times are
+CPU seconds of this process; other programs on the machine still lengthen them, so only ratios of one run can be compared.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# `blocks`: of the real model. `cpu_blocks`: as many of them as a CPU is given (decision 25); times are then scaled to all
+# `blocks`: of the real model. `cpu_blocks`: as many of them as a CPU is given, for time; times are then scaled to all
 # blocks by the formulas of flops.py and marked as extrapolated. `layers`: edited ones, at the place they have in the model.
 SHAPES: dict[str, dict[str, Any]] = {
     "mini": {"family": "gpt2", "width": 128, "inner": 1024, "heads": 4, "vocabulary": 2000,

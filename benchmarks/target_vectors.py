@@ -1,4 +1,4 @@
-"""Target vectors: plain form against fast form, side by side in one process (decision 20).
+"""Target vectors: plain form against fast form, side by side in one process.
 
     python benchmarks/target_vectors.py --shape gpt2-small --edits 100 --plain-edits 5 --threads 2 --out results/benchmarks
 

@@ -20,6 +20,10 @@ except ImportError:  # not a POSIX system: nobody is kept out
 
 AGAIN = "Make the file again"
 PART = ".part"  # in the name of what is being written
+HALF = (
+    f".*-*{PART}*",
+    ".tmp??????",
+)  # what a killed writer leaves: ours, and safetensors', which writes beside as well
 LOCK = ".lock"
 WAIT = 2.0  # seconds for a process that was just killed to be gone
 
@@ -168,7 +172,7 @@ def only_one(folder: Path | str | None) -> Iterator[None]:
             f"cannot write into {folder}: {error.strerror or error}. Check that it is a folder and writable, with space left"
         ) from error
     try:
-        for half in folder.rglob(f".*-*{PART}*"):
+        for half in (path for pattern in HALF for path in folder.rglob(pattern)):
             half.unlink(missing_ok=True)
         yield
     finally:

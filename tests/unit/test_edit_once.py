@@ -51,7 +51,9 @@ def test_an_edit_in_words_and_one_that_cannot_be_made(folder, capsys: pytest.Cap
     ]
     assert cli.main([*command, "--target", "Rome", "--ask", "Mira lives in"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Mira lives in\n  before: ") and "\n  after:  " in said and "not edited" not in said
+    assert (
+        said.startswith("Mira lives in\n  before: ") and "\n  after:  " in said and "not edited" not in said
+    )
     assert cli.main([*command, "--target", "Rome " * 80]) == 1
     assert "not edited: prompt and target need" in capsys.readouterr().out
     assert cli.main([*command, "--target", "Rome " * 80, "--json"]) == 1

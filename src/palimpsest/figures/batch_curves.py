@@ -258,7 +258,7 @@ def draw_cost(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) 
             simultaneous.counts(runs),
             "Left: median over batches of the wall-clock seconds of a batch per edit, mean over seeds; right: what the editor "
             "keeps (edited weights, or stored edits and their states).",
-            lifelong_captions.bands(),
+            lifelong_captions.bands(runs),
             "Training of the learned editors is not in it. Times depend on the machine; compare methods, not numbers.",
         ]
         return style.save_figure(

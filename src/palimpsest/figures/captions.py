@@ -115,6 +115,19 @@ def seeds(runs: Sequence[Run]) -> str:
     return f"{words}; fewer (at least {min(sizes)}) for {_list([*sorted(models), *sorted(titles), *rest])}"
 
 
+def several_seeds(runs: Sequence[Run]) -> bool:
+    """Whether some run was made with more than one seed: only then there is a spread over seeds to show."""
+    seeds_of: dict[str, set[int]] = {}
+    for run in runs:
+        seeds_of.setdefault(run.directory.parent.name, set()).add(run.seed)
+    return any(len(own) > 1 for own in seeds_of.values())
+
+
+def spread(runs: Sequence[Run]) -> str:
+    """What stands behind the sign ± in a table."""
+    return "Mean ± standard deviation over seeds" if several_seeds(runs) else "One seed"
+
+
 def trained_once(runs: Sequence[Run]) -> str:
     """Learned editors are trained once for a model and a data set: their seeds vary the edits alone."""
     learned = sorted({run.spec["editor"] for run in runs} & {"mend", "serac"})

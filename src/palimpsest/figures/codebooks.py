@@ -53,7 +53,7 @@ def draw_keys(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) 
         words = [
             lifelong_captions.streams(runs),
             "Dotted: one key per edit.",
-            lifelong_captions.bands(),
+            lifelong_captions.bands(runs),
             *(
                 ["Cross: the authors' 137 keys after 1000 edits."]
                 if any(p["source"] != "measured" for p in points)

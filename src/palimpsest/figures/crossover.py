@@ -40,8 +40,9 @@ def draw_table(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path)
         _runs_words(runs),
         lifelong_captions.scores([run for run in runs if _lifelong(run)]),
         "Consecutive editing: reliability, generality and locality, teacher-forced token accuracies; every edit is made. "
-        "Lifelong: ERR, hold-out and TRR; an item is edited only if the model errs on it.",
-        "Mean ± standard deviation over seeds. Bold: the best of its block. Not shown: methods that a block did not run.",
+        "Lifelong: ERR, hold-out and TRR; an item is edited only if the model errs on it, except that GRACE as published "
+        "edits every question.",
+        f"{captions.spread(runs)}. Bold: the best of its block. Not shown: methods that a block did not run.",
     ]
     caption = captions.caption(spec, *words, metrics=False)
     return tables.save_table(_layout(points), name, out, points, caption, captions.stamp_text(spec))
@@ -74,7 +75,8 @@ def draw_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path
         words = [
             _runs_words(runs),
             lifelong_captions.scores([run for run in runs if _lifelong(run)]),
-            lifelong_captions.bands(),
+            lifelong_captions.LEGEND,
+            lifelong_captions.bands(runs),
             "Dotted: the unedited model.",
         ]
         return style.save_figure(

@@ -28,8 +28,8 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     runs = read.select(spec, run_dirs)
     points = pd.DataFrame(_points(spec, runs))
     words = [
-        "What the streams consist of and what the unedited model scores; mean ± standard deviation over seeds, which "
-        "draw their own streams.",
+        f"What the streams consist of and what the unedited model scores. {captions.spread(runs)}; "
+        "every seed draws its own stream.",
         lifelong_captions.scores(runs),
         "Accurates are judged by perplexity.",
         "Printed numbers are the paper's, on its models and data.",

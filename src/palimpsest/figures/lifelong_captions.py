@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from palimpsest.figures.captions import dataset_title, seeds
+from palimpsest.figures.captions import dataset_title, seeds, several_seeds
 from palimpsest.figures.lifelong import SCORE_TITLES, SCORES, at_place, places_of, tasks_of, value
 from palimpsest.figures.read import Run
 
@@ -38,9 +38,9 @@ def scores(runs: Sequence[Run]) -> str:
     return "Scores: " + ", ".join(said[task] for task in tasks if task in said) + "."
 
 
-def bands(words: str = "Bands") -> str:
+def bands(runs: Sequence[Run]) -> str:
     """How the spread over seeds is drawn."""
-    return f"{words}: lowest to highest seed."
+    return "Bands: lowest to highest seed." if several_seeds(runs) else "One seed: no bands."
 
 
 def unchecked() -> str:

@@ -196,7 +196,7 @@ def _words(
         lifelong_captions.scores(runs),
         "TRR: score on upstream prompts; ERR: on all edits made; Avg: their mean; ARR: perplexity of texts that were "
         "right from the start.",
-        "Mean ± standard deviation over seeds; seconds: over single edits. An item is edited only if the model errs "
+        f"{captions.spread(runs)}; ± of seconds: over single edits. An item is edited only if the model errs "
         "on it (edits), except that every sentence of a biography is edited, and every question by GRACE as published.",
         "Unedited: the same prompts before any edit (ERR: the whole stream).",
     ]

@@ -81,7 +81,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             lifelong_captions.scores(runs),
             "Above: after the whole stream, mean over seeds; a darker cell is a higher number. "
             f"Below: block {block}, a line per radius, dotted the unedited model.",
-            lifelong_captions.bands(),
+            lifelong_captions.bands(runs),
             "Blocks count from 0."
             + (
                 " Radii are multiples of the median distance from an upstream query to its nearest neighbour."

@@ -201,14 +201,18 @@ def _caption(spec: dict[str, Any], content: dict[str, Any], rows: pd.DataFrame) 
         return f"TRR {own['trr'].mean():.3f}, ERR {own['err'].mean():.2f}, unseen {own['holdout'].mean():.2f}"
 
     own = rows[(rows["method"] == "grace") & (rows["radius"] == settings["radius"])]
+    keys = own["keys"].mean()
+    several = len(seeds) > 1
+    over = f"Means over {len(seeds)} seeds" if several else "One seed"
+    bands = "Bands in the last panel: lowest to highest seed; small" if several else "Small"
     return captions.caption(
         {**spec, "scale": None},
         f"A network with two hidden layers of {settings['width']} ReLU units learns two classes of points; then the labels "
         f"in a small disc are flipped, and {settings['flipped']} points of it are edited one after the other, at the second "
-        "layer. Computed here; the same at every scale.",
+        "layer. Computed here, without a language model.",
         f"Maps: probability of the classes, seed {seeds[0]}. GRACE's initial radius there is {settings['radius']:g}.",
-        f"Means over {len(seeds)} seeds: unedited {words('unedited')}; GRACE {words('grace')}, {own['keys'].mean():.2g} keys; "
+        f"{over}: unedited {words('unedited')}; GRACE {words('grace')}, {keys:.2g} key{'s' if keys != 1 else ''}; "
         f"fine-tuned {words('ft')}. TRR: points outside the disc; unseen: points of the disc that were never edited.",
-        "Bands in the last panel: lowest to highest seed; small numbers: mean number of keys.",
+        f"{bands} numbers in the last panel: mean number of keys.",
         metrics=False,
     )

@@ -133,7 +133,7 @@ def last_occurrence(text: str, subject: str) -> int:
 
 
 def subject_index(row: Tokenised, text: str, subject: str) -> int:
-    """Index, in a tokenised text, of the subject's last token at its last occurrence (decision 16).
+    """Index, in a tokenised text, of the subject's last token at its last occurrence.
 
     Raises DataError when the subject does not occur.
     """

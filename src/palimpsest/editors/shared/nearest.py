@@ -1,4 +1,4 @@
-"""The nearest of many keys, exactly: a matrix product makes a shortlist, exact distances decide (decision 17).
+"""The nearest of many keys, exactly: a matrix product makes a shortlist, exact distances decide.
 
 |q - k|^2 = |k|^2 - 2 q.k + |q|^2 takes one matrix product, but rounds: on equal points of large norm it errs by .09 and
 more. Its rounding error has a bound, so every key that could be the nearest one stays on the shortlist, and the

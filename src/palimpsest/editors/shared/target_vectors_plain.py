@@ -1,6 +1,6 @@
 """The same search in its plain form: one edit at a time, all rows padded together, whole model, full logits.
 
-This is the yardstick (decision 20): tests hold the fast form to it, benchmarks measure the ratio.
+This is the yardstick: tests hold the fast form to it, benchmarks measure the ratio.
 """
 
 from __future__ import annotations
