@@ -171,6 +171,19 @@ def test_curves_are_the_runs_own_rows(runs, tmp_path):
     )
 
 
+def test_captions_promise_a_spread_over_seeds_only_where_there_are_several(runs, tmp_path):
+    """No ± and no band stands where a figure has one seed."""
+    one = [folder for folder in runs["main"] if folder.name == "seed=0"]
+    for name, folders in (("several", runs["main"]), ("one", one)):
+        figures.draw(f"{name}_curves", _spec("stream_curves"), folders, tmp_path)
+        figures.draw(f"{name}_table", _spec("lifelong_table", methods=MAIN), folders, tmp_path)
+    said = {path.name.partition(".")[0]: path.read_text() for path in tmp_path.glob("*.caption.md")}
+    assert "Bands: lowest to highest seed." in said["several_curves"]
+    assert "Mean ± standard deviation over seeds;" in said["several_table"]
+    assert "One seed: no bands." in said["one_curves"] and "lowest to highest" not in said["one_curves"]
+    assert "One seed;" in said["one_table"] and "over seeds" not in said["one_table"]
+
+
 def test_a_method_that_explodes_is_named_at_the_edge(tmp_path):
     """Or it would press all others into one line."""
     for method, end in (("ft", (20.0, 5.0)), ("rome", (2.1e5, 1.9e5)), ("grace", (16.1, 2.0))):
