@@ -6,8 +6,9 @@
     python benchmarks/bench.py --device cuda        the same on a GPU: whole models, results beside those of the CPU
 
 Each piece runs in a process of its own, on one CPU core, and writes one JSON file when it is done: an interrupted run goes on
-where it was. Most take a minute or two, the batches of 100 edits at GPT-2-small shape twelve. `--again` measures anew. XL- and GPT-J-shaped models get few blocks and
-steps on a CPU; what the whole model would take is then computed by the formulas of flops.py and marked as extrapolated.
+where it was. Most take a minute or two, the batches of 100 edits at GPT-2-small shape twelve. `--again` measures anew. XL- and
+GPT-J-shaped models get few blocks and steps on a CPU; what the whole model would take is then computed by the formulas of
+flops.py and marked as extrapolated.
 """
 
 from __future__ import annotations
