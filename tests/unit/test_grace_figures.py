@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from palimpsest import experiments, figures, published, results
 from palimpsest.errors import DataError
-from palimpsest.figures import lifelong, read, stream_curves
+from palimpsest.figures import captions, lifelong, lifelong_captions, read, stream_curves
 
 MAIN = [
     {"editor": "ft", "title": "FT", "published": "FT"},
@@ -171,17 +171,13 @@ def test_curves_are_the_runs_own_rows(runs, tmp_path):
     )
 
 
-def test_captions_promise_a_spread_over_seeds_only_where_there_are_several(runs, tmp_path):
+def test_captions_promise_a_spread_over_seeds_only_where_there_are_several(runs):
     """No ± and no band stands where a figure has one seed."""
-    one = [folder for folder in runs["main"] if folder.name == "seed=0"]
-    for name, folders in (("several", runs["main"]), ("one", one)):
-        figures.draw(f"{name}_curves", _spec("stream_curves"), folders, tmp_path)
-        figures.draw(f"{name}_table", _spec("lifelong_table", methods=MAIN), folders, tmp_path)
-    said = {path.name.partition(".")[0]: path.read_text() for path in tmp_path.glob("*.caption.md")}
-    assert "Bands: lowest to highest seed." in said["several_curves"]
-    assert "Mean ± standard deviation over seeds;" in said["several_table"]
-    assert "One seed: no bands." in said["one_curves"] and "lowest to highest" not in said["one_curves"]
-    assert "One seed;" in said["one_table"] and "over seeds" not in said["one_table"]
+    several, one = read.load_runs(runs["main"]), read.load_runs(runs["values"])
+    assert lifelong_captions.bands(several) == "Bands: lowest to highest seed."
+    assert captions.spread(several) == "Mean ± standard deviation over seeds"
+    assert lifelong_captions.bands(one) == "One seed: no bands." and captions.spread(one) == "One seed"
+    assert captions.spread([*one, *several]) == captions.spread(several)
 
 
 def test_a_method_that_explodes_is_named_at_the_edge(tmp_path):
