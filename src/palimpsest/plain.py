@@ -118,9 +118,13 @@ def _typed(value: Any, hint: Any) -> Any:
     """Lists as tuples where the field holds tuples, and the number type that is meant."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, list | tuple):
-        if any(option is list or typing.get_origin(option) is list for option in options):
-            return list(value)
-        return tuple(_typed(item, None) for item in value)
+        kinds = {option: typing.get_origin(option) or option for option in options}
+        sequence = next((option for option, kind in kinds.items() if kind in (list, tuple)), None)
+        inner = typing.get_args(sequence)
+        alike = len(inner) < 2 or Ellipsis in inner
+        hints = [inner[0] if inner else None] * len(value) if alike else list(inner)
+        items = [_typed(item, own) for item, own in zip(value, hints, strict=True)]
+        return items if kinds.get(sequence) is list else tuple(items)
     if isinstance(value, int | float) and not isinstance(value, bool):
         if float in options and int not in options:
             return float(value)

@@ -188,6 +188,8 @@ def test_fisher_statistics_of_a_model_folder(tmp_path):
     file.write_text("{}\n")
     with pytest.raises(DataError, match=r"probes\.jsonl, record line 1"):
         read_pairs(file)
+    with pytest.raises(SettingsError, match="name at least one block"):
+        CollectionSettings.from_dict({"layers": []})
     with pytest.raises(SettingsError, match="has no setting 'tokens'"):
         CollectionSettings.from_dict({"layers": [1], "tokens": 3})
 

@@ -111,8 +111,14 @@ def test_names_beside_them_are_left_out_unless_they_are_settings():
 
 
 def test_whole_numbers_may_be_written_with_a_point():
-    made = build(Example, {"count": 3.0, "rate": 15000}, "an example")
+    made = build(
+        Example,
+        {"count": 3.0, "rate": 15000, "layers": [4.0], "pairs": [[1.0, 2]], "sizes": [5.0]},
+        "an example",
+    )
     assert (made.count, type(made.count), made.rate, type(made.rate)) == (3, int, 15000.0, float)
+    inside = (*made.layers, *made.pairs[0], *(made.sizes or ()))
+    assert inside == (4, 1, 2, 5) and all(type(number) is int for number in inside)
 
 
 def test_a_field_that_no_file_can_state_is_an_error_of_the_class():

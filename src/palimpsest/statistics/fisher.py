@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from palimpsest.errors import DataError, ModelError, StatisticsError
+from palimpsest.errors import DataError, ModelError, SettingsError, StatisticsError
 from palimpsest.files import read_records, write_atomic, write_json
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel, load_model
@@ -178,6 +178,8 @@ class CollectionSettings:
     def from_dict(cls, content: Mapping[str, Any]) -> CollectionSettings:
         """From the JSON of a rule; unknown names are refused."""
         made = build(cls, content, "Fisher statistics")
+        if not made.layers:
+            raise SettingsError("Fisher statistics: setting layers is empty; name at least one block")
         return replace(made, layers=tuple(sorted(set(made.layers))))
 
 
