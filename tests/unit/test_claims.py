@@ -13,12 +13,14 @@ from palimpsest.claims.judge import judge
 from palimpsest.claims.statistics import (
     Cell,
     Layout,
+    early_drop,
     interior_maximum,
     level,
     majority,
     slope,
     steadiest,
     sweep_decline,
+    sweep_lowest,
 )
 from palimpsest.claims.verdicts import Outcome, decide, verdict_of
 from palimpsest.errors import SettingsError
@@ -57,6 +59,9 @@ def test_sweep_statistics():
     assert sweep_decline(*_layout(ends, {"rise": 0.02, "drop": 0.1}, (1, 1, 1))) == pytest.approx(-0.2)
     flat = {(k, "m", "d", 9): v for k, v in enumerate((0.9, 0.9, 0.88))}
     assert sweep_decline(*_layout(flat, {"rise": 0.02, "drop": 0.1}, (1, 1, 1))) == pytest.approx(0.02)
+    assert sweep_lowest(*_layout(inner, times=(1, 1, 1))) == pytest.approx(0.1)
+    later = {(k, "m", "d", 9): v for k, v in enumerate((0.5, 0.8, 0.4))}  # the first is not worst of all
+    assert sweep_lowest(*_layout(later, times=(1, 1, 1))) == pytest.approx(-0.1)
 
 
 def test_level_and_steadiest_over_snapshots():
@@ -64,6 +69,10 @@ def test_level_and_steadiest_over_snapshots():
         {(0, "m", "d", n): v for n, v in ((20, 0.9), (40, 0.6), (100, 0.58))}, {"from": 0.4, "below": 0.05}
     )
     assert level(means, layout) == pytest.approx(0.03)
+    means, layout = _layout(
+        {(0, "m", "d", n): v for n, v in ((10, 0.9), (20, 0.7), (100, 0.5))}, {"to": 0.2, "above": 0.05}
+    )
+    assert early_drop(means, layout) == pytest.approx(0.15)
     values = {
         (term, "m", "d", n): 0.9 - (0.1 if term == 0 else 0.4) * (n == 40)
         for term in (0, 1, 2)

@@ -198,14 +198,15 @@ def test_inspection_figures(runs, tmp_path, drawer):
     if drawer == "unedited_subjects":
         assert list(points["split"]) == ["edit", "rephrase", "locality", "unedited"]
     if drawer == "reachable_alpha":
-        shares = points.query("dataset == 'zsre' and split == 'edit'").set_index("alpha")["share"]
+        lines = points.query("dataset == 'zsre' and split == 'edit'").set_index(["answer_tokens", "alpha"])
+        shares = lines["share"]
         rows = pd.concat(
             read.load_runs([path])[0].inspection for path in runs["main"] if "hk-zsre" in str(path)
         )
         rows = rows[rows["split"] == "edit"].drop_duplicates(["edit", "tokens"])
-        assert shares[2.2] == pytest.approx(
-            (rows["tokens"] <= 6).mean(), abs=1e-5
-        )  # spec 2.2: 6 tokens or fewer
+        # spec 2.2: 2.2 is out of reach with 6 tokens or fewer; an answer's token is one of them
+        assert shares[0, 2.2] == pytest.approx((rows["tokens"] <= 6).mean(), abs=1e-5)
+        assert shares[1, 2.2] == pytest.approx((rows["tokens"] + 1 <= 6).mean(), abs=1e-5)
 
 
 def test_the_other_drawers(runs, tmp_path):
@@ -233,6 +234,7 @@ def test_model_figures_and_the_stamp(tmp_path):
         "verdict": "fail",
         "reasons": ["the ceiling is too low"],
         "n": 50,
+        "probed": 40,
         "majority_baseline": 0.1,
     }
     gate.write_text(json.dumps(content))
@@ -242,7 +244,11 @@ def test_model_figures_and_the_stamp(tmp_path):
     figures.draw("path", _spec("critical_path", gates=[str(gate)]), [], tmp_path)
     figures.draw("loss", _spec("training_curves", training=[str(gate.parent / "training.csv")]), [], tmp_path)
     points = pd.read_csv(tmp_path / "path.csv")
-    assert points.query("measure == 'ceiling'")["value"].tolist() == [0.9, 0.2]
+    ceiling = points.query("measure == 'ceiling'")
+    assert ceiling["value"].tolist() == [0.9, 0.2] and set(ceiling["n"]) == {40}
+    # Wilson's interval of 36 in 40, as printed in tables of binomial limits
+    assert ceiling[["low", "high"]].iloc[0].tolist() == pytest.approx([0.7695, 0.9604], abs=1e-4)
+    assert "40 for the ceiling" in (tmp_path / "path.caption.md").read_text()
     assert "the ceiling is too low" in (tmp_path / "path.caption.md").read_text()
     from palimpsest.figures.captions import stamp_text
 

@@ -15,7 +15,7 @@ from palimpsest.errors import SettingsError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits, statistic_draws
 from palimpsest.figures.read import Run
 
-_OVER_SNAPSHOTS = ("slope", "level", "steadiest")
+_OVER_SNAPSHOTS = ("slope", "level", "early_drop", "steadiest")
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,13 @@ def level(means: Floats, layout: Layout) -> Floats:
     return np.asarray(float(layout.part["below"]) - np.abs(values[..., -1] - values[..., start]))
 
 
+def early_drop(means: Floats, layout: Layout) -> Floats:
+    """The first snapshot minus the one at the share `to` of the stream, minus `above`."""
+    n_edits, values = _series(means, layout)
+    end = int(np.argmax(n_edits >= float(layout.part["to"]) * n_edits[-1] - 1e-9))
+    return np.asarray(values[..., 0] - values[..., end] - float(layout.part.get("above", 0.0)))
+
+
 def steadiest(means: Floats, layout: Layout) -> Floats:
     """Smallest range over the snapshots among the other terms, minus the range of the first one."""
     ranges = [np.ptp(means[..., layout.columns(term)], axis=-1) for term in range(len(layout.times))]
@@ -118,6 +125,12 @@ def interior_maximum(means: Floats, layout: Layout) -> Floats:
     """Best inner value of the sweep minus the better of its two ends."""
     values = _along(means, layout)
     return np.asarray(values[..., 1:-1].max(axis=-1) - np.maximum(values[..., 0], values[..., -1]))
+
+
+def sweep_lowest(means: Floats, layout: Layout) -> Floats:
+    """The lowest of the other values of the sweep minus its first one: positive where the first is the worst of all."""
+    values = _along(means, layout)
+    return np.asarray(values[..., 1:].min(axis=-1) - values[..., 0])
 
 
 def sweep_spread(means: Floats, layout: Layout) -> Floats:
@@ -138,13 +151,15 @@ STATISTICS: dict[str, Statistic] = {
     "majority": majority,
     "slope": slope,
     "level": level,
+    "early_drop": early_drop,
     "steadiest": steadiest,
     "sweep_linear": linear,
     "interior_maximum": interior_maximum,
+    "sweep_lowest": sweep_lowest,
     "sweep_spread": sweep_spread,
     "sweep_decline": sweep_decline,
 }
-WHOLE_SWEEP = ("interior_maximum", "sweep_spread", "sweep_decline")
+WHOLE_SWEEP = ("interior_maximum", "sweep_lowest", "sweep_spread", "sweep_decline")
 
 
 def outlier(values: Floats) -> float:

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from palimpsest.errors import DataError
 from palimpsest.figures import captions, style
+from palimpsest.figures.bootstrap import share_limits
 from palimpsest.files import read_json
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -57,10 +58,21 @@ def _gate(path: Path) -> dict[str, Any]:
     return gate
 
 
+def _interval(share: float, n: int | None) -> dict[str, Any]:
+    """Number of facts and 95 % limits, where the gate's file says how many were tried."""
+    if not n:
+        return {}
+    low, high = share_limits(share, n)
+    return {"n": n, "low": low, "high": high}
+
+
 def _ceiling_lines(axis: Axes, gate: dict[str, Any], number: int) -> list[dict[str, Any]]:
     points = []
     colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-    for field, dashes, words in (("ceiling", "-", "ceiling"), ("state_swap", ":", "state swap")):
+    for field, dashes, words, tried in (
+        ("ceiling", "-", "ceiling", "probed"),
+        ("state_swap", ":", "state swap", "swapped"),
+    ):
         blocks = sorted(
             (int(block), float(value))
             for block, value in (gate.get(field) or {}).items()
@@ -77,16 +89,21 @@ def _ceiling_lines(axis: Axes, gate: dict[str, Any], number: int) -> list[dict[s
             mew=0.6,
             label=f"{gate['model']}, {words}",
         )
-        points += [
+        own = [
             {
                 "model": gate["model"],
                 "dataset": gate["dataset"],
                 "measure": field,
                 "block": block,
                 "value": value,
+                **_interval(value, gate.get(tried)),
             }
             for block, value in blocks
         ]
+        points += own
+        if gate.get(tried):
+            low, high = ([point[end] for point in own] for end in ("low", "high"))
+            axis.fill_between([block for block, _ in blocks], low, high, color=colour, alpha=0.12, lw=0)
     if isinstance(gate.get("threshold"), int | float):
         axis.axhline(float(gate["threshold"]), color=style.FAINT, lw=0.9, ls="--", zorder=1)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -119,7 +136,7 @@ def _recall_bars(axis: Axes, gates: list[dict[str, Any]], models: list[str]) -> 
                     "dataset": gate["dataset"],
                     "measure": field,
                     "value": gate[field],
-                    "n": gate.get("n"),
+                    **_interval(gate[field], gate.get("n")),
                 }
             )
         if gate.get("majority_baseline") is not None:
@@ -146,7 +163,14 @@ def _gate_words(gates: list[dict[str, Any]]) -> str:
         f"{gate['model']} on {captions.dataset_title(gate['dataset'])}: {gate.get('verdict', 'no verdict')}"
         for gate in gates
     )
+
+    def counts(field: str) -> str:
+        found = sorted({int(gate[field]) for gate in gates if gate.get(field)})
+        return " to ".join(f"{n:,}" for n in dict.fromkeys((found[0], found[-1]))) if found else "unstated"
+
     return (
+        f"Facts tried per model and data set: {counts('probed')} for the ceiling, {counts('swapped')} for the swap, "
+        f"{counts('n')} for recall; one pre-trained model each. Bands: 95% interval of a share (Wilson). "
         "Ceiling: share of facts whose new answer becomes the top prediction when the output of one block at "
         "the last subject token may be chosen freely within the clamp. State swap: share in which "
         "another subject's state at that token carries its own answer along. Dashed: the gate's "

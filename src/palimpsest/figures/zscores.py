@@ -272,11 +272,13 @@ def _unedited_words(table: pd.DataFrame, splits: Sequence[str]) -> str:
 
 
 def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
-    """The share of prompts too short to ever reach alpha, against alpha, per data set and split."""
+    """The share of sequences too short to ever reach alpha, against alpha, per data set and split.
+
+    An evaluation reads a prompt together with its answer; what the model generates from reads the prompt alone.
+    """
     runs = read.select(spec, run_dirs)
     table = inspected(spec, runs)
     table = table.drop_duplicates(["model", "dataset", "edit", "split", "tokens"])
-    table = table.assign(ceiling=(table["tokens"] - 1) / np.sqrt(table["tokens"]))
     options = spec.get("options") or {}
     grid = np.round(np.arange(options.get("from", 0.5), options.get("to", 3.5) + 1e-9, 0.01), 2)
     datasets = read.ordered(spec.get("datasets"), table["dataset"])
@@ -290,7 +292,10 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
                 for split in SPLIT_TITLES
                 if ((table["split"] == split) & (table["dataset"] == dataset)).any()
             ]:
-                points += _reach_line(axis, table, dataset, split, grid, options.get("draws", DRAWS))
+                own = table.loc[(table["dataset"] == dataset) & (table["split"] == split), "tokens"]
+                points += _reach_lines(
+                    axis, own.to_numpy(), dataset, split, grid, options.get("draws", DRAWS)
+                )
             for value, mark in ((options.get("alpha", 2.2), "paper's start"), (3.0, "fixed 3")):
                 axis.axvline(value, color=style.INK, lw=0.8, ls="--", zorder=1)
                 axis.text(
@@ -306,7 +311,7 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
             axis.set_title(captions.dataset_title(dataset), pad=6)
             axis.set_xlabel("α")
             style.unit_axis(axis)
-        axes[0].set_ylabel("share of prompts that\ncan never reach α")
+        axes[0].set_ylabel("share of sequences that\ncan never reach α")
         handles = {
             label: handle
             for axis in axes
@@ -324,38 +329,42 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
         style.stamp(figure, captions.stamp_text(spec))
         words = [
             captions.counts(runs),
-            "A prompt of n tokens has a largest possible z-score of (n − 1)/√n.",
-            "Prompts without answer. Bands: 95% bootstrap interval over prompts, those of all seeds together.",
+            "A sequence of n tokens has a largest possible z-score of (n − 1)/√n.",
+            "Solid: a prompt with one answer token, as an evaluation reads it (longer answers reach further). "
+            "Dotted: the prompt alone, as generation starts. "
+            "Bands: 95% bootstrap interval over prompts, those of all seeds together.",
         ]
         return style.save_figure(
             figure, name, out, pd.DataFrame(points), captions.caption(spec, *words, metrics=False)
         )
 
 
-def _reach_line(
-    axis: Axes, table: pd.DataFrame, dataset: str, split: str, grid: np.ndarray, draws: int
+def _reach_lines(
+    axis: Axes, tokens: np.ndarray, dataset: str, split: str, grid: np.ndarray, draws: int
 ) -> list[dict[str, Any]]:
-    ceilings = table.loc[(table["dataset"] == dataset) & (table["split"] == split), "ceiling"].to_numpy(
-        dtype=float
-    )
+    """tokens: [prompts], their lengths without answer."""
     points = []
-    for alpha in grid:
-        below = (ceilings < alpha).astype(float)
-        low, high = limits(mean_draws(below, draws))
-        points.append(
-            {
-                "dataset": dataset,
-                "split": split,
-                "alpha": alpha,
-                "share": below.mean(),
-                "low": low,
-                "high": high,
-                "n": len(below),
-            }
-        )
-    line = pd.DataFrame(points)
-    axis.plot(
-        grid, line["share"], color=SPLIT_COLOURS[split], label=SPLIT_TITLES[split], drawstyle="steps-post"
-    )
-    axis.fill_between(grid, line["low"], line["high"], color=SPLIT_COLOURS[split], alpha=0.15, lw=0)
+    for answer_tokens in (1, 0):
+        length = tokens + answer_tokens
+        ceilings = (length - 1) / np.sqrt(length)
+        for alpha in grid:
+            below = (ceilings < alpha).astype(float)
+            low, high = limits(mean_draws(below, draws))
+            points.append(
+                {
+                    "dataset": dataset,
+                    "split": split,
+                    "answer_tokens": answer_tokens,
+                    "alpha": alpha,
+                    "share": below.mean(),
+                    "low": low,
+                    "high": high,
+                    "n": len(below),
+                }
+            )
+    table, colour = pd.DataFrame(points), SPLIT_COLOURS[split]
+    evaluated, alone = (table[table["answer_tokens"] == count] for count in (1, 0))
+    axis.plot(grid, evaluated["share"], color=colour, label=SPLIT_TITLES[split], drawstyle="steps-post")
+    axis.fill_between(grid, evaluated["low"], evaluated["high"], color=colour, alpha=0.15, lw=0)
+    axis.plot(grid, alone["share"], color=colour, lw=0.9, ls=":", drawstyle="steps-post")
     return points
