@@ -274,7 +274,7 @@ def preset_settings(editor: str, preset: str, over: Mapping[str, Any] | None = N
     content["variants"] = {"default": {}, **(content.get("variants") or {})}
     config = Config({"models": {preset: {}}}, {editor: content}, {}, {editor: settings_schema_of(kind)})
     stated = merge_settings(editor_settings(config, editor, "default", preset, None), over)
-    if hasattr(kind, "calibrate") and stated.get("radius_ratio") is not None:
+    if stated.get("radius_ratio") is not None:
         raise SettingsError(
             f"the preset {preset} of {editor} states radius_ratio, a share of distances between the prompts of a run; with "
             """one edit there are none. Give a radius: --settings '{"radius": 1.0}'"""

@@ -29,7 +29,7 @@ from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.protocols import protocol, protocol_part
 from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
 from palimpsest.protocols.inspection import inspection_rows
-from palimpsest.protocols.sample import Sample, calibrate, read_reserved
+from palimpsest.protocols.sample import Sample, read_reserved
 from palimpsest.protocols.stream import Progress, Stream
 from palimpsest.run_inputs import Options, check_gate, choose_edits, known_edits, set_threads
 
@@ -216,7 +216,7 @@ def _stream(
 ) -> Stream:
     """Everything the protocol needs; asks the unedited model all questions."""
     batching = _batching(editor, options)
-    calibrate(editor, [probe.prompt for edit in sample.edits for probe in edit.locality])
+    editor.calibrate([probe.prompt for edit in sample.edits for probe in edit.locality])
     return Stream(
         run=spec["run"],
         seed=seed,
@@ -265,7 +265,7 @@ def _simultaneous_stream(
     """The same for simultaneous edits. What learned editors were trained with is not asked out of scope either."""
     others = [edit for edit in sample.others if edit.identifier not in reserved]
     asked = [edit.prompt for edit in others] or [p.prompt for edit in sample.edits for p in edit.locality]
-    calibrate(editor, asked)
+    editor.calibrate(asked)
     return protocol_part("simultaneous_inputs").Simultaneous(
         run=spec["run"],
         seed=seed,

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import some_edits, tiny_model
+from tiny import random_statistics, some_edits, tiny_model
 
+from palimpsest.editors import make_editor
 from palimpsest.editors.shared.target_vectors import Search, _Adam, search_target_vectors
 from palimpsest.editors.shared.target_vectors_plain import search_target_vectors_plain
 from palimpsest.edits import Edit
@@ -107,3 +108,24 @@ def test_one_diverging_edit_does_not_take_others_along():
     found = search_target_vectors(model, [*edits[:3], bad, *edits[3:5]], CONTEXTS, SEARCH)
     assert found.finite.tolist() == [True, True, True, False, True, True]
     assert torch.allclose(found.z[[0, 1, 2, 4, 5]], fine.z, atol=1e-6)
+
+
+def test_fast_equals_plain_on_a_model_with_live_hooks():
+    """From its second batch on COMEBA-HK searches on a model whose hook layers swap tokens, by the whole row's z-scores."""
+    model = tiny_model("gpt2", torch.float64)
+    settings = {"layers": [0, 1], "alpha_z": 0.8, "lam": 5.0, "steps": 5}
+    used = make_editor("comeba_hk", model, settings, random_statistics(model, [0, 1]))
+    edits = some_edits(6)
+    used.edit(edits[:2])
+    used.edit(edits[2:4])
+    prompts = [edit.prompt for edit in edits[4:]]
+    swaps = [
+        swap for row in used.inspect(prompts, [edit.subject for edit in edits[4:]]) for swap in row["swapped"]
+    ]
+    assert any(swaps) and not all(swaps)
+    plain = search_target_vectors_plain(model, edits[4:], CONTEXTS, SEARCH)
+    fast = search_target_vectors(model, edits[4:], CONTEXTS, SEARCH)
+    alone = search_target_vectors(model, edits[4:5], CONTEXTS, SEARCH)
+    assert torch.allclose(fast.z, plain.z, atol=1e-6) and torch.allclose(fast.z[:1], alone.z, atol=1e-7)
+    used.remove()
+    assert not torch.allclose(fast.z, search_target_vectors(model, edits[4:], CONTEXTS, SEARCH).z, atol=1e-3)

@@ -299,6 +299,8 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
         (("mend", model, "default"), SettingsError, "must be a dict or Settings, not str"),
         (("mend", tiny_model("gpt2", seed=2), None), TrainedError, "Train it for this model"),
         (("ft", model, None), SettingsError, "ft needs no training"),
+        (("mend", model, None, object()), SettingsError, "reads no statistics"),
+        (("mend", "gpt2", None), SettingsError, r"what load_model\(...\) returns"),
     ):
         with pytest.raises(error, match=words):
             make_editor(*arguments, trained=None if "learns before" in words else trained)

@@ -75,6 +75,9 @@ class Noise(Editor):
         self.weight.data.copy_(self.untouched)
         self.alpha = {}
 
+    def thresholds(self):
+        return self.alpha
+
     def state_bytes(self):
         return 100
 

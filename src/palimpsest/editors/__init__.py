@@ -1,6 +1,7 @@
-"""Every editor is one file here: `editors/<name>.py` with `EDITOR = <its class>`. Nothing else has to be registered.
+"""Every editor is one file here: `editors/<name>.py` with `EDITOR = <its class>`.
 
-base.py is the contract, shared/ holds what several editors use.
+For `make_editor` nothing else has to be registered; for runs and figures see docs/adding_an_editor.md. base.py is the
+contract, shared/ holds what several editors use.
 """
 
 from __future__ import annotations
@@ -48,9 +49,13 @@ def make_editor(
         trained: for editors with `learns`: learning.artefact.Trained or the folder that `palimpsest train-editor` wrote.
 
     Raises:
-        SettingsError: a wrong setting, or `trained` for an editor that needs none.
+        SettingsError: a wrong setting, `trained` for an editor that needs none, or `statistics` for one that learns.
     """
     editor = editor_class(name)
     if trained is not None and not editor.learns:
         raise SettingsError(f"{name} needs no training; leave `trained` out")
+    if statistics is not None and editor.learns:
+        raise SettingsError(
+            f"{name} is built with what it learned, trained=..., and reads no statistics; leave them out"
+        )
     return editor.build(model, settings, statistics if trained is None else trained, seed)

@@ -99,7 +99,13 @@ class Editor(ABC):
         if cls.needs_decoder:
             model.need_decoder(cls.name)
         model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
-        return cls(model, read_settings(cls, settings), _read_statistics(cls, model, statistics), seed)
+        chosen, found = cls.read_inputs(model, settings, statistics)
+        return cls(model, chosen, found, seed)
+
+    @classmethod
+    def read_inputs(cls, model: LanguageModel, settings: Any, given: Any) -> tuple[Any, Any]:
+        """Checked Settings, and what the editor is built with beside them: `statistics`, or for one that learns `trained`."""
+        return read_settings(cls, settings), _read_statistics(cls, model, given)
 
     @classmethod
     def learner(cls, model: LanguageModel, settings: Any, seed: int) -> Any:
@@ -163,6 +169,14 @@ class Editor(ABC):
         What was prepared before is forgotten. A state carries what is prepared, unless `prepares_rounds` is set: a protocol of
         rounds prepares a broken round again.
         """
+
+    def calibrate(self, prompts: Sequence[str]) -> float | None:
+        """Measure what the settings give relative to the model, on prompts that are not edited; before the first edit."""
+        return None
+
+    def thresholds(self) -> dict[int, float]:
+        """What decides at each layer whether the method acts, where edits move it: a run keeps its history."""
+        return {}
 
     def reset(self) -> None:
         """Roll back to the untouched model and a fresh state, keeping what was drawn at random."""

@@ -121,6 +121,10 @@ class ComebaHk(KeyValueEditor):
         """Threshold of each hooked layer; empty without hooks."""
         return dict(self.hooked.alpha) if self.hooked else {}
 
+    def thresholds(self) -> dict[int, float]:
+        """Alpha, which falls with the batches."""
+        return self.alpha
+
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """One step of the algorithm."""
         edits, targets, failed = self.search_targets(batch, record)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palimpsest.editors.base import Editor, EditorState, FailedEdit, read_settings, require
+from palimpsest.editors.base import EditorState, FailedEdit, read_settings, require
 from palimpsest.editors.ft import FineTuning
 from palimpsest.editors.ft import Settings as FineTuningSettings
 from palimpsest.edits import Edit
@@ -77,21 +77,19 @@ class FineTuningEwc(FineTuning):
         self._pull: tuple[Tensor, Tensor] | None = None  # (2 lambda F, W*) as W lies in memory
 
     @classmethod
-    def build(cls, model: LanguageModel, settings: Any, statistics: Any, seed: int) -> Editor:
-        """As every editor; with fisher: upstream, `statistics` is a FisherStatistics or the folder of a saved one."""
+    def read_inputs(cls, model: LanguageModel, settings: Any, given: Any) -> tuple[Any, Any]:
+        """As every editor; with fisher: upstream, `given` is a FisherStatistics or the folder of a saved one."""
         chosen: Settings = read_settings(cls, settings)
-        model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
-        found = None
-        if chosen.fisher == "upstream":
-            if statistics is None:
-                raise SettingsError(
-                    f"{cls.name} with fisher: upstream needs Fisher statistics of the model. Collect them with "
-                    "statistics.fisher.collect_fisher, and pass them as statistics=..."
-                )
-            loads = isinstance(statistics, str | Path)
-            found = FisherStatistics.load(statistics) if loads else statistics
-            found.check(model, chosen.layer, chosen.site)
-        return cls(model, chosen, found, seed)
+        if chosen.fisher != "upstream":
+            return chosen, None
+        if given is None:
+            raise SettingsError(
+                f"{cls.name} with fisher: upstream needs Fisher statistics of the model. Collect them with "
+                "statistics.fisher.collect_fisher, and pass them as statistics=..."
+            )
+        found = FisherStatistics.load(given) if isinstance(given, str | Path) else given
+        found.check(model, chosen.layer, chosen.site)
+        return chosen, found
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Fisher information, then fine-tuning under its penalty."""

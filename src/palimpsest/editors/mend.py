@@ -170,10 +170,9 @@ class Mend(Editor):
         self.weights = EditedMatrices(model, self.matrices)
 
     @classmethod
-    def build(cls, model: LanguageModel, settings: Any, statistics: Any, seed: int) -> Editor:
-        """As every editor; `statistics` is a Trained or the folder of a saved one (make_editor: trained=...)."""
-        chosen, trained = open_trained(cls, model, settings, statistics)
-        return cls(model, chosen, trained, seed)
+    def read_inputs(cls, model: LanguageModel, settings: Any, given: Any) -> tuple[Any, Any]:
+        """As every editor; `given` is the training (`make_editor(trained=...)`): a Trained or the folder of one."""
+        return open_trained(cls, model, settings, given)
 
     @classmethod
     def learner(cls, model: LanguageModel, settings: Any, seed: int) -> MendLearner:

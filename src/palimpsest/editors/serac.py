@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from palimpsest.editors.base import Editor, read_settings, require
+from palimpsest.editors.base import read_settings, require
 from palimpsest.editors.shared.counterfactual import SCRATCH, Reader, check_template, counterfactual_model
 from palimpsest.editors.shared.learned import open_trained
 from palimpsest.editors.shared.learned_weights import learned, take
@@ -170,11 +170,9 @@ class Serac(RoutedEditor):
         super().__init__(model, settings, statistics, seed)
 
     @classmethod
-    def build(cls, model: LanguageModel, settings: Any, statistics: Any, seed: int) -> Editor:
-        """As every editor; `statistics` is the training (`make_editor(trained=...)`): a Trained or the folder of one."""
-        model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
-        chosen, trained = open_trained(cls, model, settings, statistics)
-        return cls(model, chosen, trained, seed)
+    def read_inputs(cls, model: LanguageModel, settings: Any, given: Any) -> tuple[Any, Any]:
+        """As every editor; `given` is the training (`make_editor(trained=...)`): a Trained or the folder of one."""
+        return open_trained(cls, model, settings, given)
 
     @classmethod
     def learner(cls, model: LanguageModel, settings: Any, seed: int) -> Any:

@@ -17,7 +17,6 @@ from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import cut_to_context
 from palimpsest.protocols.lifelong_notes import Examples, ForwardTimer
-from palimpsest.protocols.sample import calibrate
 
 PROBES_FILE = "probes.jsonl"
 MANIFEST_FILE = "manifest.json"
@@ -113,7 +112,7 @@ def lifelong_stream(
         cached=not editor.reads_whole_rows,
     )
     probes = cut_probes(model, read_probes(dataset_dir, edits), task)
-    calibrate(editor, [probe.prompt for probe in probes if probe.split == "upstream"])
+    editor.calibrate([probe.prompt for probe in probes if probe.split == "upstream"])
     return LifelongStream(editor=editor, asking=asking, edits=edits, probes=probes, **about)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from palimpsest.editors.base import Editor
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import read_json
@@ -206,10 +205,3 @@ def _fact(edit: Edit) -> tuple[str, str] | None:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text))
-
-
-def calibrate(editor: Editor, prompts: Sequence[str]) -> None:
-    """Let an editor whose radii are relative to distances measure them, on prompts that are not edited."""
-    measure = getattr(editor, "calibrate", None)
-    if measure is not None:
-        measure(list(prompts))

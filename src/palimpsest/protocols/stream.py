@@ -229,8 +229,8 @@ def look(stream: Stream, progress: Progress, orders: Iterable[int]) -> list[Reco
 
 def current_alpha(editor: Editor) -> dict[int, float | None]:
     """Threshold alpha of every hook layer, None where it is not finite; empty for other editors."""
-    alpha = getattr(editor, "alpha", None) or {}
-    return {int(layer): float(value) if math.isfinite(value) else None for layer, value in alpha.items()}
+    found = editor.thresholds().items()
+    return {layer: float(value) if math.isfinite(value) else None for layer, value in found}
 
 
 def add_rows(
