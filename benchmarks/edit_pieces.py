@@ -260,15 +260,16 @@ def tuner(name: str, shape: str, count: int, plain_count: int, steps: int, devic
 
 
 def other(name: str, shape: str, count: int, device: str, dtype: str) -> dict:
-    """Editors without a plain form of their own here: seconds per edit as they are, MEND with networks as they start."""
+    """Editors without a plain form of their own here: seconds per edit as they are; learned ones as they start."""
     from palimpsest.editors import make_editor
 
     model, blocks = random_model(shape, device, dtype), blocks_and_layers(shape, device)[0]
     batch, more, settings = edits(count), {}, {}
-    if name == "mend":
-        settings = {"layers": [blocks - 2, blocks - 1], "norm": False}
-        more = {"trained": _untrained(model, settings)}
-    elif name in ("defer", "memory"):
+    if name in ("mend", "serac"):
+        mend = {"layers": [blocks - 2, blocks - 1], "norm": False}
+        settings = mend if name == "mend" else {"encoder": "scratch", "counterfactual": "scratch"}
+        more = {"trained": _untrained(name, model, settings)}
+    elif name in ("defer", "memory", "ft_ewc", "ft_retrain"):
         settings = {"layer": min(round(0.7 * blocks), blocks - 2)}
     editor = make_editor(name, model, settings, **more)
     began = time.perf_counter()
@@ -286,12 +287,12 @@ def other(name: str, shape: str, count: int, device: str, dtype: str) -> dict:
     }
 
 
-def _untrained(model, settings: dict[str, Any]):
+def _untrained(name: str, model, settings: dict[str, Any]):
     from palimpsest.editors import editor_class
     from palimpsest.learning.artefact import Trained, plain_settings
 
-    learner = editor_class("mend").learner(model, settings, 0)
+    learner = editor_class(name).learner(model, settings, 0)
     return Trained(
-        editor="mend", model=model.fingerprint, model_name=model.name, data="", seed=0, steps=0, best_step=0,
+        editor=name, model=model.fingerprint, model_name=model.name, data="", seed=0, steps=0, best_step=0,
         settings=plain_settings(learner.settings), validation={}, tensors=learner.tensors(),
     )  # fmt: skip

@@ -20,8 +20,11 @@ EDITORS = (
     "defer",
     "memory",
     "mend",
+    "serac",
     "retrieval",
     "lu",
+    "ft_ewc",
+    "ft_retrain",
 )
 # Of the plan for this release: (piece, what, how many times)
 TARGETS = (

@@ -88,6 +88,7 @@ def test_prompts_differ_and_have_the_promised_lengths():
         ("tuner", ["ft", "mini", 2, 2, 3]),
         ("other", ["mend", "mini", 2]),
         ("other", ["retrieval", "mini", 2]),
+        ("other", ["serac", "mini", 2]),
         ("covariance", ["mini", 200]),
         ("probes", ["mini", 12, 4]),
         ("solving", [40, 3, True]),
