@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from real_files import have
 
 from palimpsest.data.prepare import build_dataset, build_source, load_edits
 from palimpsest.data.text import read_passages
@@ -33,17 +34,6 @@ FILES = [
 @pytest.fixture(autouse=True)
 def _data(real_data, monkeypatch):
     monkeypatch.setenv("PALIMPSEST_DATA", str(real_data))
-
-
-def have(*names: str) -> None:
-    """Skip where a file (in its plain or gzipped form) is not there."""
-    from palimpsest.data.sources import locate
-
-    for name in names:
-        try:
-            locate(name)
-        except DataError as error:
-            pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(("name", "reader", "schema", "records", "bad"), FILES, ids=[row[0] for row in FILES])

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from real_files import have
 
 from palimpsest.commands import run_dataset, run_source
 from palimpsest.config import read_yaml
 from palimpsest.data.lifelong import build_lifelong
 from palimpsest.data.lifelong_source import build_lifelong_source
-from palimpsest.data.sources import locate
 from palimpsest.edits import read_edits
 from palimpsest.errors import DataError
 
@@ -25,15 +25,6 @@ WISE = "wikibio/hallucination-edit.json"
 @pytest.fixture(autouse=True)
 def _data(real_data, monkeypatch):
     monkeypatch.setenv("PALIMPSEST_DATA", str(real_data))
-
-
-def have(*names):
-    """Skip where a file (in its plain or gzipped form) is not there."""
-    for name in names:
-        try:
-            locate(name)
-        except DataError as error:
-            pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(
