@@ -145,6 +145,29 @@ def read_records(path: Path | str, remedy: str = AGAIN) -> Iterator[tuple[str, d
         yield place, content
 
 
+def proves_damage(error: BaseException) -> bool:
+    """Whether an error while a checkpoint is read or taken over is the checkpoint's own: it is cut off, changed, missing, or of
+    another form. A machine that is short of memory, or a disk or device that fails, says nothing about it."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError):
+        return isinstance(cause, FileNotFoundError)
+    text = str(error).lower()
+    if type(error).__name__ == "SafetensorError":
+        return "os error" not in text and "i/o error" not in text
+    if isinstance(error, RuntimeError):  # torch has one of its own for memory and, since 2.8, for devices
+        return type(error) is RuntimeError and not any(word in text for word in ("memory", "cuda", "nccl"))
+    return not isinstance(error, MemoryError)
+
+
+def unreadable_now(path: Path, error: BaseException) -> PalimpsestError:
+    """What is raised instead of beginning anew."""
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return PalimpsestError(
+        f"the checkpoint {path} cannot be taken over now ({type(error).__name__}: {first}). It is kept: see to the memory or the "
+        "disk and start the same command again, or remove it to begin anew"
+    )
+
+
 class BusyError(PalimpsestError):
     """Another process works on the same folder of results."""
 

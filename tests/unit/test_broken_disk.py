@@ -19,7 +19,9 @@ from torch import nn
 
 from palimpsest import files, results
 from palimpsest.cli import main
+from palimpsest.errors import PalimpsestError
 from palimpsest.files import BusyError, WriteError, only_one, read_json, write_json
+from palimpsest.learning import loop
 from palimpsest.models import training
 from palimpsest.protocols import checkpoints as module
 from palimpsest.protocols.checkpoints import Checkpoints
@@ -278,6 +280,28 @@ def test_sums_that_do_not_serve_are_taken_again(tmp_path, monkeypatch, caplog, g
     for layer in (0, 1):
         torch.testing.assert_close(found.matrix(layer), wanted.matrix(layer), rtol=0, atol=0)
     assert ("start" in caplog.text and "again" in caplog.text) == (what != "whole")
+
+
+def test_a_disk_that_fails_while_reading_ends_the_command_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    some_training(path)
+    before = path.read_bytes()
+
+    def hanging(*_, **__):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(training, "safe_open", hanging)
+    monkeypatch.setattr(accumulation, "safe_open", hanging)
+    monkeypatch.setattr(loop, "safe_open", hanging)
+    for read in (
+        lambda: some_training(path),
+        lambda: loop._resume(None, None, [], tmp_path, ""),
+        lambda: accumulation.Sums._resume(None, path),
+    ):
+        monkeypatch.setattr(loop, "CHECKPOINT", path.name)
+        with pytest.raises(PalimpsestError, match=r"Stale file handle.*It is kept"):
+            read()
+    assert path.read_bytes() == before
 
 
 def test_nothing_to_go_on_from_is_no_error(tmp_path):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from palimpsest import interruption
 from palimpsest.errors import PalimpsestError, SettingsError
-from palimpsest.files import write_atomic, write_text
+from palimpsest.files import proves_damage, unreadable_now, write_atomic, write_text
 from palimpsest.learning.examples import Draw, Sampler
 
 log = logging.getLogger(__name__)
@@ -348,7 +348,8 @@ def _save(
     # Copies, because safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     header = {"key": key, "progress": json.dumps(progress.plain())}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    with interruption.saving():
+        write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
 
 def _resume(
@@ -371,6 +372,8 @@ def _resume(
             return Progress()
         progress = Progress(**json.loads(header["progress"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if not proves_damage(error):
+            raise unreadable_now(path, error) from error
         log.warning(
             "the checkpoint %s is damaged, or of another version (%s); training starts anew", path, error
         )

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from palimpsest import interruption
 from palimpsest.errors import ModelError
-from palimpsest.files import write_atomic
+from palimpsest.files import proves_damage, unreadable_now, write_atomic
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
@@ -180,7 +180,8 @@ def _save_checkpoint(
             if key in optimiser.state[parameter]:  # a part that no loss reaches has no state
                 tensors[f"{key}.{name}"] = optimiser.state[parameter][key]
     metadata = {"digest": digest, "step": str(step), "rows": json.dumps(rows)}
-    write_atomic(path, lambda target: save_file(tensors, str(target), metadata=metadata))
+    with interruption.saving():
+        write_atomic(path, lambda target: save_file(tensors, str(target), metadata=metadata))
 
 
 def _resume(
@@ -206,6 +207,8 @@ def _resume(
             if f"step.{name}" in found
         }
     except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if not proves_damage(error):
+            raise unreadable_now(path, error) from error
         log.warning(
             "the checkpoint %s is damaged, or of another version (%s); training starts anew", path, error
         )

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from palimpsest import interruption
 from palimpsest.errors import StatisticsError
-from palimpsest.files import write_atomic
+from palimpsest.files import proves_damage, unreadable_now, write_atomic
 from palimpsest.models.loading import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class Sums:
         try:
             tensors, header = read_tensors(path)
         except StatisticsError as error:
+            if not proves_damage(error):
+                raise unreadable_now(path, error) from error
             log.warning("cannot go on from a broken checkpoint, starting again: %s", error)
             return
         if any(header.get(name) != value for name, value in self.header.items()):
@@ -117,7 +119,8 @@ class Sums:
             return
         header = {**self.header, "tokens": str(self.tokens), "batches": str(self.batches)}
         tensors = {f"layer_{layer}": total.cpu() for layer, total in self.sums.items()}
-        write_atomic(self.path, lambda temporary: save_file(tensors, temporary, metadata=header))
+        with interruption.saving():
+            write_atomic(self.path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
     def remove(self) -> None:
         """Forget the checkpoint: the result is written."""
