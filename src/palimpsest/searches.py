@@ -49,7 +49,6 @@ def search_targets(
     set_threads()
     options = Options.from_dict(spec.get("options") or {})
     out, edits_file = Path(out), Path(dataset_dir) / "edits.jsonl"
-    (out / DESCRIPTION).unlink(missing_ok=True)
     settings = build(KeyValueSettings, spec["settings"], "a search of target vectors")
     known_names = known_edits(options, known)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
@@ -67,6 +66,9 @@ def search_targets(
     about = about_targets(model.fingerprint, settings.search(), groups)
     key = {"about": about, "edits": keys_of(edits), "code": provenance.source_digest("palimpsest.searches")}
     checkpoints = Checkpoints(out / "checkpoints", key, every_batch=options.checkpoint_every_batch)
+    (out / DESCRIPTION).unlink(
+        missing_ok=True
+    )  # only now: bad input, refused above, costs no finished search
     vectors = _search_all(model, edits, groups, settings, checkpoints)
     StoredTargets(vectors, keys_of(edits), about).save(out, seconds=time.perf_counter() - clock)
     checkpoints.clear()

@@ -98,6 +98,8 @@ def test_a_killed_search_goes_on(world, tmp_path, monkeypatch):  # noqa: F811
     assert len(dying.calls) == 3 + 2  # two of four were not searched again
     files = [(folder / "targets.safetensors").read_bytes() for folder in (tmp_path / "whole", broken)]
     assert files[0] == files[1] and not (broken / "checkpoints").exists()
+    with pytest.raises(PalimpsestError, match="nowhere"):  # a mistyped path costs no finished search
+        searches.search_targets(the_spec, 0, world / "nowhere", world / "data", broken)
     assert StoredTargets.load(broken).vectors.losses == StoredTargets.load(tmp_path / "whole").vectors.losses
 
 
