@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -25,6 +26,7 @@ HALF = (
     ".tmp??????",
 )  # what a killed writer leaves: ours, and safetensors', which writes beside as well
 LOCK = ".lock"
+CHECKPOINTS = "checkpoints"  # the only folder that a holder writes into below its own
 WAIT = 2.0  # seconds for a process that was just killed to be gone
 
 
@@ -168,6 +170,27 @@ def unreadable_now(path: Path, error: BaseException) -> PalimpsestError:
     )
 
 
+class Pace:
+    """How often a long job writes down how far it is: saving takes at most this share of the time since the last save."""
+
+    SHARE = 0.05
+
+    def __init__(self) -> None:
+        self._saved_at, self._cost = -math.inf, 0.0
+
+    def due(self) -> bool:
+        """Whether enough time has passed for another save (the first one is always due)."""
+        return time.monotonic() - self._saved_at >= self._cost / self.SHARE
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """For the length of a save: how long it takes decides when the next is due."""
+        start = time.monotonic()
+        yield
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - start
+
+
 class BusyError(PalimpsestError):
     """Another process works on the same folder of results."""
 
@@ -175,6 +198,8 @@ class BusyError(PalimpsestError):
 @contextmanager
 def only_one(folder: Path | str | None) -> Iterator[None]:
     """Hold a folder of results for the length of a block; what killed writers left half-written there is removed.
+
+    Only there and among its checkpoints: folders below may be those of others, who write into them at the same time.
 
     The system lets go of the lock when the process ends, however it ends. None holds nothing.
 
@@ -195,8 +220,10 @@ def only_one(folder: Path | str | None) -> Iterator[None]:
             f"cannot write into {folder}: {error.strerror or error}. Check that it is a folder and writable, with space left"
         ) from error
     try:
-        for half in (path for pattern in HALF for path in folder.rglob(pattern)):
-            half.unlink(missing_ok=True)
+        for place in (folder, folder / CHECKPOINTS):
+            for half in (path for pattern in HALF for path in place.glob(pattern)):
+                if half.is_file() and not half.is_symlink():
+                    half.unlink(missing_ok=True)
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)

@@ -268,7 +268,7 @@ def test_slow_saving_makes_checkpoints_rarer(tmp_path):
     checkpoints = Checkpoints(tmp_path, {})
     assert checkpoints.due()
     checkpoints.save(Checkpoint(1, {}, {}))
-    checkpoints._cost = 1000.0
+    checkpoints._pace._cost = 1000.0
     assert not checkpoints.due()
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from palimpsest import interruption
 from palimpsest.errors import ModelError
 from palimpsest.files import proves_damage, unreadable_now, write_atomic
+from palimpsest.provenance import source_digest
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
@@ -125,9 +126,10 @@ def train(
     return rows
 
 
-def digest_of(spec: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """What a checkpoint belongs to: the spec and the content of the files that exist."""
+def digest_of(spec: Mapping[str, Any], files: Sequence[Path], module: str) -> str:
+    """What a checkpoint belongs to: the spec, the content of the files that exist, and the code of the module that trains."""
     digest = hashlib.sha256(json.dumps(dict(spec), sort_keys=True, default=str).encode())
+    digest.update(source_digest(module).encode())
     for path in files:
         if path.exists():
             digest.update(path.read_bytes())

@@ -13,7 +13,6 @@ import json
 import logging
 import random
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +25,12 @@ from safetensors.torch import load_file, save_file
 
 from palimpsest import interruption
 from palimpsest.errors import PalimpsestError
-from palimpsest.files import proves_damage, read_json, unreadable_now, write_atomic, write_json
+from palimpsest.files import Pace, proves_damage, read_json, unreadable_now, write_atomic, write_json
 from palimpsest.provenance import file_fingerprint
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
-# Saving takes at most this share of the time since the last save; small states are saved after every batch.
-SAVING_SHARE = 0.05
 CUDA = "random.cuda."  # name of a device's random state, before its number
 
 
@@ -60,20 +57,18 @@ class Checkpoints:
         text = json.dumps(dict(key), sort_keys=True)
         self.key = json.loads(text)  # as it will read from a file: lists, text keys
         self._name = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self._saved_at = -float("inf")
-        self._cost = 0.0
+        self._pace = Pace()
 
     def due(self) -> bool:
-        """Whether enough time has passed for another save (the first one is always due)."""
-        return self.every_batch or time.monotonic() - self._saved_at >= self._cost / SAVING_SHARE
+        """Whether enough time has passed for another save: small states are saved after every batch."""
+        return self.every_batch or self._pace.due()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write one checkpoint and drop those before the last two."""
-        with interruption.saving():
+        with interruption.saving(), self._pace.saving():
             self._save(checkpoint)
 
     def _save(self, checkpoint: Checkpoint) -> None:
-        start = time.monotonic()
         tensors_path, plain_path = self._paths(checkpoint.step)
         # Copies, because safetensors refuses tensors that share memory.
         tensors = {
@@ -85,8 +80,6 @@ class Checkpoints:
         for old in self._steps()[:-KEPT]:
             self.drop(old)
         self._drop_superfluous()
-        self._saved_at = time.monotonic()
-        self._cost = self._saved_at - start
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint of this very run, or None.
