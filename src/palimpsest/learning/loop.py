@@ -33,6 +33,8 @@ from palimpsest.learning.examples import Draw, Sampler
 log = logging.getLogger(__name__)
 
 CHECKPOINT, CURVE = "checkpoint.safetensors", "training.csv"
+# What a training that diverged leaves beside them: Snakemake removes the outputs of a failed job, and the curve is one.
+DIVERGED_CURVE, DIVERGED_STATE = "diverged.csv", "diverged.safetensors"
 COLUMNS = ("step", "split", "loss", "value")
 TOTAL = "total"  # the loss that is minimised, and the validation value that decides which state is the best
 # So many steps may be lost to gradients that are not finite: a few, and one in ten of all.
@@ -178,7 +180,8 @@ def train(
         key: what this training is; a checkpoint with another key is not gone on from.
 
     Raises:
-        DivergedTraining: too many gradients, or a validation, were not finite. training.csv and the last checkpoint stay.
+        DivergedTraining: too many gradients, or a validation, were not finite. In the folder stay training.csv and the
+            last checkpoint, the same curve as diverged.csv, and the best state so far as diverged.safetensors.
     """
     settings: Training = learner.settings
     groups = learner.groups()
@@ -207,11 +210,29 @@ def train(
                     write_curve(Path(folder) / CURVE, progress.rows)
                 if leaving:
                     interruption.leave(f"training is kept after {progress.step} of {settings.steps} steps")
+    except DivergedTraining as error:
+        if folder is None:
+            raise
+        raise DivergedTraining(f"{error}. {_kept_of_diverged(progress, Path(folder))}") from error
     finally:
         if folder is not None:
             write_curve(Path(folder) / CURVE, progress.rows)
+    if folder is not None:
+        for name in (DIVERGED_CURVE, DIVERGED_STATE):
+            (Path(folder) / name).unlink(missing_ok=True)
     learner.load(progress.best_tensors)
     return progress
+
+
+def _kept_of_diverged(progress: Progress, folder: Path) -> str:
+    """Write what can be looked at afterwards, and say where it is."""
+    write_curve(folder / DIVERGED_CURVE, progress.rows)
+    if not progress.best_tensors:
+        return f"Its losses are in {folder / DIVERGED_CURVE}"
+    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in progress.best_tensors.items()}
+    header = {"step": str(progress.best_step), "validation": json.dumps(progress.best)}
+    write_atomic(folder / DIVERGED_STATE, lambda path: save_file(tensors, path, metadata=header))
+    return f"Its losses are in {folder / DIVERGED_CURVE}, its best state, of step {progress.best_step}, in {DIVERGED_STATE}"
 
 
 def write_curve(path: Path, rows: Sequence[Sequence[Any]]) -> None:
