@@ -118,6 +118,7 @@ class Editor(ABC):
             raise SettingsError(f"an editor is built on what load_model(...) returns, not on {model!r:.80}")
         if type(seed) is not int:
             raise SettingsError(f"seed = {seed!r:.40}; expected a whole number")
+        model.need_one_device(cls.name)
         if cls.needs_decoder:
             model.need_decoder(cls.name)
         model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
