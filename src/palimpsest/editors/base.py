@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from palimpsest import plain
+from palimpsest.editors.shared.usable import why_not
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, EditError, PalimpsestError, SettingsError
 from palimpsest.files import proves_damage, read_object, write_atomic, write_json
@@ -269,41 +269,11 @@ class Editor(ABC):
         return 0
 
     def _check(self, batch: Sequence[Edit]) -> tuple[list[Edit], list[FailedEdit]]:
-        usable, failed = [], []
-        for edit in batch:
-            if self.needs_subject and not edit.subject:
-                reason = f"{self.name} needs to know the subject of the prompt; give Edit(subject=...)"
-                failed.append(FailedEdit(edit_name(edit), reason))
-                continue
-            if (
-                self.needs_subject
-                and len(re.findall(rf"\b{re.escape(edit.subject or '')}\b", edit.prompt)) > 1
-            ):
-                log.warning(
-                    "%s: the subject %r occurs more than once; the last one is edited",
-                    edit_name(edit),
-                    edit.subject,
-                )
-            if self.model.kind == "encoder" and edit.target not in self.model.labels:
-                reason = f"the class {edit.target!r} is not one of {', '.join(self.model.labels)}"
-                failed.append(FailedEdit(edit_name(edit), reason))
-                continue
-            together = self.model.kind == "decoder"
-            text = f"{edit.prompt} {edit.target}" if together else edit.prompt
-            length = len(self.model.tokenizer(text)["input_ids"]) + self.margin()
-            if length > self.model.context:
-                what = "prompt and target need" if together else "the prompt needs"
-                reason = f"{what} {length} tokens, {self.model.name} reads at most {self.model.context}"
-                failed.append(FailedEdit(edit_name(edit), reason))
-                continue
-            if self.model.kind == "encoder_decoder":
-                length = len(self.model.tokenizer(edit.target)["input_ids"])
-                if length > self.model.context:
-                    reason = f"the target needs {length} tokens, {self.model.name} says at most {self.model.context}"
-                    failed.append(FailedEdit(edit_name(edit), reason))
-                    continue
-            usable.append(edit)
-        return usable, failed
+        margin = self.margin()
+        reasons = [why_not(edit, self.model, self.name, self.needs_subject, margin) for edit in batch]
+        usable = [edit for edit, reason in zip(batch, reasons, strict=True) if reason is None]
+        paired = zip(batch, reasons, strict=True)
+        return usable, [FailedEdit(edit_name(edit), reason) for edit, reason in paired if reason is not None]
 
 
 def edit_name(edit: Edit) -> str:
