@@ -8,8 +8,6 @@ called the best: spec E8.)
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -27,15 +25,13 @@ from tqdm import tqdm
 
 from palimpsest import interruption
 from palimpsest.errors import PalimpsestError, SettingsError
-from palimpsest.files import proves_damage, unreadable_now, write_atomic, write_text
+from palimpsest.files import proves_damage, unreadable_now, write_atomic
+from palimpsest.learning.curve import CURVE, DIVERGED_CURVE, DIVERGED_STATE, keep_diverged, write_curve
 from palimpsest.learning.examples import Draw, Sampler
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, CURVE = "checkpoint.safetensors", "training.csv"
-# What a training that diverged leaves beside them: Snakemake removes the outputs of a failed job, and the curve is one.
-DIVERGED_CURVE, DIVERGED_STATE = "diverged.csv", "diverged.safetensors"
-COLUMNS = ("step", "split", "loss", "value")
+CHECKPOINT = "checkpoint.safetensors"
 TOTAL = "total"  # the loss that is minimised, and the validation value that decides which state is the best
 # So many steps may be lost to gradients that are not finite: a few, and one in ten of all.
 TOLERATED, TOLERATED_SHARE = 10, 0.1
@@ -213,7 +209,10 @@ def train(
     except DivergedTraining as error:
         if folder is None:
             raise
-        raise DivergedTraining(f"{error}. {_kept_of_diverged(progress, Path(folder))}") from error
+        kept = keep_diverged(
+            Path(folder), progress.rows, progress.best_step, progress.best, progress.best_tensors
+        )
+        raise DivergedTraining(f"{error}. {kept}") from error
     finally:
         if folder is not None:
             write_curve(Path(folder) / CURVE, progress.rows)
@@ -222,26 +221,6 @@ def train(
             (Path(folder) / name).unlink(missing_ok=True)
     learner.load(progress.best_tensors)
     return progress
-
-
-def _kept_of_diverged(progress: Progress, folder: Path) -> str:
-    """Write what can be looked at afterwards, and say where it is."""
-    write_curve(folder / DIVERGED_CURVE, progress.rows)
-    if not progress.best_tensors:
-        return f"Its losses are in {folder / DIVERGED_CURVE}"
-    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in progress.best_tensors.items()}
-    header = {"step": str(progress.best_step), "validation": json.dumps(progress.best)}
-    write_atomic(folder / DIVERGED_STATE, lambda path: save_file(tensors, path, metadata=header))
-    return f"Its losses are in {folder / DIVERGED_CURVE}, its best state, of step {progress.best_step}, in {DIVERGED_STATE}"
-
-
-def write_curve(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Write training.csv: step, split, loss, value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def _crossed(before: int, now: int, every: int) -> bool:
