@@ -2,7 +2,8 @@
 
     python benchmarks/kill.py --moments 50
 
-Kinds: a consecutive run (COMEBA-HK, with an edit that fails), a lifelong run (GRACE), statistics, training of a learned editor
+Kinds: a consecutive run (COMEBA-HK, with an edit that fails), single rounds (ROME, which prepares rounds together), simultaneous
+edits (SERAC's look-up baseline LU), a lifelong run (GRACE), a search of target vectors, statistics, training of a learned editor
 (MEND), pre-training; all on tiny models made here. Every command is a process of its own, forked from this one, which has the
 libraries loaded and computes nothing. It gets a real signal: SIGKILL, or with --signal TERM (or INT) one that it can answer by
 a checkpoint, a message and status 143 (130); several take turns. Moments are seeded and spread evenly over the unbroken
@@ -36,6 +37,17 @@ KEY_VALUE = {"layers": [0, 1], "steps": 12, "context_lengths": [[4, 2]]}
 CONSECUTIVE = {
     **COMMON, "run": "kill-consecutive", "protocol": "consecutive", "editor": "comeba_hk", "settings": KEY_VALUE, "edits": 20,
     "batch_size": 2, "options": {**OPTIONS, "inspect": True},
+}  # fmt: skip
+SINGLE = {
+    **COMMON, "run": "kill-single", "protocol": "single_round", "editor": "rome", "settings": {**KEY_VALUE, "layers": [1]},
+    "snapshot_every": None, "edits": 20, "batch_size": 1, "options": OPTIONS,
+}  # fmt: skip
+SIMULTANEOUS = {
+    **COMMON, "run": "kill-simultaneous", "protocol": "simultaneous", "editor": "lu", "settings": {}, "edits": 20,
+    "batch_size": 1, "options": {**OPTIONS, "batch_sizes": [1, 4]},
+}  # fmt: skip
+TARGETS = {
+    "model": "tiny", "dataset": "toy", "edits": 20, "options": OPTIONS, "settings": {**KEY_VALUE, "layers": [1]},
 }  # fmt: skip
 LIFELONG = {
     **COMMON, "run": "kill-lifelong", "protocol": "lifelong", "editor": "grace", "settings": {"layer": 1, "steps": 60},
@@ -96,9 +108,16 @@ def main() -> int:
 
     from palimpsest.warm import LIBRARIES
 
-    for name in (*LIBRARIES, "palimpsest.learning.train", "palimpsest.models.pretrain", "palimpsest.runs"):
+    for name in (
+        *LIBRARIES,
+        "palimpsest.learning.train",
+        "palimpsest.models.pretrain",
+        "palimpsest.runs",
+        "palimpsest.searches",
+    ):
         import_module(name)  # loaded here once, so that a process starts at once
     torch.set_num_threads(1)
+    sys.modules["palimpsest.searches"].EDITS_AT_ONCE = 2  # type: ignore[attr-defined]  # as many parts as large searches have
     report = []
     with tempfile.TemporaryDirectory(prefix="palimpsest-kill-") as folder:
         world = Path(folder) / "world"
@@ -258,6 +277,12 @@ def statistics_arguments(world: Path) -> list[str]:
     return ["statistics", "--spec", json.dumps(STATISTICS), *files]
 
 
+def targets_arguments(world: Path) -> list[str]:
+    """Arguments of `palimpsest targets`."""
+    files = ["--model", str(world / "model"), "--dataset", str(world / "data")]
+    return ["targets", "--spec", json.dumps(TARGETS), "--seed", "0", *files]
+
+
 def training_arguments(world: Path) -> list[str]:
     """Arguments of `palimpsest train-editor`."""
     files = ["--model", str(world / "model"), "--dataset", str(world / "data")]
@@ -293,6 +318,12 @@ def sums(out: Path) -> dict[str, Any]:
     return found | files("covariance.json")(out)
 
 
+def targets(out: Path) -> dict[str, Any]:
+    """The vectors and, of their description, what holds no time."""
+    content = json.loads((out / "targets.json").read_text())
+    return files("targets.safetensors")(out) | {k: v for k, v in content.items() if k != "seconds"}
+
+
 def pretrained(out: Path) -> dict[str, Any]:
     """The model, and its loss curve without the column of seconds."""
     curve = [line.rpartition(",")[0] for line in (out / "training.csv").read_text().splitlines()]
@@ -302,7 +333,10 @@ def pretrained(out: Path) -> dict[str, Any]:
 CHECKPOINTS = ("checkpoints/step-*.json",)
 KINDS = {
     "consecutive": Kind(run_of(CONSECUTIVE), tables, CHECKPOINTS),
+    "single": Kind(run_of(SINGLE), tables, CHECKPOINTS),
+    "simultaneous": Kind(run_of(SIMULTANEOUS), tables, CHECKPOINTS),
     "lifelong": Kind(run_of(LIFELONG), tables, CHECKPOINTS),
+    "targets": Kind(targets_arguments, targets, CHECKPOINTS),
     "statistics": Kind(statistics_arguments, sums, ("covariance-partial.safetensors",)),
     "training": Kind(
         training_arguments,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -25,6 +26,7 @@ HALF = (
     ".tmp??????",
 )  # what a killed writer leaves: ours, and safetensors', which writes beside as well
 LOCK = ".lock"
+CHECKPOINTS = "checkpoints"  # the only folder that a holder writes into below its own
 WAIT = 2.0  # seconds for a process that was just killed to be gone
 
 
@@ -145,6 +147,50 @@ def read_records(path: Path | str, remedy: str = AGAIN) -> Iterator[tuple[str, d
         yield place, content
 
 
+def proves_damage(error: BaseException) -> bool:
+    """Whether an error while a checkpoint is read or taken over is the checkpoint's own: it is cut off, changed, missing, or of
+    another form. A machine that is short of memory, or a disk or device that fails, says nothing about it."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError):
+        return isinstance(cause, FileNotFoundError)
+    text = str(error).lower()
+    if type(error).__name__ == "SafetensorError":
+        return "os error" not in text and "i/o error" not in text
+    if isinstance(error, RuntimeError):  # torch has one of its own for memory and, since 2.8, for devices
+        return type(error) is RuntimeError and not any(word in text for word in ("memory", "cuda", "nccl"))
+    return not isinstance(error, MemoryError)
+
+
+def unreadable_now(path: Path, error: BaseException) -> PalimpsestError:
+    """What is raised instead of beginning anew."""
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return PalimpsestError(
+        f"the checkpoint {path} cannot be taken over now ({type(error).__name__}: {first}). It is kept: see to the memory or the "
+        "disk and start the same command again, or remove it to begin anew"
+    )
+
+
+class Pace:
+    """How often a long job writes down how far it is: saving takes at most this share of the time since the last save."""
+
+    SHARE = 0.05
+
+    def __init__(self) -> None:
+        self._saved_at, self._cost = -math.inf, 0.0
+
+    def due(self) -> bool:
+        """Whether enough time has passed for another save (the first one is always due)."""
+        return time.monotonic() - self._saved_at >= self._cost / self.SHARE
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """For the length of a save: how long it takes decides when the next is due."""
+        start = time.monotonic()
+        yield
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - start
+
+
 class BusyError(PalimpsestError):
     """Another process works on the same folder of results."""
 
@@ -152,6 +198,8 @@ class BusyError(PalimpsestError):
 @contextmanager
 def only_one(folder: Path | str | None) -> Iterator[None]:
     """Hold a folder of results for the length of a block; what killed writers left half-written there is removed.
+
+    Only there and among its checkpoints: folders below may be those of others, who write into them at the same time.
 
     The system lets go of the lock when the process ends, however it ends. None holds nothing.
 
@@ -172,8 +220,10 @@ def only_one(folder: Path | str | None) -> Iterator[None]:
             f"cannot write into {folder}: {error.strerror or error}. Check that it is a folder and writable, with space left"
         ) from error
     try:
-        for half in (path for pattern in HALF for path in folder.rglob(pattern)):
-            half.unlink(missing_ok=True)
+        for place in (folder, folder / CHECKPOINTS):
+            for half in (path for pattern in HALF for path in place.glob(pattern)):
+                if half.is_file() and not half.is_symlink():
+                    half.unlink(missing_ok=True)
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)

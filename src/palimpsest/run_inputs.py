@@ -41,7 +41,7 @@ class Options:
         gate: what a model that fails the gate means: "refuse", "warn" or "off".
         text_tokens: budget of the text-drift meter; 0 = not measured.
         batch_tokens: padded tokens of one evaluation pass.
-        dtype, device: of the model; device "auto" spreads it over the GPUs there are (models/placement.py).
+        dtype, device: of the model; device "auto": accelerate places it (models/placement.py).
         checkpoint_every_batch: save between all batches, even when saving is slow.
         task: of a lifelong run: "qa", "classification" or "generation"; None = what the data set says.
         edit_always: in a lifelong run, edit what the model gets right too (the released GRACE code does, spec Q3);

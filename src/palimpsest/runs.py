@@ -99,7 +99,6 @@ def _execute(
     started, clock = datetime.now(UTC), time.perf_counter()
     options = _check_spec(spec)
     set_threads()
-    (out / results.RUN_FILE).unlink(missing_ok=True)  # an old result must not outlive a new attempt
     verdict = check_gate(spec, options, gate)
     knows = known_edits(options, known)
     edits_file = Path(dataset_dir) / "edits.jsonl"
@@ -142,6 +141,8 @@ def _execute(
     if checks is not None:
         checks.built(editor)
     checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
+    # An old result must not outlive a new attempt; nor may a mistyped path or setting, refused above, cost one.
+    (out / results.RUN_FILE).unlink(missing_ok=True)
     try:
         progress = protocol(spec["protocol"])(stream, checkpoints)
         inspects = options.inspect and spec["protocol"] in ("single_round", "consecutive")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,17 +13,20 @@ import torch
 from tqdm import tqdm
 
 from palimpsest import interruption, provenance
-from palimpsest.editors.shared.contexts import sample_contexts
+from palimpsest.editors.shared.contexts import longest_context, sample_contexts
 from palimpsest.editors.shared.key_value import SEARCHES, KeyValueSettings
 from palimpsest.editors.shared.stored_targets import DESCRIPTION, StoredTargets, about_targets, keys_of
 from palimpsest.editors.shared.target_vectors import TargetVectors
+from palimpsest.editors.shared.usable import why_not
 from palimpsest.edits import Edit, read_edits
+from palimpsest.errors import EditError
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.plain import build
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints
 from palimpsest.protocols.sample import read_reserved
 from palimpsest.run_inputs import Options, choose_edits, known_edits, set_threads
 
+log = logging.getLogger(__name__)
 EDITS_AT_ONCE = 64  # between two checkpoints
 
 
@@ -49,7 +53,6 @@ def search_targets(
     set_threads()
     options = Options.from_dict(spec.get("options") or {})
     out, edits_file = Path(out), Path(dataset_dir) / "edits.jsonl"
-    (out / DESCRIPTION).unlink(missing_ok=True)
     settings = build(KeyValueSettings, spec["settings"], "a search of target vectors")
     known_names = known_edits(options, known)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
@@ -64,13 +67,31 @@ def search_targets(
         read_reserved(dataset_dir),  # the sample must be the runs' own
     ).edits
     groups = settings.context_texts or sample_contexts(model, settings.context_lengths, seed)
+    edits = _usable(edits, model, longest_context(model, groups))
     about = about_targets(model.fingerprint, settings.search(), groups)
     key = {"about": about, "edits": keys_of(edits), "code": provenance.source_digest("palimpsest.searches")}
     checkpoints = Checkpoints(out / "checkpoints", key, every_batch=options.checkpoint_every_batch)
+    (out / DESCRIPTION).unlink(
+        missing_ok=True
+    )  # only now: bad input, refused above, costs no finished search
     vectors = _search_all(model, edits, groups, settings, checkpoints)
     StoredTargets(vectors, keys_of(edits), about).save(out, seconds=time.perf_counter() - clock)
     checkpoints.clear()
     return out / DESCRIPTION
+
+
+def _usable(edits: Sequence[Edit], model: LanguageModel, margin: int) -> list[Edit]:
+    """Those that a run will try: the others are its failed edits, and never asked for here."""
+    reasons = [why_not(edit, model, "a search of target vectors", True, margin) for edit in edits]
+    usable = [edit for edit, reason in zip(edits, reasons, strict=True) if reason is None]
+    if len(usable) < len(edits):
+        first = next(reason for reason in reasons if reason is not None)
+        log.warning(
+            "%d of %d edits are not searched, the first: %s", len(edits) - len(usable), len(edits), first
+        )
+        if not usable:
+            raise EditError(f"not one of {len(edits)} edits can be made, the first: {first}")
+    return usable
 
 
 def _search_all(

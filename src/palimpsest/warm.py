@@ -92,8 +92,12 @@ def hand_over(arguments: list[str]) -> int | None:
             line.connect(address)
         except OSError:
             return None
+        # Under nohup, or in the background of a shell: what this process does not hear, its job must not hear either.
+        ignored = [number for number in FORWARDED if signal.getsignal(number) is signal.SIG_IGN]
+        heard = [number for number in FORWARDED if number not in ignored]
         told = {
             "arguments": arguments,
+            "ignored": [int(number) for number in ignored],
             "folder": os.getcwd(),
             "environment": dict(os.environ),
             **_interpreter(),
@@ -108,7 +112,7 @@ def hand_over(arguments: list[str]) -> int | None:
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(job[0], received)
 
-        for number in FORWARDED:
+        for number in heard:
             signal.signal(number, forward)
         socket.send_fds(line, [b"job"], [0, 1, 2])
         with line.makefile("rwb") as stream:
@@ -116,7 +120,7 @@ def hand_over(arguments: list[str]) -> int | None:
             stream.flush()
             answer = json.loads(stream.readline() or b"{}")
             if "process" not in answer:
-                for number in FORWARDED:
+                for number in heard:
                     signal.signal(
                         number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
                     )
@@ -233,8 +237,9 @@ class _Server:
             os.setpgid(0, 0)
             signal.set_wakeup_fd(-1)
             for number in (*FORWARDED, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(number, signal.SIG_IGN if number in told["ignored"] else signal.SIG_DFL)
+            if signal.SIGINT not in told["ignored"]:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             self.selector.close()
             for held in (self.listener, client, *self.pair, *self.clients.values()):
                 held.close()

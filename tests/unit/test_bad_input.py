@@ -8,10 +8,11 @@ import os
 
 import pytest
 import torch
-from tiny import network, random_statistics, some_edits, tiny_model, tokenizer
+from tiny import breaking_off, network, random_statistics, some_edits, tiny_model, tokenizer
 
 from palimpsest import Edit, load_model, make_editor
-from palimpsest.editors.base import load_state, save_state
+from palimpsest.editors import base
+from palimpsest.editors.base import EditorState, load_state, save_state
 from palimpsest.edits import read_edits, write_edits
 from palimpsest.errors import DataError, ModelError, PalimpsestError, SettingsError, StatisticsError
 from palimpsest.files import WriteError, read_json, write_text
@@ -316,3 +317,38 @@ def test_state_of_another_editor_or_model(gpt2, tmp_path):
     (tmp_path / "state.safetensors").write_bytes(b"short")
     with pytest.raises(PalimpsestError, match="missing or damaged"):
         load_state(memit, tmp_path)
+    with pytest.raises(
+        PalimpsestError, match=r"memit.load_state\(\) takes what state\(\) gave, not 'folder'"
+    ):
+        memit.load_state("folder")
+    with pytest.raises(PalimpsestError, match="to and loaded from a folder"):
+        load_state(memit, memit.state())
+
+
+def test_the_two_files_of_a_state_belong_together(gpt2, tmp_path, monkeypatch):
+    """Killed between the two while an older state was replaced: no new tensors under the old description."""
+    editor = make_editor("ft", gpt2, {"layer": 1, "steps": 1})
+    save_state(editor, tmp_path / "first")
+    editor.edit(some_edits(1))
+    save_state(editor, tmp_path / "second")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("palimpsest.editors.base.write_json", breaking_off(base.write_json, 1))
+        save_state(editor, tmp_path / "first")
+    with pytest.raises(PalimpsestError, match=r"state\.json does not exist"):
+        load_state(editor, tmp_path / "first")
+    editor.remove()
+    save_state(editor, tmp_path / "first")
+    (tmp_path / "first" / "state.safetensors").replace(tmp_path / "second" / "state.safetensors")
+    with pytest.raises(PalimpsestError, match=r"not the one that state\.json was written with"):
+        load_state(editor, tmp_path / "second")
+    content = json.loads((tmp_path / "second" / "state.json").read_text())
+    (tmp_path / "second" / "state.json").write_text(json.dumps({**content, "format": 1}))
+    with pytest.raises(PalimpsestError, match=r"field 'format': 1, but this version reads 2"):
+        load_state(editor, tmp_path / "second")
+
+
+def test_tensors_of_a_state_may_share_memory(gpt2, tmp_path, monkeypatch):
+    editor, one = make_editor("ft", gpt2, {"layer": 1}), torch.ones(4)
+    monkeypatch.setattr(editor, "state", lambda: EditorState({"a": one, "b": one[:2]}, {}))
+    save_state(editor, tmp_path)
+    assert (tmp_path / "state.json").is_file()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,12 +20,14 @@ from torch import nn
 
 from palimpsest import files, results
 from palimpsest.cli import main
+from palimpsest.errors import PalimpsestError
 from palimpsest.files import BusyError, WriteError, only_one, read_json, write_json
+from palimpsest.learning import loop
 from palimpsest.models import training
 from palimpsest.protocols import checkpoints as module
 from palimpsest.protocols.checkpoints import Checkpoints
 from palimpsest.runs import execute
-from palimpsest.statistics import accumulation
+from palimpsest.statistics import accumulation, covariance
 from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +143,7 @@ def test_two_commands_on_one_folder(world, tmp_path, capsys, monkeypatch):
 def test_who_is_killed_lets_go_and_what_it_left_half_written_is_removed(tmp_path):
     script = (
         "import sys, time\nfrom palimpsest.files import atomic_path, only_one\n"
-        "with only_one(sys.argv[1]), atomic_path(sys.argv[1] + '/sub/table.parquet') as half:\n"
+        "with only_one(sys.argv[1]), atomic_path(sys.argv[1] + '/checkpoints/table.parquet') as half:\n"
         "    half.write_text('half')\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -161,6 +164,16 @@ def test_who_is_killed_lets_go_and_what_it_left_half_written_is_removed(tmp_path
     holder.wait()
     holder.stdout.close()
     assert not names(tmp_path)
+
+
+def test_a_folder_within_another_keeps_what_its_own_job_is_writing(tmp_path):
+    """results/statistics/M holds the covariance and, below it, the Fisher statistics, which two jobs make side by side."""
+    (tmp_path / ".tmpAbC123").mkdir()
+    with only_one(tmp_path / "fisher"), files.atomic_path(tmp_path / "fisher" / "sums.safetensors") as half:
+        half.write_text("half")
+        with only_one(tmp_path):
+            assert half.is_file()
+    assert names(tmp_path) == {"sums.safetensors"} and (tmp_path / ".tmpAbC123").is_dir()
 
 
 # checkpoints that do not serve ---------------------------------------------------------------------------------------------
@@ -278,6 +291,71 @@ def test_sums_that_do_not_serve_are_taken_again(tmp_path, monkeypatch, caplog, g
     for layer in (0, 1):
         torch.testing.assert_close(found.matrix(layer), wanted.matrix(layer), rtol=0, atol=0)
     assert ("start" in caplog.text and "again" in caplog.text) == (what != "whole")
+
+
+def test_a_disk_that_fails_while_reading_ends_the_command_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    some_training(path)
+    before = path.read_bytes()
+
+    def hanging(*_, **__):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(training, "safe_open", hanging)
+    monkeypatch.setattr(accumulation, "safe_open", hanging)
+    monkeypatch.setattr(loop, "safe_open", hanging)
+    for read in (
+        lambda: some_training(path),
+        lambda: loop._resume(None, None, [], tmp_path, ""),
+        lambda: accumulation.Sums._resume(None, path),
+    ):
+        monkeypatch.setattr(loop, "CHECKPOINT", path.name)
+        with pytest.raises(PalimpsestError, match=r"Stale file handle.*It is kept"):
+            read()
+    assert path.read_bytes() == before
+
+
+def test_half_a_work_by_other_code_is_not_gone_on_from(tmp_path, monkeypatch, gpt2):
+    chosen = CollectionSettings(layers=(0, 1), tokens=400, batch_tokens=64, checkpoint_batches=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(accumulation.Sums, "add", breaking_off(accumulation.Sums.add, 8))
+        collect_covariance(gpt2, TEXTS, chosen, out=tmp_path)
+    before = training.digest_of({}, [], "palimpsest.models.pretrain")
+    assert before != training.digest_of({}, [], "palimpsest.models.pretrain_pairs")
+    counting = breaking_off(accumulation.Sums.add, -1)
+    monkeypatch.setattr(accumulation.Sums, "add", counting)
+    for where in (covariance, training):  # the program was brought up to date
+        monkeypatch.setattr(where, "source_digest", lambda *_: "another")
+    collect_covariance(gpt2, TEXTS, chosen, out=tmp_path)
+    assert counting.calls[0][0].batches * 2 == len(
+        counting.calls
+    )  # every batch of both layers, the first ones too
+    assert before != training.digest_of({}, [], "palimpsest.models.pretrain")
+
+
+def test_sums_are_written_at_most_a_twentieth_of_the_time(monkeypatch, gpt2, tmp_path):
+    """Those of a large model take gigabytes; a number of batches, where it is given, is kept to."""
+    written, now = [], [0.0]
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    plain = accumulation.Sums.add
+
+    def slow(self, layer, keys):  # a batch takes a second, a save two
+        now[0] += 1.0
+        plain(self, layer, keys)
+
+    def save(self):
+        written.append(self.batches)
+        now[0] += 2.0
+
+    monkeypatch.setattr(accumulation.Sums, "add", slow)
+    monkeypatch.setattr(accumulation.Sums, "save", save)
+    chosen = CollectionSettings(layers=(1,), tokens=960, batch_tokens=16, context=16)
+    collect_covariance(gpt2, TEXTS * 9, chosen, out=tmp_path, progress=False)
+    assert written == [1, 41]
+    written.clear()
+    every = replace(chosen, checkpoint_batches=20)
+    collect_covariance(gpt2, TEXTS * 9, every, out=tmp_path / "every", progress=False)
+    assert written == [20, 40, 60]
 
 
 def test_nothing_to_go_on_from_is_no_error(tmp_path):

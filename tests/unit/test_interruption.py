@@ -10,12 +10,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from palimpsest import interruption
 from palimpsest.cli import main
-from palimpsest.interruption import Interrupted, deferred, leave, listening, requested
+from palimpsest.errors import SettingsError
+from palimpsest.interruption import Interrupted, deferred, leave, listening, requested, saving
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -68,6 +71,55 @@ def test_a_step_that_takes_too_long_is_not_waited_for(monkeypatch):
         time.sleep(5)
 
 
+def test_a_slow_save_is_not_cut_off(monkeypatch):
+    """The clock is for steps that do not end. A loop that came to its saving point has all the time it is given."""
+    monkeypatch.setenv("PALIMPSEST_PATIENCE", "0.1")
+    with pytest.raises(Interrupted, match="all sums are kept"), listening(), deferred():
+        ask()
+        assert requested()
+        time.sleep(0.4)  # the save
+        leave("all sums are kept")
+    done = []
+    with pytest.raises(Interrupted, match=r"no step ended within 0\.1 s"), listening(), deferred():
+        with saving():  # one that was due anyway, when the signal comes; then a step that does not end
+            ask()
+            time.sleep(0.4)
+            done.append("saved")
+        time.sleep(5)
+    assert done == ["saved"]
+    for words in ("soon", "0", "inf"):
+        monkeypatch.setenv("PALIMPSEST_PATIENCE", words)
+        with (
+            pytest.raises(SettingsError, match="PALIMPSEST_PATIENCE.*number of seconds above 0"),
+            listening(),
+        ):
+            pass
+
+
+def test_every_save_of_a_loop_is_out_of_the_clocks_reach(tmp_path, monkeypatch):
+    """Runs, searches, sums and pre-training: what they write with, they write while no clock runs."""
+    from torch import nn
+
+    from palimpsest.learning import loop
+    from palimpsest.models import training
+    from palimpsest.protocols import checkpoints
+    from palimpsest.statistics import accumulation
+
+    states = []
+    for module in (checkpoints, accumulation, training, loop):
+        monkeypatch.setattr(module, "write_atomic", lambda *_: states.append(interruption._state.saving))
+    monkeypatch.setattr(checkpoints, "file_fingerprint", lambda _: "")
+    checkpoints.Checkpoints(tmp_path, {}).save(checkpoints.Checkpoint(1, {}, {}))
+    sums = accumulation.Sums.__new__(accumulation.Sums)
+    sums.path, sums.header, sums.tokens, sums.batches, sums.sums = tmp_path / "sums", {}, 0, 0, {}
+    sums.save()
+    network = nn.Linear(1, 1)
+    training._save_checkpoint(network, torch.optim.AdamW(network.parameters()), tmp_path / "c", "", 1, [])
+    learner = SimpleNamespace(tensors=dict)
+    loop._save(learner, torch.optim.Adam(network.parameters()), [], loop.Progress(), tmp_path / "c", "")
+    assert states == [True] * 4 and not interruption._state.saving
+
+
 def test_what_is_ignored_stays_ignored_and_threads_are_left_alone():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job in the background of a shell
     try:
@@ -98,7 +150,7 @@ def test_the_command_line_says_so_and_has_the_status(monkeypatch, capsys):
 def test_stopped_at_random_moments_everything_goes_on_to_the_same_results(tmp_path):
     """The documented command, at a small count; every kind of long work (`python benchmarks/kill.py --help`)."""
     out = tmp_path / "kill.json"
-    arguments = ["--moments", "3", "--signal", "KILL", "TERM", "--out", str(out)]
+    arguments = ["--moments", "2", "--signal", "KILL", "TERM", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PALIMPSEST_WARM": "off"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "kill.py"), *arguments],
@@ -106,5 +158,5 @@ def test_stopped_at_random_moments_everything_goes_on_to_the_same_results(tmp_pa
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
-    assert len(report) == 5 and not any(entry["different"] for entry in report)
+    assert len(report) == 8 and not any(entry["different"] for entry in report)
     assert sum(entry["stopped"] for entry in report) >= 8 and sum(entry["went_on"] for entry in report) >= 5

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import some_examples, tiny_model
 
@@ -187,6 +188,12 @@ def test_a_diverging_training_says_so_and_keeps_its_curve(tmp_path):
     with pytest.raises(DivergedTraining, match="of .* steps had gradients that are not finite. Lower the"):
         run(toy, tmp_path)
     assert toy.steps < 30 and rows(tmp_path) and (tmp_path / "checkpoint.safetensors").exists()
+    # Where it is the output of a failed job, Snakemake removes training.csv.
+    assert (tmp_path / "diverged.csv").read_bytes() == (tmp_path / "training.csv").read_bytes()
+    with safe_open(str(tmp_path / "diverged.safetensors"), framework="pt") as file:
+        assert list(file.keys()) and file.metadata()["step"] in {row["step"] for row in rows(tmp_path)}
+    run(Toy(replace(SETTINGS, accumulate=1, steps=100)), tmp_path)
+    assert not list(tmp_path.glob("diverged.*"))
     with pytest.raises(DivergedTraining, match="validation loss at step 8 is nan.*Lower"):
         run(Toy(curve=[float("nan")]))
 

@@ -16,7 +16,8 @@ from palimpsest.editors.shared.keys import KeyWalk
 from palimpsest.editors.shared.target_sequences import build_sequences
 from palimpsest.editors.shared.target_vectors import Search, pass_bytes, search_target_vectors
 from palimpsest.errors import ModelError
-from palimpsest.models import memory
+from palimpsest.learning.train import train_editor
+from palimpsest.models import memory, placement
 from palimpsest.models.loading import load_model
 from palimpsest.models.placement import refuse_elsewhere
 from palimpsest.models.tokens import encode_prompts
@@ -36,6 +37,14 @@ def tree(folder, files):
 MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n"}
 V2 = "sys/fs/cgroup/"
 V1 = "sys/fs/cgroup/memory/"
+
+
+def group(folder, limit, used):
+    """A control group of version 2."""
+    return {
+        f"{folder}memory.{name}": text
+        for name, text in (("max", f"{limit}\n"), ("current", f"{used}\n"), ("stat", "anon 1\n"))
+    }
 
 
 @pytest.mark.parametrize(
@@ -62,6 +71,25 @@ V1 = "sys/fs/cgroup/memory/"
             },
             0,
         ),
+        (  # a scheduler's job: the limit of its step, of the job above it, and none at the top
+            MEMINFO
+            | {"proc/self/cgroup": "0::/slurm/job_7/step_0\n"}
+            | group(V2 + "slurm/job_7/step_0/", 3000, 1000)
+            | group(V2 + "slurm/job_7/", 2500, 1000),
+            1500,
+        ),
+        (
+            MEMINFO
+            | {"proc/self/cgroup": "9:cpu:/a\n4:cpuset,memory:/slurm/job_7\n0::/\n"}
+            | {
+                V1 + "slurm/job_7/memory.limit_in_bytes": "5000",
+                V1 + "slurm/job_7/memory.usage_in_bytes": "4000",
+                V1 + "slurm/job_7/memory.stat": "total_inactive_file 10\n",
+            },
+            1010,
+        ),
+        # a path that this process is not shown, and a file of another form
+        (MEMINFO | {"proc/self/cgroup": "0::/../../other\nodd\n"} | group(V2, 700, 200), 500),
     ],
 )
 def test_free_memory_is_what_the_kernel_and_the_container_leave(tmp_path, files, free):
@@ -222,6 +250,19 @@ def test_auto_places_the_model_and_changes_no_answer(tmp_path):
     found = [search_target_vectors(model, some_edits(2), CONTEXTS, SEARCH) for model in (named, placed)]
     if placed.device.type == "cpu":
         assert torch.equal(found[0].z, found[1].z)
+
+
+def test_no_editor_works_on_a_model_that_is_spread(monkeypatch):
+    """Nobody has ever executed one there; a sentence is better than a failing index hours later."""
+    model = tiny_model("gpt2")
+    make_editor("grace", model, {"layer": 1})
+    monkeypatch.setattr(placement, "devices_of", lambda model: ["cuda:0", "cuda:1"])
+    for make in (
+        lambda: make_editor("grace", model, {"layer": 1}),
+        lambda: train_editor("mend", model, []),
+    ):
+        with pytest.raises(ModelError, match=r"never tried .*cuda:0, cuda:1.*`device: cuda:0`"):
+            make()
 
 
 def test_weights_that_are_not_at_hand_are_refused():

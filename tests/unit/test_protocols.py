@@ -14,7 +14,7 @@ from tiny import some_edits, tiny_model
 
 from palimpsest.editors.base import Editor, EditorState, FailedEdit
 from palimpsest.edits import Edit, Probe
-from palimpsest.errors import DataError, EditError, SettingsError
+from palimpsest.errors import DataError, EditError, PalimpsestError, SettingsError
 from palimpsest.metrics.answers import Batching
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.metrics.perplexity import TextLoss
@@ -196,7 +196,9 @@ def test_a_broken_run_ends_with_the_same_rows(tmp_path, name, dies_at):
     with pytest.raises(KeyboardInterrupt):
         protocol(name)(stream(batch_size=1, snapshot_every=2, dies_at=dies_at), checkpoints)
     kept = sorted(path.name for path in tmp_path.glob("*.json"))
-    assert kept == [f"step-{step:06d}.json" for step in range(max(1, dies_at - 2), dies_at)]
+    assert [name[:11] for name in kept] == [
+        f"step-{step:06d}" for step in range(max(1, dies_at - 2), dies_at)
+    ]
     resumed = stream(batch_size=1, snapshot_every=2)
     seed_everything(99)  # a new process has another random state
     progress = protocol(name)(resumed, Checkpoints(tmp_path, {"run": 1}))
@@ -209,32 +211,67 @@ def test_a_broken_run_ends_with_the_same_rows(tmp_path, name, dies_at):
     assert (progress.applied, progress.failed, progress.alpha) == (whole.applied, whole.failed, whole.alpha)
 
 
-def test_damaged_and_foreign_checkpoints_are_not_used(tmp_path, caplog):
+def steps(folder, kind="*"):
+    return sorted(path.name[:11] + path.suffix for path in folder.glob(f"step-*.{kind}"))
+
+
+def test_damaged_checkpoints_are_removed_and_those_of_other_runs_stay(tmp_path, caplog):
     checkpoints = Checkpoints(tmp_path, {"seed": 0}, every_batch=True)
     for step in (1, 2, 3):
         checkpoints.save(Checkpoint(step, {"a": torch.tensor([step])}, {"step": step}))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert steps(tmp_path) == [
         f"step-00000{step}.{kind}" for step in (2, 3) for kind in ("json", "safetensors")
     ]
-    newest = tmp_path / "step-000003.safetensors"
+    newest = next(tmp_path.glob("step-000003-*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-1])
     assert checkpoints.latest().plain == {"step": 2}
     assert "step 3 is not used" in caplog.text
     assert not newest.exists()
     checkpoints.save(Checkpoint(3, {}, {}))
-    (tmp_path / "step-000003.json").write_text("{")
+    newest.with_suffix(".json").write_text("{")
     assert checkpoints.latest().step == 2
-    assert Checkpoints(tmp_path, {"seed": 1}).latest() is None
-    assert checkpoints.latest() is None  # those of another run were removed
+    mistyped = Checkpoints(tmp_path, {"seed": 1}, every_batch=True)
+    assert mistyped.latest() is None and "other settings, data, model or code" in caplog.text
+    for step in (2, 7):  # the same step as one that is kept: neither is taken for the other
+        mistyped.save(Checkpoint(step, {}, {"seed": 1}))
+    assert mistyped.latest().step == 7 and checkpoints.latest().plain == {"step": 2}
+    for seed in range(2, 6):  # another and another: what is kept of others has a bound
+        Checkpoints(tmp_path, {"seed": seed}).save(Checkpoint(1, {}, {}))
+    assert len(steps(tmp_path)) == 2 * (2 + 1)
     checkpoints.clear()
     assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(116, "Stale file handle"), torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
+)
+def test_a_machine_that_fails_takes_no_checkpoint_with_it(tmp_path, monkeypatch, error):
+    """A restart on a crowded device or a disk that hangs loses nothing: it says so, and the next one goes on."""
+    with pytest.raises(KeyboardInterrupt):
+        protocol("consecutive")(stream(dies_at=3, batch_size=1), Checkpoints(tmp_path, {"run": 1}, True))
+    before = steps(tmp_path)
+
+    def failing(*_, **__):
+        raise error
+
+    where = "palimpsest.provenance.Path.open" if isinstance(error, OSError) else None
+    with monkeypatch.context() as patch, pytest.raises(PalimpsestError, match="It is kept.*begin anew"):
+        if where is not None:
+            patch.setattr(where, failing)
+        else:
+            patch.setattr(Noise, "load_state", failing)
+        protocol("consecutive")(stream(batch_size=1), Checkpoints(tmp_path, {"run": 1}))
+    assert steps(tmp_path) == before and len(before) == 4
+    again = stream(batch_size=1)
+    protocol("consecutive")(again, Checkpoints(tmp_path, {"run": 1}))
+    assert again.editor.calls == 4
 
 
 def test_slow_saving_makes_checkpoints_rarer(tmp_path):
     checkpoints = Checkpoints(tmp_path, {})
     assert checkpoints.due()
     checkpoints.save(Checkpoint(1, {}, {}))
-    checkpoints._cost = 1000.0
+    checkpoints._pace._cost = 1000.0
     assert not checkpoints.due()
 
 

@@ -146,7 +146,17 @@ def test_only_known_facts(world, tmp_path):
         run(world, tmp_path, spec("ft", options=known, edits=5), known=world / "known.json")
     with pytest.raises(SettingsError, match="--known FILE"):
         run(world, tmp_path, spec("ft", options=known))
-    assert not (tmp_path / "run.json").exists()  # a refused attempt leaves no old verdict standing
+    with pytest.raises(PalimpsestError, match="nowhere"):
+        execute(
+            spec("ft", options=known),
+            0,
+            world / "nowhere",
+            world / "data",
+            tmp_path,
+            known=world / "known.json",
+        )
+    # An attempt that is refused before it begins (a mistyped path) costs no finished run.
+    assert results.read_run(tmp_path)["edits_requested"] == 4
 
 
 def test_bad_input_stops_before_anything_is_written(world, tmp_path):

@@ -13,6 +13,7 @@ from palimpsest import experiment_shared, experiments, results, runs, searches
 from palimpsest.config import repository_root
 from palimpsest.editors import editor_class, editor_names
 from palimpsest.editors.shared.stored_targets import StoredTargets
+from palimpsest.edits import Edit, write_edits
 from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.files import read_json, write_json
 
@@ -69,6 +70,28 @@ def test_facts_that_are_set_aside_come_last_in_a_search_too(world, tmp_path):  #
     assert read_json(out)["targets"].startswith("searched once")
 
 
+def test_an_edit_that_cannot_be_made_ends_no_search(world, tmp_path):  # noqa: F811
+    """It is a failed edit of the runs, with vectors searched beforehand or not."""
+    data = tmp_path / "data"
+    edits = searches.read_edits(world / "data" / "edits.jsonl")
+    nameless = Edit("The city is", edits[0].target, identifier="no-subject")
+    write_edits(data / "edits.jsonl", [nameless, *edits[:3]])
+    the_spec = single_round("memit", batch_size=2, options={"sample": "file_order"})
+    made = searches.search_targets(search_of(the_spec), 0, world / "model", data, tmp_path / "targets").parent
+    found = []
+    for name, more in (("own", {}), ("shared", {"targets": made})):
+        out = tmp_path / name
+        where = (world / "model", data, out)
+        runs.execute(the_spec, 0, *where, statistics=world / "statistics", **more)
+        found.append(read_json(out / "run.json")["edits_failed"])
+    assert found[0] == found[1] and {one["edit"] for one in found[0]} == {"no-subject"}
+    write_edits(data / "edits.jsonl", [nameless])
+    with pytest.raises(PalimpsestError, match="not one of 1 edits can be made"):
+        searches.search_targets(
+            {**search_of(the_spec), "edits": 1}, 0, world / "model", data, tmp_path / "none"
+        )
+
+
 def test_one_search_serves_methods_lambdas_and_batch_sizes():
     """What differs only in those has the same search; steps or the sample do not."""
     spec_of = search_of(single_round("comeba_hk"))
@@ -98,6 +121,8 @@ def test_a_killed_search_goes_on(world, tmp_path, monkeypatch):  # noqa: F811
     assert len(dying.calls) == 3 + 2  # two of four were not searched again
     files = [(folder / "targets.safetensors").read_bytes() for folder in (tmp_path / "whole", broken)]
     assert files[0] == files[1] and not (broken / "checkpoints").exists()
+    with pytest.raises(PalimpsestError, match="nowhere"):  # a mistyped path costs no finished search
+        searches.search_targets(the_spec, 0, world / "nowhere", world / "data", broken)
     assert StoredTargets.load(broken).vectors.losses == StoredTargets.load(tmp_path / "whole").vectors.losses
 
 

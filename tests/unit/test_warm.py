@@ -48,8 +48,11 @@ def job(arguments):
 warm.serve(socket.socket(fileno=int(sys.argv[1])), job, ())
 """
 CLIENT = """
-import sys
+import os, signal, sys
 from palimpsest.warm import hand_over
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here: these tests run in the background too
+if os.environ.get("NOHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 found = hand_over(sys.argv[1:])
 sys.exit(99 if found is None else found)
 """
@@ -147,6 +150,22 @@ def test_a_signal_reaches_the_job(server):
     client.send_signal(signal.SIGTERM)
     assert client.wait(60) == 128 + signal.SIGTERM
     assert not alive(process)
+
+
+def test_under_nohup_a_job_outlives_the_terminal(server, monkeypatch):
+    """At a logout the system sends SIGHUP to the client, which must not pass it on; nor does the job itself hear it."""
+    monkeypatch.setenv("NOHUP", "yes")
+    client, process = waiting(server, "job")
+    client.send_signal(signal.SIGHUP)
+    os.kill(process, signal.SIGHUP)
+    time.sleep(0.3)
+    assert client.poll() is None and alive(process)
+    client.send_signal(signal.SIGTERM)
+    assert client.wait(60) == 128 + signal.SIGTERM
+    monkeypatch.delenv("NOHUP")
+    client, process = waiting(server, "other")
+    client.send_signal(signal.SIGHUP)
+    assert client.wait(60) == 128 + signal.SIGHUP and not alive(process)
 
 
 def test_a_killed_client_takes_its_job_with_it(server):

@@ -1,6 +1,7 @@
 # Editors that learn before they edit. One training for each model, data set and variant (or the one it is `trained_as`):
 # seed `training_seed` of the scale, whatever the seed of the runs that edit with it.
-#   results/editors/{trained}/seed={seed}/    weights.safetensors, trained.json, training.csv (the losses)
+#   results/editors/{trained}/seed={seed}/    weights.safetensors, trained.json, training.csv (the losses);
+#   when it diverged: diverged.csv and diverged.safetensors, no outputs, so that they outlive the failed job
 
 
 rule train_editor:

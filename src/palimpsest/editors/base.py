@@ -7,8 +7,8 @@ To write one: a frozen dataclass `Settings` whose fields are the hyper-parameter
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +20,17 @@ import torch
 from torch import Tensor
 
 from palimpsest import plain
+from palimpsest.editors.shared.usable import why_not
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, EditError, PalimpsestError, SettingsError
-from palimpsest.files import read_object, write_atomic, write_json
+from palimpsest.files import proves_damage, read_object, write_atomic, write_json
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import say
 from palimpsest.models.upper import Upper
+from palimpsest.provenance import file_fingerprint
 
 log = logging.getLogger(__name__)
+FORMAT = 2  # of saved states; those of 1 had nothing that tied their two files together
 # What one edit may raise without ending the run: a reason of its own, a text it cannot read, arithmetic that failed.
 ONE_EDITS_FAULT = (EditError, DataError, torch.linalg.LinAlgError, ArithmeticError)
 
@@ -68,6 +71,19 @@ class EditorState:
     plain: dict[str, Any] = field(default_factory=dict)
 
 
+def _of_states(load: Callable[[Any, EditorState], None]) -> Callable[[Any, EditorState], None]:
+    @functools.wraps(load)
+    def checked(editor: Any, state: EditorState) -> None:
+        if not isinstance(state, EditorState):
+            raise PalimpsestError(
+                f"{editor.name}.load_state() takes what state() gave, not {state!r:.60}. What save_state(editor, folder) wrote "
+                "is read by load_state(editor, folder)"
+            )
+        load(editor, state)
+
+    return checked
+
+
 class Editor(ABC):
     """Base of all editors."""
 
@@ -89,6 +105,12 @@ class Editor(ABC):
         self.statistics = statistics
         self.seed = seed
 
+    def __init_subclass__(cls, **named: Any) -> None:
+        """Give every editor's own `load_state` the same refusal of what is no state."""
+        super().__init_subclass__(**named)
+        if "load_state" in vars(cls):
+            setattr(cls, "load_state", _of_states(vars(cls)["load_state"]))  # noqa: B010  mypy takes no other way
+
     @classmethod
     def build(cls, model: LanguageModel, settings: Any, statistics: Any, seed: int) -> Editor:
         """Check settings and statistics before anything heavy starts, then construct."""
@@ -96,6 +118,7 @@ class Editor(ABC):
             raise SettingsError(f"an editor is built on what load_model(...) returns, not on {model!r:.80}")
         if type(seed) is not int:
             raise SettingsError(f"seed = {seed!r:.40}; expected a whole number")
+        model.need_one_device(cls.name)
         if cls.needs_decoder:
             model.need_decoder(cls.name)
         model.fingerprint  # noqa: B018  taken now, while the weights are still the pre-trained ones
@@ -260,41 +283,11 @@ class Editor(ABC):
         return 0
 
     def _check(self, batch: Sequence[Edit]) -> tuple[list[Edit], list[FailedEdit]]:
-        usable, failed = [], []
-        for edit in batch:
-            if self.needs_subject and not edit.subject:
-                reason = f"{self.name} needs to know the subject of the prompt; give Edit(subject=...)"
-                failed.append(FailedEdit(edit_name(edit), reason))
-                continue
-            if (
-                self.needs_subject
-                and len(re.findall(rf"\b{re.escape(edit.subject or '')}\b", edit.prompt)) > 1
-            ):
-                log.warning(
-                    "%s: the subject %r occurs more than once; the last one is edited",
-                    edit_name(edit),
-                    edit.subject,
-                )
-            if self.model.kind == "encoder" and edit.target not in self.model.labels:
-                reason = f"the class {edit.target!r} is not one of {', '.join(self.model.labels)}"
-                failed.append(FailedEdit(edit_name(edit), reason))
-                continue
-            together = self.model.kind == "decoder"
-            text = f"{edit.prompt} {edit.target}" if together else edit.prompt
-            length = len(self.model.tokenizer(text)["input_ids"]) + self.margin()
-            if length > self.model.context:
-                what = "prompt and target need" if together else "the prompt needs"
-                reason = f"{what} {length} tokens, {self.model.name} reads at most {self.model.context}"
-                failed.append(FailedEdit(edit_name(edit), reason))
-                continue
-            if self.model.kind == "encoder_decoder":
-                length = len(self.model.tokenizer(edit.target)["input_ids"])
-                if length > self.model.context:
-                    reason = f"the target needs {length} tokens, {self.model.name} says at most {self.model.context}"
-                    failed.append(FailedEdit(edit_name(edit), reason))
-                    continue
-            usable.append(edit)
-        return usable, failed
+        margin = self.margin()
+        reasons = [why_not(edit, self.model, self.name, self.needs_subject, margin) for edit in batch]
+        usable = [edit for edit, reason in zip(batch, reasons, strict=True) if reason is None]
+        paired = zip(batch, reasons, strict=True)
+        return usable, [FailedEdit(edit_name(edit), reason) for edit, reason in paired if reason is not None]
 
 
 def edit_name(edit: Edit) -> str:
@@ -341,38 +334,50 @@ def _read_statistics(editor: type[Editor], model: LanguageModel, statistics: Any
 
 
 def save_state(editor: Editor, folder: Path | str) -> None:
-    """Write an editor's state (state.safetensors and state.json), whole or not at all."""
+    """Write an editor's state: state.safetensors, and last state.json, which names its digest. Without that there is no state."""
     from safetensors.torch import save_file
 
-    folder, state = Path(folder), editor.state()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-    write_atomic(folder / "state.safetensors", lambda path: save_file(tensors, path))
-    write_json(
-        folder / "state.json",
-        {"editor": editor.name, "model": editor.model.fingerprint, "format": 1, "plain": state.plain},
-    )
+    state, (tensors_path, plain_path) = editor.state(), _state_files(folder)
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.tensors.items()}
+    plain_path.unlink(missing_ok=True)  # an old description must not vouch for new tensors
+    write_atomic(tensors_path, lambda path: save_file(tensors, path))
+    own = {"editor": editor.name, "model": editor.model.fingerprint, "format": FORMAT}
+    write_json(plain_path, {**own, "tensors": file_fingerprint(tensors_path), "plain": state.plain})
 
 
 def load_state(editor: Editor, folder: Path | str) -> None:
-    """Read what `save_state` wrote; refuses the state of another editor or model."""
+    """Read what `save_state` wrote; refuses the state of another editor or model, and files that do not belong together."""
     from safetensors.torch import load_file
 
-    content = read_object(Path(folder) / "state.json", "plain")
-    for what, own in (("editor", editor.name), ("model", editor.model.fingerprint), ("format", 1)):
+    tensors_path, plain_path = _state_files(folder)
+    content = read_object(plain_path, "plain")
+    if content.get("format") != FORMAT:
+        raise PalimpsestError(
+            f"file {plain_path}, field 'format': {content.get('format')!r}, but this version reads {FORMAT}. Edit again and save "
+            "the state with this version"
+        )
+    for what, own in (("editor", editor.name), ("model", editor.model.fingerprint)):
         if content.get(what) != own:
             raise PalimpsestError(
-                f"file {folder}/state.json, field '{what}': {content.get(what)!r}, but this is {own!r}. "
+                f"file {plain_path}, field '{what}': {content.get(what)!r}, but this is {own!r}. "
                 "Load it with the editor and model it was saved from"
             )
-    try:
-        tensors = load_file(Path(folder) / "state.safetensors")
-    except Exception as error:
+    if not tensors_path.is_file() or file_fingerprint(tensors_path) != content.get("tensors"):
         raise PalimpsestError(
-            f"file {folder}/state.safetensors is missing or damaged ({error}). Save the state again"
-        ) from error
+            f"file {tensors_path} is missing or damaged: not the one that {plain_path.name} was written with. Save it again"
+        )
     try:
-        editor.load_state(EditorState(tensors, content["plain"]))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        editor.load_state(EditorState(load_file(tensors_path), content["plain"]))
+    except Exception as error:
+        if isinstance(error, PalimpsestError) or not proves_damage(error):
+            raise
         raise PalimpsestError(
             f"{folder} holds no whole state of {editor.name} ({error!r}). Save the state again"
         ) from error
+
+
+def _state_files(folder: Path | str) -> tuple[Path, Path]:
+    if not isinstance(folder, str | Path):
+        raise PalimpsestError(f"a state is saved to and loaded from a folder, not {folder!r:.60}")
+    return Path(folder) / "state.safetensors", Path(folder) / "state.json"

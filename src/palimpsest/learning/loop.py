@@ -8,8 +8,6 @@ called the best: spec E8.)
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -27,13 +25,13 @@ from tqdm import tqdm
 
 from palimpsest import interruption
 from palimpsest.errors import PalimpsestError, SettingsError
-from palimpsest.files import write_atomic, write_text
+from palimpsest.files import proves_damage, unreadable_now, write_atomic
+from palimpsest.learning.curve import CURVE, DIVERGED_CURVE, DIVERGED_STATE, keep_diverged, write_curve
 from palimpsest.learning.examples import Draw, Sampler
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, CURVE = "checkpoint.safetensors", "training.csv"
-COLUMNS = ("step", "split", "loss", "value")
+CHECKPOINT = "checkpoint.safetensors"
 TOTAL = "total"  # the loss that is minimised, and the validation value that decides which state is the best
 # So many steps may be lost to gradients that are not finite: a few, and one in ten of all.
 TOLERATED, TOLERATED_SHARE = 10, 0.1
@@ -178,7 +176,8 @@ def train(
         key: what this training is; a checkpoint with another key is not gone on from.
 
     Raises:
-        DivergedTraining: too many gradients, or a validation, were not finite. training.csv and the last checkpoint stay.
+        DivergedTraining: too many gradients, or a validation, were not finite. In the folder stay training.csv and the
+            last checkpoint, the same curve as diverged.csv, and the best state so far as diverged.safetensors.
     """
     settings: Training = learner.settings
     groups = learner.groups()
@@ -207,20 +206,21 @@ def train(
                     write_curve(Path(folder) / CURVE, progress.rows)
                 if leaving:
                     interruption.leave(f"training is kept after {progress.step} of {settings.steps} steps")
+    except DivergedTraining as error:
+        if folder is None:
+            raise
+        kept = keep_diverged(
+            Path(folder), progress.rows, progress.best_step, progress.best, progress.best_tensors
+        )
+        raise DivergedTraining(f"{error}. {kept}") from error
     finally:
         if folder is not None:
             write_curve(Path(folder) / CURVE, progress.rows)
+    if folder is not None:
+        for name in (DIVERGED_CURVE, DIVERGED_STATE):
+            (Path(folder) / name).unlink(missing_ok=True)
     learner.load(progress.best_tensors)
     return progress
-
-
-def write_curve(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Write training.csv: step, split, loss, value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def _crossed(before: int, now: int, every: int) -> bool:
@@ -348,7 +348,8 @@ def _save(
     # Copies, because safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     header = {"key": key, "progress": json.dumps(progress.plain())}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    with interruption.saving():
+        write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
 
 def _resume(
@@ -371,6 +372,8 @@ def _resume(
             return Progress()
         progress = Progress(**json.loads(header["progress"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if not proves_damage(error):
+            raise unreadable_now(path, error) from error
         log.warning(
             "the checkpoint %s is damaged, or of another version (%s); training starts anew", path, error
         )

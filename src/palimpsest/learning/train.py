@@ -51,6 +51,7 @@ def train_editor(
     Raises:
         PalimpsestError: bad settings or data (before anything heavy starts), or a training that diverged.
     """
+    model.need_one_device(name)
     learner = import_module("palimpsest.editors").editor_class(name).learner(model, settings, seed)
     chosen: Training = learner.settings
     if isinstance(examples, str | Path):

@@ -18,7 +18,7 @@ from palimpsest.errors import ModelError
 from palimpsest.files import read_json
 from palimpsest.models.families import Family, family_of, matrix_view, part
 from palimpsest.models.hub import NO_PICKLE, pinned
-from palimpsest.models.placement import placement, refuse_elsewhere
+from palimpsest.models.placement import placement, refuse_elsewhere, refuse_spread
 from palimpsest.models.tokens import TokenBatch
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,10 @@ class LanguageModel:
                 f"{who} needs a decoder-only language model, but {self.name} is of kind {self.kind!r} "
                 f"(family {self.family.name}). Choose another model, or one of the editors grace, defer, memory, ft"
             )
+
+    def need_one_device(self, who: str) -> None:
+        """Raise ModelError, naming who asks, when the blocks lie on several devices."""
+        refuse_spread(self, who)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -282,7 +286,8 @@ def load_model(
 
     Args:
         dtype: "float32", "float64", "bfloat16" or "float16", or torch's own.
-        device: "cpu", "cuda", "cuda:1", or "auto": accelerate spreads the blocks over the GPUs there are.
+        device: "cpu", "cuda", "cuda:1", or "auto": accelerate places the blocks on the GPUs there are; editors
+            refuse a model on more than one.
     """
     import transformers
     from transformers import AutoConfig, AutoTokenizer

@@ -21,7 +21,8 @@ _said: set[tuple[str, int]] = set()  # what was logged: a stream makes the same 
 def free_memory(device: torch.device | str, root: Path = Path("/")) -> int | None:
     """Free bytes of a device; None where nobody knows.
 
-    On a CPU what the kernel calls available, and no more than what is left under a container's limit.
+    On a CPU what the kernel calls available, and no more than what is left under a container's or a
+    scheduler's limit.
 
     Args:
         root: where /proc and /sys lie (tests have their own).
@@ -47,25 +48,53 @@ def _available(root: Path) -> int | None:
 
 
 def _left_of_limit(root: Path) -> int | None:
-    """Of a container's limit (control groups, version 2, then 1); cached files count as free."""
-    for folder, limit, used, cached in (
-        ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        (
-            "sys/fs/cgroup/memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    ):
-        try:
-            most = int((root / folder / limit).read_text(encoding="utf-8"))  # "max": no number, no limit
-            now = int((root / folder / used).read_text(encoding="utf-8"))
-            rows = (root / folder / "memory.stat").read_text(encoding="utf-8").splitlines()
-            files = next((int(row.split()[1]) for row in rows if row.startswith(f"{cached} ")), 0)
-            return max(0, most - now + files)
-        except (OSError, ValueError):
-            continue
-    return None
+    """Of the least limit that holds for this process (control groups, version 2 and 1); cached files count as free.
+
+    A container has its limit at the top, a scheduler's job or a service below, where /proc/self/cgroup says: each group on the
+    way up may have one.
+    """
+    version2, version1 = _groups(root)
+    names2 = ("memory.max", "memory.current", "inactive_file")
+    names1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    found = [
+        _left_of_group(root / mounted / group, *names)
+        for mounted, paths, names in (
+            ("sys/fs/cgroup", version2, names2),
+            ("sys/fs/cgroup/memory", version1, names1),
+        )
+        for path in paths
+        for group in (path, *path.parents)
+    ]
+    return min((left for left in found if left is not None), default=None)
+
+
+def _groups(root: Path) -> tuple[list[Path], list[Path]]:
+    """Where this process stands among the groups of version 2 and of version 1, relative to where they are mounted."""
+    top = Path()
+    version2, version1 = [top], [top]
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return version2, version1
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if ".." not in path.split("/"):  # it lies outside of what this process is shown
+            if not controllers:
+                version2.append(Path(path.strip("/")))
+            elif "memory" in controllers.split(","):
+                version1.append(Path(path.strip("/")))
+    return version2, version1
+
+
+def _left_of_group(folder: Path, limit: str, used: str, cached: str) -> int | None:
+    try:
+        most = int((folder / limit).read_text(encoding="utf-8"))  # "max": no number, no limit
+        now = int((folder / used).read_text(encoding="utf-8"))
+        rows = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+        files = next((int(row.split()[1]) for row in rows if row.startswith(f"{cached} ")), 0)
+        return max(0, most - now + files)
+    except (OSError, ValueError):
+        return None
 
 
 def that_fit(count: int, needed: int, device: torch.device | str, what: str) -> int:

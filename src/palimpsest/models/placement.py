@@ -41,6 +41,27 @@ def _refuse_absent(device: str) -> None:
         raise ModelError(f"device {device!r} cannot be used ({reason:.120}). There is: {there}") from error
 
 
+def devices_of(model: Any) -> list[str]:
+    """Names of the devices that its weights lie on."""
+    return sorted({str(tensor.device) for tensor in model.network.parameters()})
+
+
+def refuse_spread(model: Any, who: str) -> None:
+    """No editor was ever tried on a model that is spread: what an edit makes of one block's output would have to follow the
+    blocks from device to device.
+
+    Raises:
+        ModelError: the weights lie on more than one device.
+    """
+    devices = devices_of(model)
+    if len(devices) > 1:
+        raise ModelError(
+            f"{who} was never tried on a model that lies on several devices ({model.name}: {', '.join(devices)}). Put it on one: "
+            "`device: cuda:0` in the configuration, load_model(..., device='cuda:0') in Python, with dtype bfloat16 where room "
+            "is short; or show the job one GPU only (CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
 def refuse_elsewhere(model: Any) -> None:
     """Every weight must be at hand: what was left in main memory or on the disk for want of room cannot be edited.
 
@@ -53,7 +74,11 @@ def refuse_elsewhere(model: Any) -> None:
             f"{model.name} does not fit onto the devices: {len(away)} of its weights ({away[0]} among others) would be "
             "fetched again in every pass, and could not be edited. Use dtype bfloat16 or float16, or more GPUs"
         )
-    devices = sorted({str(tensor.device) for tensor in model.network.parameters()})
+    devices = devices_of(model)
     if len(devices) > 1:
         model.lean = False  # what is written out in models/lean.py knows one device
-        log.warning("%s lies on %s; one device is what was tested", model.name, ", ".join(devices))
+        log.warning(
+            "%s lies on %s; one device is what was tested, and editors refuse more",
+            model.name,
+            ", ".join(devices),
+        )

@@ -95,7 +95,7 @@ def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads:
         lambda batch: batch.tokens.size,
         training,
         out / CHECKPOINT,
-        digest_of(spec, [source / "facts.jsonl", source / "text.txt"]),
+        digest_of(spec, [source / "facts.jsonl", source / "text.txt"], __name__),
     )
     network.eval()
     save_network(network, tokenizer, out)

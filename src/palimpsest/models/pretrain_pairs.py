@@ -106,7 +106,7 @@ def pretrain_pairs(spec: dict[str, Any], source: Path | str, out: Path | str, th
         lambda batch: batch.input_ids.numel(),
         training,
         out / CHECKPOINT,
-        digest_of(spec, [source / "pairs.jsonl", source / "manifest.json"]),
+        digest_of(spec, [source / "pairs.jsonl", source / "manifest.json"], __name__),
     )
     network.eval()
     measured = measure(model, pairs)

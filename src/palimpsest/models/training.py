@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from palimpsest import interruption
 from palimpsest.errors import ModelError
-from palimpsest.files import write_atomic
+from palimpsest.files import proves_damage, unreadable_now, write_atomic
+from palimpsest.provenance import source_digest
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
@@ -125,9 +126,10 @@ def train(
     return rows
 
 
-def digest_of(spec: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """What a checkpoint belongs to: the spec and the content of the files that exist."""
+def digest_of(spec: Mapping[str, Any], files: Sequence[Path], module: str) -> str:
+    """What a checkpoint belongs to: the spec, the content of the files that exist, and the code of the module that trains."""
     digest = hashlib.sha256(json.dumps(dict(spec), sort_keys=True, default=str).encode())
+    digest.update(source_digest(module).encode())
     for path in files:
         if path.exists():
             digest.update(path.read_bytes())
@@ -180,7 +182,8 @@ def _save_checkpoint(
             if key in optimiser.state[parameter]:  # a part that no loss reaches has no state
                 tensors[f"{key}.{name}"] = optimiser.state[parameter][key]
     metadata = {"digest": digest, "step": str(step), "rows": json.dumps(rows)}
-    write_atomic(path, lambda target: save_file(tensors, str(target), metadata=metadata))
+    with interruption.saving():
+        write_atomic(path, lambda target: save_file(tensors, str(target), metadata=metadata))
 
 
 def _resume(
@@ -206,6 +209,8 @@ def _resume(
             if f"step.{name}" in found
         }
     except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if not proves_damage(error):
+            raise unreadable_now(path, error) from error
         log.warning(
             "the checkpoint %s is damaged, or of another version (%s); training starts anew", path, error
         )

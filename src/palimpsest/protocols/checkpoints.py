@@ -1,17 +1,18 @@
 """Checkpoints of a run: all it needs to go on after a crash and end with the same rows.
 
-A checkpoint is `step-000012.safetensors` (tensors) and `step-000012.json` (plain data, and the digest of the
-tensors). The JSON file is written last, so a checkpoint without it never happened. The last two are kept:
-should the newest be damaged, the one before serves. Nothing is pickled.
+A checkpoint is `step-000012-KEY.safetensors` (tensors) and `step-000012-KEY.json` (plain data, and the digest of the
+tensors), KEY a digest of what the run is. The JSON file is written last, so a checkpoint without it never happened. The
+last two are kept: should the newest be damaged, the one before serves. The last two of other runs in the same folder
+(another seed, other code) stay too, until a run there has ended. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +23,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from palimpsest import interruption
 from palimpsest.errors import PalimpsestError
-from palimpsest.files import read_json, write_atomic, write_json
+from palimpsest.files import Pace, proves_damage, read_json, unreadable_now, write_atomic, write_json
 from palimpsest.provenance import file_fingerprint
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
-# Saving takes at most this share of the time since the last save; small states are saved after every batch.
-SAVING_SHARE = 0.05
 CUDA = "random.cuda."  # name of a device's random state, before its number
 
 
@@ -54,17 +54,21 @@ class Checkpoints:
 
     def __init__(self, folder: Path | str, key: Mapping[str, Any], every_batch: bool = False):
         self.folder, self.every_batch = Path(folder), every_batch
-        self.key = json.loads(json.dumps(dict(key)))  # as it will read from a file: lists, text keys
-        self._saved_at = -float("inf")
-        self._cost = 0.0
+        text = json.dumps(dict(key), sort_keys=True)
+        self.key = json.loads(text)  # as it will read from a file: lists, text keys
+        self._name = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self._pace = Pace()
 
     def due(self) -> bool:
-        """Whether enough time has passed for another save (the first one is always due)."""
-        return self.every_batch or time.monotonic() - self._saved_at >= self._cost / SAVING_SHARE
+        """Whether enough time has passed for another save: small states are saved after every batch."""
+        return self.every_batch or self._pace.due()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write one checkpoint and drop those before the last two."""
-        start = time.monotonic()
+        with interruption.saving(), self._pace.saving():
+            self._save(checkpoint)
+
+    def _save(self, checkpoint: Checkpoint) -> None:
         tensors_path, plain_path = self._paths(checkpoint.step)
         # Copies, because safetensors refuses tensors that share memory.
         tensors = {
@@ -75,32 +79,42 @@ class Checkpoints:
         write_json(plain_path, content, indent=None)
         for old in self._steps()[:-KEPT]:
             self.drop(old)
-        self._saved_at = time.monotonic()
-        self._cost = self._saved_at - start
+        self._drop_superfluous()
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint of this very run, or None.
 
-        Those that are damaged or of another run are removed with a warning, lest they crowd out the new ones.
+        One that is damaged is removed with a warning, lest it crowd out the new ones; those of other runs stay as they are.
+
+        Raises:
+            PalimpsestError: one cannot be read now, which says nothing about what it holds: it is kept.
         """
+        for path in self._others():
+            log.warning(
+                "checkpoint %s is not used: it is of a run with other settings, data, model or code. It stays until a run "
+                "has ended in this folder",
+                path.name,
+            )
         for step in reversed(self._steps()):
             tensors_path, plain_path = self._paths(step)
             try:
                 content = read_json(plain_path)
                 if content["key"] != self.key:
-                    raise PalimpsestError("it is of a run with other settings, data, model or code")
+                    raise PalimpsestError(f"file {plain_path} has the name of a run that it is not of")
                 if file_fingerprint(tensors_path) != content["tensors"]:
                     raise PalimpsestError(
                         f"file {tensors_path} is not the one that {plain_path} was written with"
                     )
                 return Checkpoint(step, load_file(tensors_path), content["plain"])
             except (PalimpsestError, SafetensorError, OSError, KeyError, TypeError) as error:
+                if not proves_damage(error):
+                    raise unreadable_now(plain_path, error) from error
                 log.warning("checkpoint of step %d is not used: %s", step, error)
                 self.drop(step)
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints: the run's results are written."""
+        """Remove all checkpoints, those of other runs too: the folder holds the results of this run now."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
 
@@ -110,12 +124,29 @@ class Checkpoints:
         plain_path.unlink(missing_ok=True)  # first: without it the checkpoint does not count
         tensors_path.unlink(missing_ok=True)
 
+    def place(self, step: int) -> Path:
+        """The JSON file of one checkpoint, for messages."""
+        return self._paths(step)[1]
+
     def _steps(self) -> list[int]:
-        names = (path.stem.removeprefix("step-") for path in self.folder.glob("step-*.json"))
+        names = (path.stem.split("-")[1] for path in self.folder.glob(f"step-*-{self._name}.json"))
         return sorted(int(name) for name in names if name.isdecimal())
 
+    def _others(self) -> list[Path]:
+        """JSON files of other runs, the newest last."""
+        found = [path for path in self.folder.glob("step-*.json") if not path.stem.endswith(f"-{self._name}")]
+        return sorted(found, key=lambda path: path.stat().st_mtime)
+
+    def _drop_superfluous(self) -> None:
+        """All but the last two of other runs, and tensors whose writer was killed before it wrote their JSON file."""
+        for path in self._others()[:-KEPT]:
+            path.unlink()
+        for path in self.folder.glob("step-*.safetensors"):
+            if not path.with_suffix(".json").exists():
+                path.unlink()
+
     def _paths(self, step: int) -> tuple[Path, Path]:
-        stem = f"step-{step:06d}"
+        stem = f"step-{step:06d}-{self._name}"
         return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
 
 

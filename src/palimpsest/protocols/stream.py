@@ -16,9 +16,15 @@ from palimpsest import interruption
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name
 from palimpsest.edits import Edit
 from palimpsest.errors import EditError, PalimpsestError, SettingsError
+from palimpsest.files import proves_damage, unreadable_now
 from palimpsest.metrics.evaluation import Evaluation, RecordValue, aggregate
 from palimpsest.metrics.perplexity import TextLoss
-from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints, random_state, set_random_state
+from palimpsest.protocols.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    random_state,
+    set_random_state,
+)
 
 log = logging.getLogger(__name__)
 
@@ -145,12 +151,27 @@ def begin(stream: Stream, checkpoints: Checkpoints | None) -> Progress:
 def resumed(
     stream: Streamed, checkpoints: Checkpoints | None, kind: type[SomeProgress]
 ) -> SomeProgress | None:
-    """Put editor and random sources back to the newest checkpoint that serves; None when there is none."""
+    """Put editor and random sources back to the newest checkpoint that serves; None when there is none.
+
+    Raises:
+        PalimpsestError: memory, a disk or a device failed while one was taken over: it is kept.
+    """
     tensors, plain = random_state()
     while checkpoints is not None and (found := checkpoints.latest()) is not None:
         try:
             progress = _restored(stream, found, kind)
-        except (PalimpsestError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (
+            PalimpsestError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+            OSError,
+            MemoryError,
+        ) as error:
+            if not proves_damage(error):
+                raise unreadable_now(checkpoints.place(found.step), error) from error
             log.warning("checkpoint of step %d is not used, it is of another form: %r", found.step, error)
             checkpoints.drop(found.step)
             stream.editor.reset()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from palimpsest import interruption
 from palimpsest.errors import StatisticsError
-from palimpsest.files import write_atomic
+from palimpsest.files import Pace, proves_damage, unreadable_now, write_atomic
 from palimpsest.models.loading import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class Sums:
         try:
             tensors, header = read_tensors(path)
         except StatisticsError as error:
+            if not proves_damage(error):
+                raise unreadable_now(path, error) from error
             log.warning("cannot go on from a broken checkpoint, starting again: %s", error)
             return
         if any(header.get(name) != value for name, value in self.header.items()):
@@ -117,7 +119,8 @@ class Sums:
             return
         header = {**self.header, "tokens": str(self.tokens), "batches": str(self.batches)}
         tensors = {f"layer_{layer}": total.cpu() for layer, total in self.sums.items()}
-        write_atomic(self.path, lambda temporary: save_file(tensors, temporary, metadata=header))
+        with interruption.saving():
+            write_atomic(self.path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
     def remove(self) -> None:
         """Forget the checkpoint: the result is written."""
@@ -155,10 +158,15 @@ def accumulate(
     batches: Iterator[list[list[int]]],
     partial: Sums,
     budget: int,
-    checkpoint_batches: int,
+    checkpoint_batches: int | None,
     progress: bool,
 ) -> None:
-    """Run every batch not counted yet; leaves the sums and counts in `partial`."""
+    """Run every batch not counted yet; leaves the sums and counts in `partial`.
+
+    Args:
+        checkpoint_batches: batches between two checkpoints; None = as `Pace` says.
+    """
+    pace = Pace()
     pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
     bar = tqdm(
         total=budget,
@@ -180,8 +188,10 @@ def accumulate(
             partial.batches += 1
             bar.update(tokens.numel())
             leaving = interruption.requested()
-            if leaving or partial.batches % checkpoint_batches == 0:
-                partial.save()
+            due = pace.due() if checkpoint_batches is None else partial.batches % checkpoint_batches == 0
+            if leaving or due:
+                with pace.saving():
+                    partial.save()
             if leaving:
                 interruption.leave(f"the sums over {partial.tokens} tokens are kept")
 

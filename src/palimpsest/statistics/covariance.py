@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from palimpsest.errors import ModelError, SettingsError, StatisticsError
 from palimpsest.files import write_atomic, write_json
 from palimpsest.plain import build
+from palimpsest.provenance import source_digest
 from palimpsest.statistics.accumulation import (
     Sums,
     accumulate,
@@ -164,7 +165,8 @@ class CollectionSettings:
         tokens: token budget; collection ends there or at the end of the corpus.
         context: tokens per row; `None` = the model's context.
         batch_tokens: tokens per forward pass (memory and speed; the sums agree up to float32 rounding).
-        checkpoint_batches: the sums so far are written every so many batches.
+        checkpoint_batches: the sums so far are written every so many batches, however long that takes; `None` = as often as
+            writing them takes at most a twentieth of the time.
         symmetric: compute one half of the symmetric products and mirror it; False computes both.
     """
 
@@ -172,13 +174,13 @@ class CollectionSettings:
     tokens: int = 100_000
     context: int | None = None
     batch_tokens: int = 2048
-    checkpoint_batches: int = 50
+    checkpoint_batches: int | None = None
     symmetric: bool = True
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be counts."""
-        context = () if self.context is None else ("context",)
-        for name in ("tokens", "batch_tokens", "checkpoint_batches", *context):
+        given = (name for name in ("context", "checkpoint_batches") if getattr(self, name) is not None)
+        for name in ("tokens", "batch_tokens", *given):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise SettingsError(
                     f"statistics: '{name}' is {getattr(self, name)!r}; expected a whole number above 0"
@@ -250,7 +252,9 @@ def collect_covariance(
         log.info("covariance of layers %s is there already", list(wanted))
         return found
     path = Path(out) / PARTIAL_FILE if out is not None else None
-    partial = Sums(path, key, missing, model, settings.batch_tokens, settings.symmetric)
+    # Half a collection by other code is not gone on from.
+    half = {**key, "code": source_digest(__name__)} if path is not None else key
+    partial = Sums(path, half, missing, model, settings.batch_tokens, settings.symmetric)
     rows = packed_rows(model, corpus, settings.tokens, context)
     batches = batched(rows, max(1, settings.batch_tokens // context))
     accumulate(model, batches, partial, settings.tokens, settings.checkpoint_batches, progress)

@@ -6,6 +6,8 @@ longer ones (spec 1.5, 1.8). They are drawn once per editor from the untouched m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from palimpsest.models.loading import LanguageModel
@@ -57,3 +59,9 @@ def _continue(
 def put_before(context: str, prompt: str) -> str:
     """Context, full stop, prompt; the bare context leaves the prompt as it is."""
     return f"{context}. {prompt}" if context else prompt
+
+
+def longest_context(model: LanguageModel, groups: Sequence[Sequence[str]]) -> int:
+    """Tokens that the longest context and the full stop after it put before a prompt."""
+    texts = [f"{context}." for group in groups for context in group]
+    return max(len(ids) for ids in model.tokenizer(texts)["input_ids"])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.editors.base import Editor, FailedEdit, edit_name, require
-from palimpsest.editors.shared.contexts import sample_contexts
+from palimpsest.editors.shared.contexts import longest_context, sample_contexts
 from palimpsest.editors.shared.factors import FactoredCovariance, factored
 from palimpsest.editors.shared.key_system import SOLVERS, KeySystem
 from palimpsest.editors.shared.keys import KeyWalk
@@ -189,8 +189,7 @@ class KeyValueEditor(Editor, ABC):
 
     def margin(self) -> int:
         """The longest context and the full stop after it."""
-        texts = [context for group in self.contexts for context in group]
-        return max(len(ids) for ids in self.model.tokenizer([f"{text}." for text in texts])["input_ids"])
+        return longest_context(self.model, self.contexts)
 
     @property
     def lam(self) -> float:
