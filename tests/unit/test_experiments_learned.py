@@ -9,6 +9,7 @@ import pytest
 
 from palimpsest import experiments
 from palimpsest.config import Config, ConfigError, editor_settings, load_config, read_yaml
+from palimpsest.experiment_pins import refused
 from palimpsest.experiment_places import belongs, has_gate, rounds_of, sized
 from palimpsest.experiment_shared import Training, models_in, training_of, training_problems
 
@@ -252,3 +253,40 @@ def test_learned_editors_are_in_the_tables_of_the_papers(mini: experiments.Plan)
         assert {"mend", "retrieval"} <= editors("grace_main_table", dataset=task)
     for name in ("comeba_fig7", "comeba_fig11", "grace_long"):  # they take records that were set aside
         assert not {"mend", "serac"} & editors(name)
+
+
+def test_models_of_the_hub_without_a_commit_are_refused_or_said():
+    """Unmarked ones end the plan, with file and key; marked ones are listed with the jobs that would load them."""
+    small = read_yaml(ROOT / "config" / "small.yaml")
+    plan = experiments.plan(small, ROOT)
+    found = {one.identifier: one for one in plan.unpinned()}
+    assert set(found) == {"google/t5-small-ssm-nq", "tomh/scotus-bert"}
+    bert = found["tomh/scotus-bert"]
+    assert (bert.place, bert.users) == ("models.scotus-bert.revision", {("model", "scotus-bert")})
+    serac = next(one for one in plan.unpinned() if "`counterfactual` for t5-small" in one.place)
+    trained = {
+        name
+        for name, one in plan.trainings().items()
+        if one.model == "t5-small-ssm-nq" and one.spec["settings"].get("counterfactual") not in (None, "base")
+    }
+    assert {name for kind, name in serac.users if kind == "trained"} == trained != set()
+    assert refused(plan.unpinned(), [{"model": "gpt2"}, {"run": "another"}]) == []
+    assert refused([bert], [{"model": "scotus-bert", "dataset": "lifelong_labels"}]) == [
+        "models.scotus-bert.revision: tomh/scotus-bert: no commit is given. Copy the 40 hexadecimal digits of its commit "
+        "from its page, or give a directory"
+    ]
+    small["models"]["scotus-bert"]["revision"] = "a" * 40
+    assert "tomh/scotus-bert" not in {one.identifier for one in experiments.plan(small, ROOT).unpinned()}
+    del small["models"]["scotus-bert"]["revision"]
+    small["models"]["gpt2"]["settings"] = {"serac": {"encoder": "someone/encoder"}}
+    with pytest.raises(ConfigError) as problems:
+        experiments.plan(small, ROOT)
+    assert len(problems.value.problems) == 2
+    assert "models.scotus-bert.revision: tomh/scotus-bert: a hub id without a commit" in str(problems.value)
+    assert "config/editors/serac.yaml, `encoder` for gpt2" in str(problems.value)
+    small["experiments"] = {"grace_toy": {"models": []}}  # nothing of it is used any more
+    assert experiments.plan(small, ROOT).unpinned() == []
+
+
+def test_offline_scales_need_no_commit(mini: experiments.Plan):
+    assert mini.unpinned() == []
