@@ -149,7 +149,7 @@ def test_two_trainings_of_one_name_are_refused():
 
 def test_settings_of_a_scale_win_over_variants_and_those_of_a_model_do_not():
     own = one(methods=["mend", "mend:k10", "serac:scratch"])
-    own["settings"] = {"mend": {"steps": 7}}
+    own["settings"] = {"mend": {"steps": 7}, "mend:k10": {"clip": 9.0}}
     own["models"]["smoke-gpt2"]["settings"] = {
         "mend": {"k_train": 3, "rank": 5},
         "serac": {"encoder": "results/models/smoke-gpt2"},
@@ -157,7 +157,25 @@ def test_settings_of_a_scale_win_over_variants_and_those_of_a_model_do_not():
     found = {run.spec["variant"]: run.spec["settings"] for run in experiments.plan(own, ROOT).runs.values()}
     assert (found["default"]["steps"], found["default"]["k_train"], found["default"]["rank"]) == (7, 3, 5)
     assert (found["k10"]["steps"], found["k10"]["k_train"], found["k10"]["rank"]) == (7, 10, 5)
+    assert (found["default"]["clip"], found["k10"]["clip"]) == (100.0, 9.0)
     assert found["scratch"]["encoder"] == "scratch"
+
+
+def test_settings_of_a_variant_that_is_not_there_are_named():
+    with pytest.raises(ConfigError, match=r"settings: mend has no variant 'k11'.*did you mean 'k10'"):
+        experiments.plan(changed(settings={"mend:k11": {"steps": 3}}), ROOT)
+    broken = changed()
+    broken["models"]["smoke-t5"]["settings"] = {"mend:k10": {"steps": 3}}
+    with pytest.raises(ConfigError, match=r"models.smoke-t5.settings: 'mend:k10' names a variant"):
+        experiments.plan(broken, ROOT)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_what_is_trained_on_batches_has_several_edits_a_step(scale: str):
+    """A scale's own settings come after the variant's: one that shortens trainings must leave `k10` what it is."""
+    trainings = experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT).trainings()
+    sizes = {name: one.spec["settings"]["k_train"] for name, one in trainings.items() if "-mend-k10" in name}
+    assert all(size > 1 for size in sizes.values()), sizes
 
 
 @pytest.mark.parametrize(
@@ -186,7 +204,7 @@ def test_models_that_an_editor_is_made_of_are_found():
         for training in rehearsal.trainings().values()
         for model in models_in(training.spec["settings"], rehearsal.scale["models"])
     }
-    assert used == {"rehearsal-encoder", "rehearsal-gpt2"}
+    assert used == {"rehearsal-encoder", "rehearsal-gpt2", "rehearsal-t5"}
 
 
 def test_numbers_of_simultaneous_edits(mini: experiments.Plan):
