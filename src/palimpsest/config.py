@@ -126,7 +126,7 @@ def load_config(scale: Mapping[str, Any] | Path | str, root: Path | None = None)
     fill_defaults(content, read_json(schemas / "config.schema.json"))
     settings_schema = read_json(schemas / "editors.schema.json")["editors"]
     editors, problems = _load_editors(content["editors"], root, settings_schema)
-    problems += _scale_settings_problems(content, settings_schema)
+    problems += _scale_settings_problems(content, editors, settings_schema)
     experiments, more = _load_experiments(root)
     if problems or more:
         raise ConfigError(problems + more)
@@ -183,7 +183,8 @@ def editor_settings(
     """Settings of a named variant for one model and protocol, before sweeps and without the dataclass's defaults.
 
     Order, later wins: the file's `settings`, its `protocols`, the `settings` of the model's preset, its `protocols`, what the
-    scale says at the model, then the variant's `settings` and its entry for the preset, then the scale's `settings`.
+    scale says at the model, then the variant's `settings` and its entry for the preset, then the scale's `settings`: those of
+    the editor, then those of the variant.
 
     Args:
         model: its name at this scale.
@@ -202,6 +203,7 @@ def editor_settings(
         chosen.get("settings"),
         chosen.get("models", {}).get(preset),
         config.scale.get("settings", {}).get(editor),
+        config.scale.get("settings", {}).get(f"{editor}:{variant}"),
     )
 
 
@@ -272,19 +274,26 @@ def _settings_problems(name: str, content: dict[str, Any], schema: dict[str, Any
     ]
 
 
-def _scale_settings_problems(scale: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
-    """Problems of the settings of editors that the scale states itself, for all its models or for one."""
+def _scale_settings_problems(
+    scale: Mapping[str, Any], editors: Mapping[str, Any], schema: Mapping[str, Any]
+) -> list[str]:
+    """Problems of the settings of editors that the scale states itself, for all its models, for one, or for a variant."""
     places = {"settings": scale.get("settings", {})}
     places |= {
         f"models.{name}.settings": entry.get("settings", {}) for name, entry in scale["models"].items()
     }
     found = []
     for place, blocks in places.items():
-        for name, block in blocks.items():
+        for method, block in blocks.items():
+            name, named, variant = method.partition(":")
             if name not in scale["editors"]:
                 found.append(f"{place}: {name!r} is not one of `editors`{suggest(name, scale['editors'])}")
+            elif named and place != "settings":
+                found.append(f"{place}: {method!r} names a variant; these stand in the scale's `settings`")
+            elif named and variant not in (known := editors.get(name, {}).get("variants", {})):
+                found.append(f"{place}: {name} has no variant {variant!r}{suggest(variant, known)}")
             elif name in schema:
-                found += check(block, {**schema[name], "required": []}, f"{place}.{name}")
+                found += check(block, {**schema[name], "required": []}, f"{place}.{method}")
     return found
 
 

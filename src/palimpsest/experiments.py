@@ -24,6 +24,7 @@ from palimpsest.config import (
 )
 from palimpsest.experiment_checks import reference_problems, statistics_problems
 from palimpsest.experiment_figures import figure_spec
+from palimpsest.experiment_pins import Unpinned, pin_problems, unpinned_models
 from palimpsest.experiment_places import split_method
 from palimpsest.experiment_shared import Training, search_name, search_spec, training_of, training_problems
 from palimpsest.figures import TABLE_DRAWERS
@@ -95,6 +96,10 @@ class Plan:
         used |= {model for figure in self.figures.values() for model in figure.spec["models"]}
         return [model for model in self.scale["models"] if model in used]
 
+    def unpinned(self) -> list[Unpinned]:
+        """Models of the hub whose commit is not known."""
+        return unpinned_models(self.scale, self.models_used(), self.runs.values())
+
     def datasets_of(self, model: str) -> list[str]:
         """Data sets that a model is edited on and that the gate examines it on."""
         used = {run.spec["dataset"] for run in self.runs.values() if run.spec["model"] == model}
@@ -148,9 +153,12 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
     problems += training_problems(run.training for run in runs.values())
     needing = dict.fromkeys(run.spec["model"] for run in runs.values() if run.needs_statistics)
     problems += statistics_problems(config.scale, needing)
+    made = Plan(config, dict(sorted(runs.items())), figures)
+    if not problems:
+        problems = pin_problems(made.unpinned())
     if problems:
         raise ConfigError(problems)
-    return Plan(config, dict(sorted(runs.items())), figures)
+    return made
 
 
 def _expand(

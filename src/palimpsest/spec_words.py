@@ -77,6 +77,8 @@ TEXT = {
     "kind": "auto (when left out), gutenberg, wikitext or plain",
     "limit": "so many passages at most",
     "shortest": "characters of a passage at least; 40 when left out",
+    "passage": "of a hub data set: paragraph (when left out) or article, the whole of a row",
+    "seed": "of a hub data set: draw rows by this seed instead of taking the first ones",
 }
 DATASET = {
     "deduplicate": "true keeps only the first edit of each prompt",

@@ -105,6 +105,23 @@ def test_rows_are_full_and_the_budget_is_kept(model):
     assert [len(group) for group in batched(iter(rows), 5)] == [2, 1]  # the short row is alone: no padding
 
 
+def test_passages_are_cut_to_the_context_before_they_are_packed(model):
+    """Spec 1.7: of each article no more than the context, and every article is read."""
+    context = 8
+    texts = [" ".join(TEXTS[:3]), TEXTS[3]]
+    cut = [model.tokenizer(text)["input_ids"][:context] for text in texts]
+    assert len(model.tokenizer(texts[0])["input_ids"]) > 2 * context
+    rows = list(packed_rows(model, texts, 300, context, longest=context))
+    stream = [token for tokens in cut for token in [*tokens, model.tokenizer.eos_token_id]]
+    assert [token for row in rows for token in row] == stream
+    whole, shortened = (
+        collect_covariance(model, texts, settings(context=context, cut_passages=asked), progress=False)
+        for asked in (False, True)
+    )
+    assert shortened.tokens == len(stream) < whole.tokens
+    assert shortened.corpus_sha256 != whole.corpus_sha256  # never taken for one another
+
+
 def test_blocks_after_the_last_wanted_layer_do_not_run(model):
     called = []
     handle = model.block(2).register_forward_pre_hook(lambda *_: called.append(1))

@@ -90,6 +90,62 @@ def test_hub_column(monkeypatch):
         read_passages({"hub": {**hub, "column": "body"}})
 
 
+class Split:
+    """Rows of a split larger than memory: they can be counted and looked up, and that is all."""
+
+    def __init__(self, size):
+        self.size, self.read = size, []
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, number):
+        self.read.append(number)
+        return {"text": "" if number % 10 == 0 else f"article {number} begins\n\nand goes on"}
+
+
+def test_articles_are_drawn_by_seed_and_the_rest_of_the_split_is_not_read(monkeypatch):
+    """Spec 1.7: random articles, not the first paragraphs; one that is too short is replaced by the next one drawn."""
+    split = Split(5000)
+    monkeypatch.setitem(
+        sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: split, __version__="5.2.0")
+    )
+    spec = {"hub": {"id": "a/b", "revision": "a" * 40}, "shortest": 5, "limit": 50}
+    drawn = read_passages({**spec, "passage": "article", "seed": 1})
+    assert len(set(drawn)) == 50 and all(text.endswith("begins and goes on") for text in drawn)
+    assert len(split.read) == len(set(split.read)) < 80 and max(split.read) > 4000
+    assert drawn == read_passages({**spec, "passage": "article", "seed": 1})
+    assert drawn != read_passages({**spec, "passage": "article", "seed": 2})
+    assert read_passages({**spec, "limit": 3}) == ["article 1 begins", "and goes on", "article 2 begins"]
+
+
+def test_a_split_in_hub_format_is_looked_up_row_by_row(tmp_path, monkeypatch):
+    """The library itself, on a directory that lies where the id says."""
+    pytest.importorskip("datasets")
+    (tmp_path / "own" / "text").mkdir(parents=True)
+    rows = "".join(json.dumps({"text": f"article number {n}"}) + "\n" for n in range(30))
+    (tmp_path / "own" / "text" / "train.jsonl").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    spec = {
+        "hub": {"id": "own/text", "revision": "a" * 40},
+        "passage": "article",
+        "seed": 1,
+        "limit": 4,
+        "shortest": 0,
+    }
+    drawn = [int(text.rpartition(" ")[2]) for text in read_passages(spec)]
+    assert len(set(drawn)) == 4 and drawn != sorted(drawn)
+
+
+def test_only_rows_of_a_hub_data_set_are_drawn(tmp_path):
+    (tmp_path / "a.txt").write_text("a passage\n")
+    with pytest.raises(SettingsError, match=r"text\.seed: only rows of a hub"):
+        read_passages({"files": ["a.txt"], "seed": 1}, tmp_path)
+    with pytest.raises(SettingsError, match=r"text\.passage: expected one of paragraph, article"):
+        read_passages({"hub": {"id": "a/b", "revision": "a" * 40}, "passage": "page"})
+
+
 def test_a_source_of_text_alone(tmp_path, capsys):
     """What models from elsewhere get: the corpus of the statistics is the text without the tail that measures drift."""
     lines = [f"This is passage number {number}, and it is long enough to be kept." for number in range(25)]

@@ -134,6 +134,24 @@ def test_settings_come_from_model_and_protocol():
     assert by["consecutive", "gpt2-xl", "comeba_hk", "no_hooks"]["settings"]["hooks"] is False
 
 
+@pytest.mark.parametrize("scale", ["paper", "small"])
+def test_runs_of_comparisons_of_lambda_differ(scale: str):
+    """No run stands there twice under two names; in a single round each method has the other's lambda (quirk 30)."""
+    plan = experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT)
+    inner = {"gpt2-xl": 6400, "gpt-j-6b": 16384, "gpt2": 3072}  # d_k
+    for figure in ("comeba_lambda", "comeba_lambda_single"):
+        places: dict[tuple[str, str], dict[str, list[int]]] = {}
+        for spec in (plan.runs[name].spec for name in plan.figures[figure].runs):
+            lam, ratio = (spec["settings"][key] for key in ("lam", "lam_ratio"))
+            place = places.setdefault((spec["model"], spec["dataset"]), {"memit": [], "comeba_hk": []})
+            place[spec["editor"]].append(round(ratio * inner[spec["model"]]) if lam is None else lam)
+        for own in (own for place in places.values() for own in place.values()):
+            assert own and len(set(own)) == len(own), figure
+    assert all(sorted(place["memit"]) == sorted(place["comeba_hk"]) for place in places.values())
+    if scale == "paper":
+        assert set(places["gpt2-xl", "zsre"]["memit"]) == {5000, 20000}
+
+
 def test_specs_state_every_setting(mini: experiments.Plan):
     for run in mini.runs.values():
         assert set(run.spec["settings"]) == set(mini.config.settings_schema[run.spec["editor"]]["properties"])

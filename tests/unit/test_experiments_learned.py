@@ -9,6 +9,7 @@ import pytest
 
 from palimpsest import experiments
 from palimpsest.config import Config, ConfigError, editor_settings, load_config, read_yaml
+from palimpsest.experiment_pins import refused
 from palimpsest.experiment_places import belongs, has_gate, rounds_of, sized
 from palimpsest.experiment_shared import Training, models_in, training_of, training_problems
 
@@ -148,7 +149,7 @@ def test_two_trainings_of_one_name_are_refused():
 
 def test_settings_of_a_scale_win_over_variants_and_those_of_a_model_do_not():
     own = one(methods=["mend", "mend:k10", "serac:scratch"])
-    own["settings"] = {"mend": {"steps": 7}}
+    own["settings"] = {"mend": {"steps": 7}, "mend:k10": {"clip": 9.0}}
     own["models"]["smoke-gpt2"]["settings"] = {
         "mend": {"k_train": 3, "rank": 5},
         "serac": {"encoder": "results/models/smoke-gpt2"},
@@ -156,7 +157,25 @@ def test_settings_of_a_scale_win_over_variants_and_those_of_a_model_do_not():
     found = {run.spec["variant"]: run.spec["settings"] for run in experiments.plan(own, ROOT).runs.values()}
     assert (found["default"]["steps"], found["default"]["k_train"], found["default"]["rank"]) == (7, 3, 5)
     assert (found["k10"]["steps"], found["k10"]["k_train"], found["k10"]["rank"]) == (7, 10, 5)
+    assert (found["default"]["clip"], found["k10"]["clip"]) == (100.0, 9.0)
     assert found["scratch"]["encoder"] == "scratch"
+
+
+def test_settings_of_a_variant_that_is_not_there_are_named():
+    with pytest.raises(ConfigError, match=r"settings: mend has no variant 'k11'.*did you mean 'k10'"):
+        experiments.plan(changed(settings={"mend:k11": {"steps": 3}}), ROOT)
+    broken = changed()
+    broken["models"]["smoke-t5"]["settings"] = {"mend:k10": {"steps": 3}}
+    with pytest.raises(ConfigError, match=r"models.smoke-t5.settings: 'mend:k10' names a variant"):
+        experiments.plan(broken, ROOT)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_what_is_trained_on_batches_has_several_edits_a_step(scale: str):
+    """A scale's own settings come after the variant's: one that shortens trainings must leave `k10` what it is."""
+    trainings = experiments.plan(ROOT / "config" / f"{scale}.yaml", ROOT).trainings()
+    sizes = {name: one.spec["settings"]["k_train"] for name, one in trainings.items() if "-mend-k10" in name}
+    assert all(size > 1 for size in sizes.values()), sizes
 
 
 @pytest.mark.parametrize(
@@ -185,7 +204,7 @@ def test_models_that_an_editor_is_made_of_are_found():
         for training in rehearsal.trainings().values()
         for model in models_in(training.spec["settings"], rehearsal.scale["models"])
     }
-    assert used == {"rehearsal-encoder", "rehearsal-gpt2"}
+    assert used == {"rehearsal-encoder", "rehearsal-gpt2", "rehearsal-t5"}
 
 
 def test_numbers_of_simultaneous_edits(mini: experiments.Plan):
@@ -252,3 +271,40 @@ def test_learned_editors_are_in_the_tables_of_the_papers(mini: experiments.Plan)
         assert {"mend", "retrieval"} <= editors("grace_main_table", dataset=task)
     for name in ("comeba_fig7", "comeba_fig11", "grace_long"):  # they take records that were set aside
         assert not {"mend", "serac"} & editors(name)
+
+
+def test_models_of_the_hub_without_a_commit_are_refused_or_said():
+    """Unmarked ones end the plan, with file and key; marked ones are listed with the jobs that would load them."""
+    small = read_yaml(ROOT / "config" / "small.yaml")
+    plan = experiments.plan(small, ROOT)
+    found = {one.identifier: one for one in plan.unpinned()}
+    assert set(found) == {"google/t5-small-ssm-nq", "tomh/scotus-bert"}
+    bert = found["tomh/scotus-bert"]
+    assert (bert.place, bert.users) == ("models.scotus-bert.revision", {("model", "scotus-bert")})
+    serac = next(one for one in plan.unpinned() if "`counterfactual` for t5-small" in one.place)
+    trained = {
+        name
+        for name, one in plan.trainings().items()
+        if one.model == "t5-small-ssm-nq" and one.spec["settings"].get("counterfactual") not in (None, "base")
+    }
+    assert {name for kind, name in serac.users if kind == "trained"} == trained != set()
+    assert refused(plan.unpinned(), [{"model": "gpt2"}, {"run": "another"}]) == []
+    assert refused([bert], [{"model": "scotus-bert", "dataset": "lifelong_labels"}]) == [
+        "models.scotus-bert.revision: tomh/scotus-bert: no commit is given. Copy the 40 hexadecimal digits of its commit "
+        "from its page, or give a directory"
+    ]
+    small["models"]["scotus-bert"]["revision"] = "a" * 40
+    assert "tomh/scotus-bert" not in {one.identifier for one in experiments.plan(small, ROOT).unpinned()}
+    del small["models"]["scotus-bert"]["revision"]
+    small["models"]["gpt2"]["settings"] = {"serac": {"encoder": "someone/encoder"}}
+    with pytest.raises(ConfigError) as problems:
+        experiments.plan(small, ROOT)
+    assert len(problems.value.problems) == 2
+    assert "models.scotus-bert.revision: tomh/scotus-bert: a hub id without a commit" in str(problems.value)
+    assert "config/editors/serac.yaml, `encoder` for gpt2" in str(problems.value)
+    small["experiments"] = {"grace_toy": {"models": []}}  # nothing of it is used any more
+    assert experiments.plan(small, ROOT).unpinned() == []
+
+
+def test_offline_scales_need_no_commit(mini: experiments.Plan):
+    assert mini.unpinned() == []

@@ -80,6 +80,24 @@ def test_questions_are_flattened_and_halved_as_released(tmp_path, nq):
     )
 
 
+def test_the_released_halves_are_numpys_with_seed_42(tmp_path, nq):
+    """Spec 3.1. The first places of that permutation of 24 pairs are written out, so that no other generator passes."""
+    records = [structured(k, 0, filtered_rephrases=[]) for k in range(24)]
+    spec = {"task": "qa", "file": write(tmp_path / "z.jsonl", records), "upstream": nq}
+    kept = {**spec, "split": "released", "empty_rephrasings": "question", "bad_records": "skip"}
+    manifest, edits, probes = built(kept, None, tmp_path / "out")
+    asked = [int(edit.target.split()[1]) for edit in edits]
+    held = [int(p["answer"].split()[1]) for p in probes if p["set"] == "holdout"]
+    assert (
+        asked == [8, 16, 0, 18, 11, 9, 13, 1, 21, 5, 2, 12]
+        and sorted(asked + held) == list(range(24))
+        and manifest["skipped"] == []
+    )
+    assert asked != [
+        int(e.target.split()[1]) for e in built({**kept, "split": "mixed"}, None, tmp_path / "m")[1]
+    ]
+
+
 def test_phrasings_of_each_question_can_be_halved_and_the_stream_cut(tmp_path, nq):
     file = write(tmp_path / "z.jsonl", [structured(k) for k in range(4)])
     spec = {"task": "qa", "file": file, "upstream": nq, "split": "phrasings"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import tomllib
@@ -12,6 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from snake import ROOT, run_snakemake, text_of
+
+from palimpsest.provenance import _reachable, import_closure
 
 
 def constraints() -> dict[str, str]:
@@ -58,6 +61,46 @@ def test_environments_of_rules_exist():
     for rules in (ROOT / "workflow" / "rules").glob("*.smk"):
         named |= set(re.findall(r'"\.\./\.\./(envs/\w+\.yaml)"', rules.read_text()))
     assert named == {f"envs/{path.name}" for path in (ROOT / "envs").glob("*.yaml")}
+
+
+# What the rules of an environment run: these packages and modules, and whatever of palimpsest they import, at the top or later.
+RUN_IN = {
+    "data": ("data",),
+    "torch": ("models", "statistics", "learning", "editors", "protocols", "runs", "toy"),
+    "plot": ("figures", "claims", "published"),
+}
+NAMED_OTHERWISE = {"yaml": "pyyaml"}
+# Not needed there: records are read from the hub by the rules of data alone, what they write is opened as a file.
+NOT_REACHED = {("torch", "datasets")}
+
+
+@pytest.mark.parametrize("environment", RUN_IN)
+def test_environments_name_what_is_imported_late(environment):
+    """A package that is imported inside a function is missed only when a job has come that far."""
+    package = ROOT / "src" / "palimpsest"
+    modules = [
+        ".".join(file.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        for name in RUN_IN[environment]
+        for file in (
+            (package / name).rglob("*.py") if (package / name).is_dir() else [package / f"{name}.py"]
+        )
+    ]
+    wanted = {}
+    for name, file in import_closure(*modules).items():
+        for node in _reachable(ast.parse(file.read_text(encoding="utf-8")).body):
+            found = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            )
+            wanted |= {part.partition(".")[0]: name for part in found}
+    unused = {name for place, name in NOT_REACHED if place == environment}
+    outside = set(wanted) - set(sys.stdlib_module_names) - unused - {"palimpsest"}
+    pins = environment_pins(ROOT / "envs" / f"{environment}.yaml")
+    missing = {
+        name: wanted[name]
+        for name in outside
+        if canonicalize_name(NAMED_OTHERWISE.get(name, name)) not in pins
+    }
+    assert outside and not missing, f"imported by: {missing}"
 
 
 @pytest.mark.conda

@@ -61,6 +61,8 @@ def test_dry_run_from_an_empty_directory(scale: str, tmp_path: Path):
     assert counts.get("train_editor", 0) == len(plan.trainings())
     papers = {plan.config.experiments[name]["paper"] for name in plan.figures}
     assert counts["claims"] == len(papers)
+    said = [str(one) in text_of(done) for one in plan.unpinned()]
+    assert all(said) and ("commit is not known" in text_of(done)) == bool(said)
 
 
 def test_snakemake_still_has_the_limit_that_is_switched_off():
@@ -240,10 +242,16 @@ def changed_smoke(change: dict, folder: Path) -> Path:
     return folder / "wrong.yaml"
 
 
-def test_a_missing_real_file_is_named_before_anything_starts(tmp_path: Path):
-    scale = str(ROOT / "config" / "mini-fever.yaml")
-    done = run_snakemake(tmp_path, "--configfile", scale, PALIMPSEST_DATA=str(tmp_path))
-    assert done.returncode != 0 and "fever/fever_filtered.json: the file does not exist" in text_of(done)
+def test_what_is_missing_is_named_before_anything_starts(tmp_path: Path):
+    """A real file, and a model of the hub whose commit nobody gave."""
+    scale, targets = (
+        str(ROOT / "config" / "small.yaml"),
+        ["wikitext/facts.jsonl", "scotus-bert/manifest.json"],
+    )
+    targets = [f"results/data/{targets[0]}", f"results/models/{targets[1]}"]
+    done = run_snakemake(tmp_path, *targets, "--configfile", scale, PALIMPSEST_DATA=str(tmp_path))
+    assert done.returncode != 0 and "text/wikitext-2/valid.txt: the file does not exist" in text_of(done)
+    assert "models.scotus-bert.revision: tomh/scotus-bert: no commit is given" in text_of(done)
     assert not (tmp_path / "results").exists()
 
 

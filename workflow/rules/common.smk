@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from snakemake.logging import logger
+
 ROOT = Path(str(workflow.current_basedir)).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
@@ -13,6 +15,7 @@ from palimpsest.commands import PAIR_FAMILIES, WORLDS
 from palimpsest.config import ConfigError, read_yaml, use_this_python
 from palimpsest.data.real_files import content_digest, file_digests, missing_files
 from palimpsest.experiment_figures import dataset_titles
+from palimpsest.experiment_pins import refused, warning
 from palimpsest.experiment_places import can_learn, fisher_spec, wants_fisher
 from palimpsest.experiment_shared import models_in
 from palimpsest.figures import outputs as figure_suffixes
@@ -28,6 +31,10 @@ try:
     PLAN = experiments.plan(config, ROOT)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+UNPINNED = PLAN.unpinned()
+if UNPINNED and workflow.is_main_process:
+    logger.warning(warning(UNPINNED))
 
 # The package is not installed in the conda environments, and activating one clears PYTHONPATH. This runs afterwards.
 shell.prefix(f"export PYTHONPATH='{ROOT}/src'; ")

@@ -30,17 +30,30 @@ def real_files(wildcards):
     return spec_json(file_digests(real_spec(wildcards)))
 
 
-def refuse_missing_files(jobs):
-    """Real files that jobs would ask for in vain: better said now than after hours."""
-    found = [
+def refuse_in_vain(jobs):
+    """Real files and models that jobs would ask for in vain: better said now than after hours."""
+    jobs = list(jobs)
+    missing = [
         problem
         for job in jobs
         if "files" in job.params.keys()
         for problem in missing_files(real_spec(job.wildcards))
     ]
-    if found:
-        listed = "\n".join(f"  {problem}" for problem in dict.fromkeys(found))
-        raise WorkflowError(f"Real files are missing:\n{listed}")
+    found = {
+        "Real files are missing": missing,
+        "Models of the hub are not pinned": refused(
+            UNPINNED, [dict(job.wildcards.items()) for job in jobs]
+        ),
+    }
+    said = [
+        "\n".join(
+            [f"{title}:", *(f"  {problem}" for problem in dict.fromkeys(problems))]
+        )
+        for title, problems in found.items()
+        if problems
+    ]
+    if said:
+        raise WorkflowError("\n".join(said))
 
 
 def dataset_option(wildcards, input):

@@ -191,8 +191,12 @@ def split_questions(
 ) -> tuple[list[Edit], list[tuple[str, Edit]]]:
     """The shuffled stream, each edit with the held-out phrasings of its fact, and (fact, held-out pair)."""
     source = random.Random(f"{settings.seed} stream")
-    if settings.split == "mixed":
-        order = source.sample(list(pairs), len(pairs))
+    if settings.split != "phrasings":
+        order = (
+            _permuted(pairs, settings.seed)
+            if settings.split == "released"
+            else source.sample(list(pairs), len(pairs))
+        )
         taken, held = order[: math.ceil(len(order) / 2)], order[math.ceil(len(order) / 2) :]
     else:
         by_fact: dict[str, list[Edit]] = defaultdict(list)
@@ -209,6 +213,12 @@ def split_questions(
         others[fact_of(pair.identifier)].append(pair.prompt)
     edits = [replace(edit, rephrasings=tuple(others[fact_of(edit.identifier)])) for edit in taken]
     return edits, [(fact_of(pair.identifier), pair) for pair in held]
+
+
+def _permuted(pairs: Sequence[Edit], seed: int) -> list[Edit]:
+    import numpy
+
+    return [pairs[place] for place in numpy.random.RandomState(seed).permutation(len(pairs))]
 
 
 def _documents(settings: LifelongSettings, folder: Path | None) -> Stream:

@@ -39,8 +39,9 @@ class LifelongSettings:
         rephrasings, at_least: questions with at least `at_least` rephrasings give so many of them as further pairs.
         empty_rephrasings: "refuse" a record that has none, or keep its "question" alone (GRACE).
         pairs: the first so many (question, answer) pairs are used.
-        split: "mixed" halves the shuffled pairs into stream and hold-out (released code); "phrasings" halves the
-            phrasings of each question (as the paper describes it).
+        split: "released" permutes the pairs with numpy's generator of this `seed` and halves them into stream and
+            hold-out: the released code's own halves of its file; "mixed" does so in an order drawn here; "phrasings" halves
+            the phrasings of each question (as the paper describes it).
         holdout, accurates: largest number of probes of each kind; null keeps all.
         labels: class names in the order of the classifier; null takes those of the source or of the upstream file.
         outside_labels: "refuse" or "drop" documents of other classes.
@@ -80,7 +81,7 @@ class LifelongSettings:
     def __post_init__(self) -> None:
         """Refuse values that no choice could follow."""
         for name, allowed in (
-            ("task", TASKS), ("split", ("mixed", "phrasings")), ("outside_labels", ("refuse", "drop")),
+            ("task", TASKS), ("split", ("released", "mixed", "phrasings")), ("outside_labels", ("refuse", "drop")),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise SettingsError(

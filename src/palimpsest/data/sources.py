@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,16 @@ def read_hub(hub: Mapping[str, Any]) -> Source:
     rows = [dict(row) for row in _load_split(hub)]
     content = json.dumps(rows, sort_keys=True, ensure_ascii=True, default=str).encode()
     return Source(f"{identifier}:{hub.get('split', 'train')}", rows, digest(content), revision)
+
+
+def hub_rows(hub: Mapping[str, Any]) -> Sequence[Any]:
+    """Rows of a hub data set at a pinned revision, to be looked up by number: a split stays on disk and may be larger
+    than memory. Fields and errors as for `read_hub`."""
+    check_hub(hub)
+    if hub.get("file"):
+        return read_hub(hub).records
+    rows: Sequence[Any] = _load_split(hub)
+    return rows
 
 
 def check_hub(hub: Mapping[str, Any]) -> tuple[str, str]:

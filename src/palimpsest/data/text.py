@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from palimpsest.data.sources import check_hub, locate, read_hub, read_text
+from palimpsest.data.sources import check_hub, hub_rows, locate, read_text
 from palimpsest.errors import DataError, SettingsError
 
 KINDS = ("auto", "gutenberg", "wikitext", "plain")
-TEXT_FIELDS = {"files", "hub", "kind", "limit", "shortest"}
+PASSAGES = ("paragraph", "article")
+TEXT_FIELDS = {"files", "hub", "kind", "limit", "shortest", "passage", "seed"}
 # Public-domain books and WikiText, mixed so that the held-out tail is like the rest.
 DEFAULT_FILES = (
     "text/gutenberg/1342-0.txt",
@@ -35,7 +37,9 @@ def read_passages(spec: Mapping[str, Any] | None = None, folder: Path | str | No
         spec: `files` (names, looked up as data files) or `hub` (as for data sets, with `column`, by default
             "text"); `kind` of the files ("auto" decides by content); `limit` passages; `shortest` in
             characters (by default 40). Passages of several files take turns, so that a held-out tail
-            resembles the rest.
+            resembles the rest. Of a hub data set only: `passage`, "paragraph" (by default) or "article", the
+            whole of a row; `seed`, by which rows are drawn (without it they come in their order). Rows are
+            looked up one by one until there are `limit` passages; the split is never read as a whole.
         folder: where relative names are looked up first.
 
     Raises:
@@ -48,20 +52,24 @@ def read_passages(spec: Mapping[str, Any] | None = None, folder: Path | str | No
             f"text: unexpected {sorted(unknown)}; allowed are {', '.join(sorted(TEXT_FIELDS))}"
         )
     shortest, limit = spec.get("shortest", 40), spec.get("limit")
-    for name, value in (("shortest", shortest), ("limit", limit)):
+    for name, value in (("shortest", shortest), ("limit", limit), ("seed", spec.get("seed"))):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise SettingsError(f"text.{name}: expected a whole number, found {value!r}")
     if spec.get("hub") is not None:
-        columns = [_hub_passages(spec["hub"])]
+        found = _hub_passages(spec["hub"], spec.get("passage", "paragraph"), spec.get("seed"))
+    elif drawn := {"passage", "seed"} & set(spec):
+        raise SettingsError(
+            f"text.{min(drawn)}: only rows of a hub data set can be drawn or taken whole. Give `hub`, or leave it out"
+        )
     else:
         files = spec.get("files") or DEFAULT_FILES
-        columns = [file_passages(locate(name, folder), spec.get("kind", "auto")) for name in files]
-    kept = [passage for passage in _take_turns(columns) if len(passage) >= (shortest or 0)]
-    if not kept:
+        found = _take_turns([file_passages(locate(name, folder), spec.get("kind", "auto")) for name in files])
+    kept = list(islice((passage for passage in found if len(passage) >= (shortest or 0)), limit))
+    if not kept and limit != 0:
         raise DataError(
             "no passage is long enough", file=spec.get("files") or spec.get("hub"), remedy="Give more text"
         )
-    return kept[:limit]
+    return kept
 
 
 def file_passages(path: Path, kind: str = "auto") -> list[str]:
@@ -125,11 +133,17 @@ def _take_turns(columns: Sequence[list[str]]) -> Iterator[str]:
         yield from (passage for passage in row if passage)
 
 
-def _hub_passages(hub: Mapping[str, Any]) -> list[str]:
+def _hub_passages(hub: Mapping[str, Any], passage: str, seed: int | None) -> Iterator[str]:
+    """Passages of a hub column, row by row: in their order, or by `seed` in a shuffled one."""
     identifier, _ = check_hub(hub)
-    column = hub.get("column", "text")
-    passages: list[str] = []
-    for number, row in enumerate(read_hub(hub).records):
+    if passage not in PASSAGES:
+        raise SettingsError(f"text.passage: expected one of {', '.join(PASSAGES)}, found {passage!r}")
+    column, rows = hub.get("column", "text"), hub_rows(hub)
+    order = list(range(len(rows)))
+    if seed is not None:
+        random.Random(seed).shuffle(order)
+    for number in order:
+        row = rows[number]
         value = row.get(column) if isinstance(row, Mapping) else None
         if not isinstance(value, str):
             raise DataError(
@@ -139,5 +153,4 @@ def _hub_passages(hub: Mapping[str, Any]) -> list[str]:
                 field=column,
                 remedy="Choose another column",
             )
-        passages += _paragraphs(value)
-    return passages
+        yield from [one_line(value)] if passage == "article" else _paragraphs(value)

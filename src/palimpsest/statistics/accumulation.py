@@ -197,14 +197,22 @@ def accumulate(
 
 
 def packed_rows(
-    model: LanguageModel, corpus: Path | str | Sequence[str], budget: int, context: int
+    model: LanguageModel,
+    corpus: Path | str | Sequence[str],
+    budget: int,
+    context: int,
+    longest: int | None = None,
 ) -> Iterator[list[int]]:
-    """Passages one after another, an end-of-text token after each, cut into rows of `context` tokens."""
+    """Passages one after another, an end-of-text token after each, cut into rows of `context` tokens.
+
+    Args:
+        longest: tokens that are read of a passage; `None` = all.
+    """
     separator = model.tokenizer.eos_token_id
     waiting: list[int] = []
     left = budget
     for line in _lines(corpus):
-        tokens = model.tokenizer(line, add_special_tokens=False)["input_ids"]
+        tokens = model.tokenizer(line, add_special_tokens=False)["input_ids"][:longest]
         waiting += [*tokens, separator] if separator is not None else tokens
         while len(waiting) >= context and left > 0:
             row, waiting = waiting[: min(context, left)], waiting[context:]
@@ -236,11 +244,14 @@ def _lines(corpus: Path | str | Sequence[str]) -> Iterator[str]:
         yield from (line.strip() for line in corpus if line.strip())
 
 
-def corpus_digest(corpus: Path | str | Sequence[str]) -> str:
-    """sha256 over the passages as they are read, so that a file and its lines count as the same corpus."""
+def corpus_digest(corpus: Path | str | Sequence[str], longest: int | None = None) -> str:
+    """sha256 over the passages as they are read, so that a file and its lines count as the same corpus; passages
+    that are cut to `longest` tokens are another one."""
     digest = hashlib.sha256()
     for line in _lines(corpus):
         digest.update(line.encode() + b"\n")
+    if longest is not None:
+        digest.update(f"\ncut to {longest} tokens".encode())  # no passage has a line break
     return digest.hexdigest()
 
 

@@ -164,6 +164,7 @@ class CollectionSettings:
         layers: blocks wanted; `None` = all.
         tokens: token budget; collection ends there or at the end of the corpus.
         context: tokens per row; `None` = the model's context.
+        cut_passages: read no more than `context` tokens of each passage, as the papers do with articles.
         batch_tokens: tokens per forward pass (memory and speed; the sums agree up to float32 rounding).
         checkpoint_batches: the sums so far are written every so many batches, however long that takes; `None` = as often as
             writing them takes at most a twentieth of the time.
@@ -173,6 +174,7 @@ class CollectionSettings:
     layers: tuple[int, ...] | None = None
     tokens: int = 100_000
     context: int | None = None
+    cut_passages: bool = False
     batch_tokens: int = 2048
     checkpoint_batches: int | None = None
     symmetric: bool = True
@@ -240,9 +242,10 @@ def collect_covariance(
     settings = settings or CollectionSettings()
     wanted = _wanted_layers(model, settings)
     context = min(settings.context or model.context, model.context)
+    longest = context if settings.cut_passages else None
     key = {
         "model_fingerprint": model.fingerprint,
-        "corpus_sha256": corpus_digest(corpus),
+        "corpus_sha256": corpus_digest(corpus, longest),
         "token_budget": settings.tokens,
         "context": context,
     }
@@ -255,7 +258,7 @@ def collect_covariance(
     # Half a collection by other code is not gone on from.
     half = {**key, "code": source_digest(__name__)} if path is not None else key
     partial = Sums(path, half, missing, model, settings.batch_tokens, settings.symmetric)
-    rows = packed_rows(model, corpus, settings.tokens, context)
+    rows = packed_rows(model, corpus, settings.tokens, context, longest)
     batches = batched(rows, max(1, settings.batch_tokens // context))
     accumulate(model, batches, partial, settings.tokens, settings.checkpoint_batches, progress)
     if partial.tokens == 0:
