@@ -195,12 +195,28 @@ def test_numbers_of_simultaneous_edits(mini: experiments.Plan):
         if name in mini.figures["mend_batches"].runs
     }
     spec = runs["default"].spec
-    assert spec["run"] == "simultaneous-mini-gpt2-zsre-mend-default-n150-k1-5-10-25-75-d30"
-    assert spec["options"]["batch_sizes"] == [1, 5, 10, 25, 75]
-    assert (spec["options"]["draws"], spec["batch_size"], spec["snapshot_every"]) == (30, 75, None)
+    assert spec["run"] == "simultaneous-mini-gpt2-zsre-mend-default-n200-k1-5-10-25-75-125-200-d30"
+    assert spec["options"]["batch_sizes"] == [1, 5, 10, 25, 75, 125, 200]
+    assert (spec["options"]["draws"], spec["batch_size"], spec["snapshot_every"]) == (30, 200, None)
     of_table = [mini.runs[name].spec for name in mini.figures["serac_table"].runs]
     assert {spec["batch_size"] for spec in of_table if spec["dataset"] == "opinions"} == {5}
     assert {spec["batch_size"] for spec in of_table if spec["dataset"] != "opinions"} == {10}
+
+
+def test_every_task_of_serac_is_swept_over_the_number_of_edits(mini: experiments.Plan):
+    """The issue: hard questions, fact checking and dialogue over the number of simultaneous edits; nothing is trained for it alone."""
+    figure, table = mini.figures["serac_sweep"], mini.figures["serac_table"]
+    assert set(figure.spec["datasets"]) == {"zsre", "questions_hard", "evidence", "opinions"}
+    swept = {(run.spec["dataset"], run.spec["editor"]): run for run in map(mini.runs.get, figure.runs)}
+    known = {mini.runs[name].training.name for name in table.runs if mini.runs[name].training}
+    for dataset in ("questions_hard", "evidence", "opinions"):
+        for editor in ("lu", "retrieval", "mend", "serac"):
+            run = swept[dataset, editor]
+            assert len(run.spec["options"]["batch_sizes"]) >= 4
+            assert run.training is None or run.training.name in known
+    smoke = experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)  # no models: the other experiments' runs alone
+    shown = {smoke.runs[name].spec["dataset"] for name in smoke.figures["serac_sweep"].runs}
+    assert shown == {"zsre"}
 
 
 def test_numbers_of_simultaneous_edits_that_do_not_fit_are_refused():

@@ -151,6 +151,18 @@ def test_curves_show_the_rows_and_the_printed_numbers(runs, tmp_path):
     assert batch_curves.printed_sizes({}, read.methods_of(spec, [])[0]) == []
 
 
+def test_curves_of_dialogue_show_a_divergence_and_no_difference(runs, tmp_path):
+    """A KL beside shares: its own axis and name, and no line of "ES - DD"; each row has the numbers of edits that it ran."""
+    spec = _spec("batch_curves", methods=METHODS[3:], options={"quantities": ["es", "dd", "es_minus_dd"]})
+    figures.draw("it", spec, runs["table"], tmp_path)
+    points = pd.read_csv(tmp_path / "it.csv")
+    talk, asked = (points.query(f"dataset == '{name}'") for name in ("opinions", "zsre"))
+    assert set(talk["quantity"]) == {"es", "drift"} and set(talk["k"]) == {5}
+    assert set(asked["quantity"]) == {"es", "dd", "es_minus_dd"} and set(asked["k"]) == {10}
+    own = _means(runs["table"], "opinions-serac", "outside", "drift", 5)
+    assert talk.query("quantity == 'drift'")["mean"].iloc[0] == pytest.approx(np.mean(own), abs=1e-5)
+
+
 def test_runs_of_other_protocols_are_left_aside(runs, tmp_path):
     other = fabricate(tmp_path / "other", "consecutive-serac", editor="serac", dataset="zsre")
     spec = _spec("batch_curves", methods=METHODS[3:], options={"quantities": ["edit"]})
