@@ -72,6 +72,20 @@ def test_mend_learns_fact_checking_with_edits_that_change_nothing(mini: experime
     assert mini.scale["datasets"]["claims"]["keep_answer"] == 0.5
 
 
+def test_serac_reads_evidence_without_a_label_and_learns_dialogue_by_fives(mini: experiments.Plan):
+    """Spec 1.3 and 1.5."""
+    learned = {
+        (one.dataset, one.spec["settings"]["template"], one.spec["settings"]["k_train"])
+        for one in mini.trainings().values()
+        if one.spec["editor"] == "serac" and one.dataset in ("evidence", "opinions", "questions_hard")
+    }
+    assert learned == {
+        ("evidence", "{prompt}", 10),
+        ("opinions", "{prompt} {target}", 5),
+        ("questions_hard", "{prompt} {target}", 10),
+    }
+
+
 def test_only_editors_that_learn_are_trained(mini: experiments.Plan):
     for run in mini.runs.values():
         assert (run.training is not None) == (run.spec["editor"] in ("mend", "serac")), run.name
