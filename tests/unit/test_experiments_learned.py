@@ -51,7 +51,7 @@ def test_runs_of_all_seeds_and_variants_share_a_training(mini: experiments.Plan)
     """`mean` and `last_batch` say how to edit; nothing is trained for them."""
     name = "mini-gpt2-zsre-mend-default"
     runs = [run for run in mini.runs.values() if run.training and run.training.name == name]
-    assert {run.spec["variant"] for run in runs} == {"default", "mean"}
+    assert {run.spec["variant"] for run in runs} == {"default", "mean", "memit_executor"}
     assert {run.spec["protocol"] for run in runs} == {"single_round", "consecutive", "simultaneous"}
     assert {seed for run in runs for seed in run.seeds} == {0, 1, 2}
     last = [run for run in mini.runs.values() if run.spec["variant"] == "last_batch"]
@@ -253,6 +253,26 @@ def test_a_model_may_be_paired_with_several_data_sets():
         False,
         True,
     ]
+
+
+def test_each_deviation_of_later_papers_that_is_drawn_does_something(mini: experiments.Plan):
+    """A chunk as large as the batch would drop nothing; single deviations differ from the default in what they are named for."""
+    specs = [mini.runs[name].spec for name in mini.figures["learned_deviations"].runs]
+    settings = {(spec["editor"], spec["variant"]): spec["settings"] for spec in specs}
+    (size,) = {spec["batch_size"] for spec in specs}
+    assert settings["mend", "memit_executor"]["last_chunk_only"] < size
+    changed = {
+        variant: {key for key, value in own.items() if settings["serac", "default"][key] != value}
+        for (editor, variant), own in settings.items()
+        if editor == "serac"
+    }
+    assert changed["released_texts"] == {"texts"} and changed["last_state"] == {"keep"}
+    assert changed["random_toy"] == {"cf_width", "cf_blocks", "lr_counterfactual"}
+    assert {"texts", "keep", "rephrase", "objective", "memory"} <= changed["toolkit"]
+    drawn = [mini.runs[name].spec for name in mini.figures["serac_batches"].runs]
+    batches = {spec["variant"]: spec["settings"] for spec in drawn}
+    hard, easy = batches["diagonal"], batches["random_negatives"]
+    assert {key for key in hard if hard[key] != easy[key]} == {"hard_share"} and easy["negatives"] == "diagonal"
 
 
 def test_the_gate_is_for_facts_on_models_that_continue_text(mini: experiments.Plan):
