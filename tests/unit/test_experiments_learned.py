@@ -206,7 +206,7 @@ def test_numbers_of_simultaneous_edits(mini: experiments.Plan):
     runs = {
         run.spec["variant"]: run
         for name, run in mini.runs.items()
-        if name in mini.figures["mend_batches"].runs
+        if name in mini.figures["mend_batches"].runs and run.spec["editor"] == "mend"
     }
     spec = runs["default"].spec
     assert spec["run"] == "simultaneous-mini-gpt2-zsre-mend-default-n200-k1-5-10-25-75-125-200-d30"
