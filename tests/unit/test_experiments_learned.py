@@ -218,7 +218,7 @@ def test_numbers_of_simultaneous_edits(mini: experiments.Plan):
 
 
 def test_every_task_of_serac_is_swept_over_the_number_of_edits(mini: experiments.Plan):
-    """The issue: hard questions, fact checking and dialogue over the number of simultaneous edits; nothing is trained for it alone."""
+    """Hard questions, fact checking and dialogue over the number of edits; nothing is trained for it alone."""
     figure, table = mini.figures["serac_sweep"], mini.figures["serac_table"]
     assert set(figure.spec["datasets"]) == {"zsre", "questions_hard", "evidence", "opinions"}
     swept = {(run.spec["dataset"], run.spec["editor"]): run for run in map(mini.runs.get, figure.runs)}
@@ -228,7 +228,9 @@ def test_every_task_of_serac_is_swept_over_the_number_of_edits(mini: experiments
             run = swept[dataset, editor]
             assert len(run.spec["options"]["batch_sizes"]) >= 4
             assert run.training is None or run.training.name in known
-    smoke = experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)  # no models: the other experiments' runs alone
+    smoke = experiments.plan(
+        ROOT / "config" / "smoke.yaml", ROOT
+    )  # no models: the other experiments' runs alone
     shown = {smoke.runs[name].spec["dataset"] for name in smoke.figures["serac_sweep"].runs}
     assert shown == {"zsre"}
 
@@ -272,7 +274,9 @@ def test_each_deviation_of_later_papers_that_is_drawn_does_something(mini: exper
     drawn = [mini.runs[name].spec for name in mini.figures["serac_batches"].runs]
     batches = {spec["variant"]: spec["settings"] for spec in drawn}
     hard, easy = batches["diagonal"], batches["random_negatives"]
-    assert {key for key in hard if hard[key] != easy[key]} == {"hard_share"} and easy["negatives"] == "diagonal"
+    assert {key for key in hard if hard[key] != easy[key]} == {"hard_share"} and easy[
+        "negatives"
+    ] == "diagonal"
 
 
 def test_the_gate_is_for_facts_on_models_that_continue_text(mini: experiments.Plan):

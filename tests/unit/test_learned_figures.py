@@ -126,7 +126,9 @@ def test_perplexity_rises_by_run_and_has_no_column_where_no_model_has_one(runs, 
     options = {
         "columns": ["es", "perplexity"],
         "published": {
-            "places": {"passages": {"table": "mend_table4", "dataset": "Wikitext", "model": "distilGPT-2 82M"}}
+            "places": {
+                "passages": {"table": "mend_table4", "dataset": "Wikitext", "model": "distilGPT-2 82M"}
+            }
         },
     }
     made = fabricate_batches(

@@ -91,14 +91,19 @@ def test_where_a_claim_says_equal_both_directions_are_judged():
     for name, bound in (("C2", -0.05), ("C10", -0.1)):
         first, second = claims[name]["parts"][:2]
         ways = [[(t["method"], t.get("times", 1)) for t in part["terms"]] for part in (first, second)]
-        assert ways[1] == [(ways[0][1][0], 1), (ways[0][0][0], -1)] and first["above"] == second["above"] == bound
+        assert (
+            ways[1] == [(ways[0][1][0], 1), (ways[0][0][0], -1)]
+            and first["above"] == second["above"] == bound
+        )
 
 
 def test_later_papers_rows_of_serac_are_judged_where_they_are_printed():
     claims = {claim["id"]: claim for claim in published.claims_document("serac")["claims"]}
     values = []
     for part in claims["C9"]["parts"]:
-        cells = [published.find_printed(**{k: v for k, v in t.items() if k != "times"}) for t in part["terms"]]
+        cells = [
+            published.find_printed(**{k: v for k, v in t.items() if k != "times"}) for t in part["terms"]
+        ]
         assert cells[0] is not None and cells[1] is not None
         values.append((cells[0].value, cells[1].value))
     assert (0.4608, 0.3007) in values and (96.09, 53.03) in values and len(values) == 6

@@ -18,7 +18,10 @@ from palimpsest.edits import Edit
 from palimpsest.errors import DataError
 
 CONTINUED = 10  # words of y_e, as many as the paper has tokens
-LEAST, MOST = 14, 30  # words of x_e: with fewer there is little to cut, with more a small model's context ends
+LEAST, MOST = (
+    14,
+    30,
+)  # words of x_e: with fewer there is little to cut, with more a small model's context ends
 CUTS = (1 / 6, 1 / 3, 1 / 2)  # shares of x_e that x' lacks
 
 

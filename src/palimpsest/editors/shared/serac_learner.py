@@ -6,8 +6,8 @@ Per step k edits (x_e, y_e), for each an in-scope input x' with answer y', and a
     L_g = mean -log g(z_i, x'_i) + mean -log(1 - g(z_i, x_loc_i))       two means of equal weight
     L   = c_edit L_h + c_scope L_g
 
-g and h share no parameter, so `cf_steps` and `cf_right` may end the training of h early. Where an in-scope input has an answer that the
-edit makes wrong (`Draw.opposite`: dialogue sentiment), L_h gains the unlikelihood -log(1 - p) of its tokens. With
+g and h share no parameter, so `cf_steps` and `cf_right` may end the training of h early. Where an in-scope input has an
+answer that the edit makes wrong (`Draw.opposite`: dialogue sentiment), L_h gains the unlikelihood -log(1 - p) of its tokens. With
 `objective: mixture` nothing says what is in scope (spec E2): the loss is c_edit NLL(y' | mixture) + c_scope KL(f || mixture on
 x_loc), with the retrieved edit and the soft gate; `cf_steps`, `cf_right` and `negatives` have no part in it.
 """
@@ -34,7 +34,10 @@ from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs, encode, judged, target_logits, target_places
 
 log = logging.getLogger(__name__)
-STEPS, RIGHT = "steps", "right"  # done so far, and right in a row, among the tensors: say when h is left as it is
+STEPS, RIGHT = (
+    "steps",
+    "right",
+)  # done so far, and right in a row, among the tensors: say when h is left as it is
 SURE = 1e-6  # 1 - p is at least this where its logarithm is taken
 
 
