@@ -158,7 +158,8 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
     dataset = _add(
         groups, "dataset", lambda o: commands.run_dataset(commands.read_spec(o.spec), o.source, o.out),
         "Read and validate a data set of edits.",
-        "Reads the upstream forms of CounterFact, ZsRE, FEVER, VitaminC (evidence) and SERAC's conversations, plain or gzipped,\n"
+        "Reads the upstream forms of CounterFact, ZsRE, FEVER, VitaminC (evidence), SERAC's conversations and\n"
+        "passages of a text (MEND), plain or gzipped,\n"
         "from a file, a source or a pinned hub id. With the key task it cuts a stream for lifelong editing and its probes\n"
         "(probes.jsonl); with reserve or learning it also writes learning.jsonl, for editors that learn.\n"
         "A malformed record is refused with file, record and field before anything heavy starts.\n"

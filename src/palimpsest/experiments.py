@@ -167,6 +167,8 @@ def _expand(
     """All runs of one experiment."""
     if not entry.get("protocol"):
         return
+    if not sizes["models"] and not sizes.get("also"):  # shows other experiments' runs alone (`with_runs_of`)
+        return
     missing = [key for key in ("edits", "batch_size", "seeds") if not sizes.get(key)]
     if missing:
         problems.append(

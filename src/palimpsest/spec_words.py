@@ -33,7 +33,7 @@ class Part:
 
 # Where records come from; docstrings only say that it is everywhere the same.
 FILES = {
-    "reader": "the upstream form: counterfact, zsre, fever, evidence or conversations",
+    "reader": "the upstream form: counterfact, zsre, fever, evidence, conversations or passages",
     "file": "the records: an absolute path, or one under PALIMPSEST_DATA; plain or gzipped",
     "hub": "instead of file: {id, revision (40 digits), file or split, config}",
     "schema": "form of the records, where it is not to be recognised (an unknown name is answered with the known ones)",

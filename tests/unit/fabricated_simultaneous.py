@@ -31,6 +31,7 @@ def fabricate_batches(
     gate: bool = False,
     seconds: float = 0.1,
     bytes_of=lambda k: 1000.0,
+    perplexity: float | None = None,
 ) -> list[Path]:
     """Write `root/runs/{run}/seed=N`: chances of success in scope and of a changed answer outside, by split and k."""
     editor, _, variant = method.partition(":")
@@ -61,6 +62,9 @@ def fabricate_batches(
                     }
                     for n, value in enumerate(values)
                 ]
+            if k and perplexity is not None:
+                rise = {"split": "outside", "metric": "perplexity_rise", "value": perplexity + seed, "n": 1}
+                metrics.append({**base, **rise})
             if k:
                 metrics.append(
                     {**base, "split": "edit", "metric": "state_bytes", "value": bytes_of(k), "n": 1}

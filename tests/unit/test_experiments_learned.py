@@ -52,7 +52,7 @@ def test_runs_of_all_seeds_and_variants_share_a_training(mini: experiments.Plan)
     """`mean` and `last_batch` say how to edit; nothing is trained for them."""
     name = "mini-gpt2-zsre-mend-default"
     runs = [run for run in mini.runs.values() if run.training and run.training.name == name]
-    assert {run.spec["variant"] for run in runs} == {"default", "mean"}
+    assert {run.spec["variant"] for run in runs} == {"default", "mean", "memit_executor"}
     assert {run.spec["protocol"] for run in runs} == {"single_round", "consecutive", "simultaneous"}
     assert {seed for run in runs for seed in run.seeds} == {0, 1, 2}
     last = [run for run in mini.runs.values() if run.spec["variant"] == "last_batch"]
@@ -71,6 +71,20 @@ def test_mend_learns_fact_checking_with_edits_that_change_nothing(mini: experime
     assert {dataset for dataset, share in shares if share} == {"claims"}
     assert ("claims", 0.5) in shares and ("evidence", 0.0) in shares
     assert mini.scale["datasets"]["claims"]["keep_answer"] == 0.5
+
+
+def test_serac_reads_evidence_without_a_label_and_learns_dialogue_by_fives(mini: experiments.Plan):
+    """Spec 1.3 and 1.5."""
+    learned = {
+        (one.dataset, one.spec["settings"]["template"], one.spec["settings"]["k_train"])
+        for one in mini.trainings().values()
+        if one.spec["editor"] == "serac" and one.dataset in ("evidence", "opinions", "questions_hard")
+    }
+    assert learned == {
+        ("evidence", "{prompt}", 10),
+        ("opinions", "{prompt} {target}", 5),
+        ("questions_hard", "{prompt} {target}", 10),
+    }
 
 
 def test_only_editors_that_learn_are_trained(mini: experiments.Plan):
@@ -211,15 +225,33 @@ def test_numbers_of_simultaneous_edits(mini: experiments.Plan):
     runs = {
         run.spec["variant"]: run
         for name, run in mini.runs.items()
-        if name in mini.figures["mend_batches"].runs
+        if name in mini.figures["mend_batches"].runs and run.spec["editor"] == "mend"
     }
     spec = runs["default"].spec
-    assert spec["run"] == "simultaneous-mini-gpt2-zsre-mend-default-n150-k1-5-10-25-75-d30"
-    assert spec["options"]["batch_sizes"] == [1, 5, 10, 25, 75]
-    assert (spec["options"]["draws"], spec["batch_size"], spec["snapshot_every"]) == (30, 75, None)
+    assert spec["run"] == "simultaneous-mini-gpt2-zsre-mend-default-n200-k1-5-10-25-75-125-200-d30"
+    assert spec["options"]["batch_sizes"] == [1, 5, 10, 25, 75, 125, 200]
+    assert (spec["options"]["draws"], spec["batch_size"], spec["snapshot_every"]) == (30, 200, None)
     of_table = [mini.runs[name].spec for name in mini.figures["serac_table"].runs]
     assert {spec["batch_size"] for spec in of_table if spec["dataset"] == "opinions"} == {5}
     assert {spec["batch_size"] for spec in of_table if spec["dataset"] != "opinions"} == {10}
+
+
+def test_every_task_of_serac_is_swept_over_the_number_of_edits(mini: experiments.Plan):
+    """Hard questions, fact checking and dialogue over the number of edits; nothing is trained for it alone."""
+    figure, table = mini.figures["serac_sweep"], mini.figures["serac_table"]
+    assert set(figure.spec["datasets"]) == {"zsre", "questions_hard", "evidence", "opinions"}
+    swept = {(run.spec["dataset"], run.spec["editor"]): run for run in map(mini.runs.get, figure.runs)}
+    known = {mini.runs[name].training.name for name in table.runs if mini.runs[name].training}
+    for dataset in ("questions_hard", "evidence", "opinions"):
+        for editor in ("lu", "retrieval", "mend", "serac"):
+            run = swept[dataset, editor]
+            assert len(run.spec["options"]["batch_sizes"]) >= 4
+            assert run.training is None or run.training.name in known
+    smoke = experiments.plan(
+        ROOT / "config" / "smoke.yaml", ROOT
+    )  # no models: the other experiments' runs alone
+    shown = {smoke.runs[name].spec["dataset"] for name in smoke.figures["serac_sweep"].runs}
+    assert shown == {"zsre"}
 
 
 def test_numbers_of_simultaneous_edits_that_do_not_fit_are_refused():
@@ -242,6 +274,28 @@ def test_a_model_may_be_paired_with_several_data_sets():
         False,
         True,
     ]
+
+
+def test_each_deviation_of_later_papers_that_is_drawn_does_something(mini: experiments.Plan):
+    """A chunk as large as the batch would drop nothing; single deviations differ from the default in what they are named for."""
+    specs = [mini.runs[name].spec for name in mini.figures["learned_deviations"].runs]
+    settings = {(spec["editor"], spec["variant"]): spec["settings"] for spec in specs}
+    (size,) = {spec["batch_size"] for spec in specs}
+    assert settings["mend", "memit_executor"]["last_chunk_only"] < size
+    changed = {
+        variant: {key for key, value in own.items() if settings["serac", "default"][key] != value}
+        for (editor, variant), own in settings.items()
+        if editor == "serac"
+    }
+    assert changed["released_texts"] == {"texts"} and changed["last_state"] == {"keep"}
+    assert changed["random_toy"] == {"cf_width", "cf_blocks", "lr_counterfactual"}
+    assert {"texts", "keep", "rephrase", "objective", "memory"} <= changed["toolkit"]
+    drawn = [mini.runs[name].spec for name in mini.figures["serac_batches"].runs]
+    batches = {spec["variant"]: spec["settings"] for spec in drawn}
+    hard, easy = batches["diagonal"], batches["random_negatives"]
+    assert {key for key in hard if hard[key] != easy[key]} == {"hard_share"} and easy[
+        "negatives"
+    ] == "diagonal"
 
 
 def test_the_gate_is_for_facts_on_models_that_continue_text(mini: experiments.Plan):

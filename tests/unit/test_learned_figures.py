@@ -121,6 +121,30 @@ def test_the_best_drawdown_is_the_lowest_and_a_gate_is_not_ranked(runs):
         simultaneous.quantity("fame")
 
 
+def test_perplexity_rises_by_run_and_has_no_column_where_no_model_has_one(runs, tmp_path):
+    """MEND's drawdown on text: one number a run, the seeds' range beside it, and the paper's."""
+    options = {
+        "columns": ["es", "perplexity"],
+        "published": {
+            "places": {
+                "passages": {"table": "mend_table4", "dataset": "Wikitext", "model": "distilGPT-2 82M"}
+            }
+        },
+    }
+    made = fabricate_batches(
+        tmp_path / "results", "text-mend", method="mend", dataset="passages", sizes=(1,), seeds=(0, 1), perplexity=2.0
+    )  # fmt: skip
+    methods = [{"editor": "mend", "title": "MEND", "published": "MEND"}]
+    figures.draw("it", _spec("success_table", methods=methods, options=options), made, tmp_path)
+    row = pd.read_csv(tmp_path / "it.csv").query("column == 'perplexity' and method == 'MEND'").iloc[0]
+    assert (row["mean"], row["low"], row["high"], row["printed"]) == (2.5, 2.0, 3.0, 0.225)
+    assert "2.500 [2.00, 3.00]" in (tmp_path / "it.md").read_text()
+    loaded = [run for run in read.load_runs(runs["table"]) if run.spec["dataset"] == "zsre"]
+    spec = _spec("success_table", options=options)
+    points = success_table.measured_points(spec, loaded, read.methods_of(spec, loaded))
+    assert "Perplexity rise" not in success_table.layout(points).columns
+
+
 def test_curves_show_the_rows_and_the_printed_numbers(runs, tmp_path):
     methods = [METHODS[1], {"editor": "mend", "title": "MEND", "published": "MEND"}, METHODS[3]]
     options = {
@@ -149,6 +173,18 @@ def test_curves_show_the_rows_and_the_printed_numbers(runs, tmp_path):
     )
     spec = _spec("batch_curves", methods=methods[1:])
     assert batch_curves.printed_sizes({}, read.methods_of(spec, [])[0]) == []
+
+
+def test_curves_of_dialogue_show_a_divergence_and_no_difference(runs, tmp_path):
+    """A KL beside shares: its own axis and name, and no line of "ES - DD"; each row has the numbers of edits that it ran."""
+    spec = _spec("batch_curves", methods=METHODS[3:], options={"quantities": ["es", "dd", "es_minus_dd"]})
+    figures.draw("it", spec, runs["table"], tmp_path)
+    points = pd.read_csv(tmp_path / "it.csv")
+    talk, asked = (points.query(f"dataset == '{name}'") for name in ("opinions", "zsre"))
+    assert set(talk["quantity"]) == {"es", "drift"} and set(talk["k"]) == {5}
+    assert set(asked["quantity"]) == {"es", "dd", "es_minus_dd"} and set(asked["k"]) == {10}
+    own = _means(runs["table"], "opinions-serac", "outside", "drift", 5)
+    assert talk.query("quantity == 'drift'")["mean"].iloc[0] == pytest.approx(np.mean(own), abs=1e-5)
 
 
 def test_runs_of_other_protocols_are_left_aside(runs, tmp_path):

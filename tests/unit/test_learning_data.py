@@ -134,7 +134,8 @@ def test_a_subjects_records_of_unknown_relation_are_neither_near_nor_far():
 def test_an_implied_question_keeps_room_for_the_new_answer():
     probes = (Probe("Who lives in new 0?", "Ada", "implied"), Probe("True: new 0?", "new 0", "true_false"))
     examples, _ = build_examples([fact(0, "Ada Sorn", portability=(*probes, Probe("q", "a", "one_hop")))], [])
-    assert examples[0]["implied"] == [["Who lives in {}?", "Ada"], ["True: {}?", "{}"]]
+    assert examples[0]["implied"] == [["Who lives in {}?", "Ada"]]
+    assert examples[0]["true_false"] == [["True: {}?", "{}"]]
 
 
 def test_a_subject_on_both_sides_is_refused():

@@ -22,11 +22,12 @@ from palimpsest.learning.examples import (
 from palimpsest.learning.train import fitting
 
 EXAMPLES = some_examples()
-IMPLIED = (("Who lives in {}?", "Ada Tolvek"), ("True or false: Ada lives in {}", "True"))
+IMPLIED = (("Who lives in {}?", "Ada Tolvek"), ("In {} lives who?", "Ada Tolvek"))
+STATED = (("True or false: Ada lives in {}", "True"),)
 
 
 def test_a_file_gives_back_what_was_written(tmp_path):
-    examples = [replace(EXAMPLES[0], implied=IMPLIED, subject=None), *EXAMPLES[1:]]
+    examples = [replace(EXAMPLES[0], implied=IMPLIED, true_false=STATED, subject=None), *EXAMPLES[1:]]
     write_examples(tmp_path / "learning.jsonl", examples)
     read = read_examples(tmp_path / "learning.jsonl")
     assert read == examples
@@ -47,6 +48,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
         ("subject", "Jon", "does not occur"),
         ("implied", [["one text"]], "question, answer"),
         ("opposed", [["one text"]], "question, answer"),
+        ("true_false", [["one text"]], "question, answer"),
         ("opposed", [["what?", " "]], "empty"),
         ("outside", [{"prompt": "a"}], "prompt, answer, near"),
         ("outside", [{"prompt": "a", "answer": "b", "near": "yes"}], "prompt, answer, near"),
@@ -139,12 +141,24 @@ def test_what_is_in_scope_follows_the_settings():
     assert all(draw.query == draw.edit.prompt for draw in own)
     kept = Sampler(EXAMPLES, 0, no_op_share=1.0).draw(4)
     assert all(draw.edit.target == draw.edit.truth == draw.query_answer for draw in kept)
-    sampler = Sampler([replace(EXAMPLES[0], implied=IMPLIED), EXAMPLES[1]], 0)
-    draws = [draw for _ in range(100) for draw in sampler.draw(2) if draw.edit.identifier == "fact-0"]
-    implied = [draw for draw in draws if draw.query.startswith(("Who", "True"))]
-    assert 20 < len(implied) < 50 and {draw.query_answer for draw in implied} == {"Ada Tolvek", "True"}
+
+
+def test_the_four_types_of_hard_questions_come_equally_often():
+    """Spec 3.1: uniformly from prompt, rephrasing, implied question, true or false; a share of prompts is not drawn before."""
+    hard = replace(EXAMPLES[0], implied=IMPLIED, true_false=STATED)
+    sampler = Sampler([hard, EXAMPLES[1]], 0, prompt_share=0.9)
+    draws = [draw for _ in range(800) for draw in sampler.draw(2) if draw.edit.identifier == "fact-0"]
+    implied = [draw for draw in draws if draw.query.startswith(("Who", "In "))]
+    stated = [draw for draw in draws if draw.query.startswith("True")]
+    own = [draw for draw in draws if draw.query == draw.edit.prompt]
+    for kind in (own, implied, stated, [draw for draw in draws if draw.query in hard.rephrasings]):
+        assert len(kind) / len(draws) == pytest.approx(0.25, abs=0.05)
+    assert {draw.query_answer for draw in implied} == {"Ada Tolvek"}
     assert all(draw.edit.target in draw.query and "{}" not in draw.query for draw in implied)
-    assert 20 < sum(draw.query == draw.edit.prompt for draw in draws) < 50
+    said = {answer: [draw for draw in stated if draw.query_answer == answer] for answer in ("True", "False")}
+    assert all(draw.edit.target in draw.query for draw in said["True"])
+    assert not any(draw.edit.target in draw.query or "{}" in draw.query for draw in said["False"])
+    assert len(said["True"]) / len(stated) == pytest.approx(0.5, abs=0.12)
 
 
 def test_edits_of_one_prompt_are_not_drawn_together():

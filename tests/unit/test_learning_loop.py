@@ -90,6 +90,15 @@ def test_the_update_is_adam_on_the_mean_gradient():
     assert torch.allclose(toy.weight, other.weight) and other.weight.grad.norm() < 0.51
 
 
+def test_the_last_state_can_be_kept_as_released():
+    """Spec E8: every validation overwrites what is called the best, so that nothing ever stops."""
+    settings = replace(SETTINGS, steps=64, patience=16, keep="last")
+    toy = Toy(settings, curve=[5, 1, 2, 3, 4, 5, 6, 7])
+    progress = train(toy, Sampler(EXAMPLES, 0), [], 0)
+    assert (progress.best_step, progress.step, progress.best["total"]) == (64, 64, 7)
+    assert toy.seen == 128 and toy.validations == 8  # nothing was loaded back
+
+
 def test_early_stopping_stops_and_gives_the_best_state():
     """E8: a toolkit's never stops, overwrites its checkpoint and calls the last state the best."""
     settings = replace(SETTINGS, steps=400, patience=20)
@@ -204,6 +213,7 @@ def test_a_diverging_training_says_so_and_keeps_its_curve(tmp_path):
         {"k_train": 0},
         {"steps": 1.5},
         {"patience": 0},
+        {"keep": "first"},
         {"patience": 4_999},
         {"clip": 0},
         {"hard_share": 2},

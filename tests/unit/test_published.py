@@ -61,3 +61,50 @@ def test_numbers_quoted_in_claims_agree_with_the_tables():
                     "comeba_hk_table1", dataset=dataset, model="GPT2-XL", method=method, metric=metric
                 )
                 assert cell is not None and cell.printed == text
+
+
+def test_tables_of_mend_agree_with_each_other():
+    """Where two tables print one number; MEND's row of Table 3 is the best in every column."""
+
+    def column(table, method):
+        cells = published.load_table(table)
+        return {(c.dataset, c.model, c.metric): c.shown for c in cells if c.method == method}
+
+    successes: dict[tuple[str, str], dict[str, float]] = {}
+    for cell in published.load_table("mend_table3"):
+        if cell.metric == "edit_success":
+            successes.setdefault((cell.dataset, cell.model), {})[cell.method] = cell.value
+    assert len(successes) == 4
+    for row in successes.values():
+        assert row["MEND"] == max(row.values()) and list(row.values()).count(row["MEND"]) == 1
+    assert column("mend_table9", "MEND MLP weights") == column("mend_table3", "MEND")
+    for method in ("MEND", "ENN"):
+        small, batched = column("mend_table4", method), column("mend_table5", method)
+        for metric in ("edit_success", "accuracy_drop"):
+            place = ("zsRE", "BART-base 139M")
+            assert batched[(*place, f"{metric}@1")] == small[(*place, metric)]
+
+
+def test_where_a_claim_says_equal_both_directions_are_judged():
+    """Spec C4 and C13: an absolute difference."""
+    claims = {claim["id"]: claim for claim in published.claims_document("mend")["claims"]}
+    for name, bound in (("C2", -0.05), ("C10", -0.1)):
+        first, second = claims[name]["parts"][:2]
+        ways = [[(t["method"], t.get("times", 1)) for t in part["terms"]] for part in (first, second)]
+        assert (
+            ways[1] == [(ways[0][1][0], 1), (ways[0][0][0], -1)]
+            and first["above"] == second["above"] == bound
+        )
+
+
+def test_later_papers_rows_of_serac_are_judged_where_they_are_printed():
+    claims = {claim["id"]: claim for claim in published.claims_document("serac")["claims"]}
+    values = []
+    for part in claims["C9"]["parts"]:
+        cells = [
+            published.find_printed(**{k: v for k, v in t.items() if k != "times"}) for t in part["terms"]
+        ]
+        assert cells[0] is not None and cells[1] is not None
+        values.append((cells[0].value, cells[1].value))
+    assert (0.4608, 0.3007) in values and (96.09, 53.03) in values and len(values) == 6
+    assert all(remembered > generalised for remembered, generalised in values)

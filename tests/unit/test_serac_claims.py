@@ -54,6 +54,11 @@ def test_segments_tell_the_edit_from_the_input():
         assert total == own + kept and marks == [0] * (reader.lead + kept) + [1] * (own - reader.lead)
     for where, family in (("base", "bert"), ("scratch", "gpt2")):
         assert not Settings(counterfactual=where).reader(tiny_model(family), 0).segments
+    unlabelled = Reader(base, reader.model, "{prompt}", "  ")  # spec 1.3: evidence, two blanks, claim
+    assert (
+        unlabelled.prefix(*EVIDENCE) == unlabelled.prefix(EVIDENCE[0], "class 2") != reader.prefix(*EVIDENCE)
+    )
+    assert "class" not in base.tokenizer.decode(unlabelled.prefix(*EVIDENCE))
     plain = Reader(base, reader.model)
     assert not torch.equal(
         plain.target_logits([EVIDENCE], inputs.rows([0])), reader.target_logits([EVIDENCE], inputs.rows([0]))

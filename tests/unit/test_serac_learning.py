@@ -219,6 +219,13 @@ def test_the_second_model_stops_learning_when_told():
     other = learner(cf_steps=1)
     other.load(made.tensors())
     assert "edit" not in other.step(draws) and int(other.tensors()["steps"]) == 3
+    enough = learner(cf_right=5)  # draws of three: two steps that are right throughout
+    enough._edit_loss = lambda draws: (enough.classifier.log_scope([EDITS[0]], ["so"]).sum(), told.pop(0))
+    told = [torch.tensor(row) for row in ([True] * 3, [True, False, True], [True] * 3, [True] * 3)]
+    learns = ["edit" in enough.step(draws) for _ in range(5)]
+    assert (
+        learns == [True] * 4 + [False] and int(enough.tensors()["right"]) == 6
+    )  # one wrong answer starts anew
     prompting = learner(counterfactual="base")
     assert len(prompting.groups()) == 1 and "edit" not in prompting.step(draws)
     assert prompting.validate(draws)["edit"] > 0

@@ -1,9 +1,9 @@
 """What learned editors are trained on: `learning.jsonl` beside `edits.jsonl`, about subjects that no table edits.
 
 One object a line: identifier, prompt, subject, answer (what is true, or what the model says now), alternatives (what it may
-be edited to), rephrasings, implied (pairs of question and answer, either with "{}" for the new answer), outside (prompts
-an edit must leave alone: prompt, answer, near) and split ("train" or "valid"). Everything comes from the record itself and
-from other records that are set aside. The scheme is MEND's (arXiv 2110.11309, Section 3.2 and appendix) and SERAC's
+be edited to), rephrasings, implied and true_false (pairs of question and answer, either with "{}" for the new answer),
+outside (prompts an edit must leave alone: prompt, answer, near) and split ("train" or "valid"). Everything comes from the
+record itself and from other records that are set aside. The scheme is MEND's (arXiv 2110.11309, Section 3.2 and appendix) and SERAC's
 (arXiv 2206.06520, Section 4): x_e, y_e, an in-scope x', and x_loc, of which the near ones are hard negatives.
 """
 
@@ -290,7 +290,7 @@ class _Maker:
             "valid": sum(example["split"] == "valid" for example in made),
             "without_rephrasings": sum(not example["rephrasings"] for example in made),
             "rephrasings": sum(len(example["rephrasings"]) for example in made),
-            "implied": sum(len(example["implied"]) for example in made),
+            "implied": sum(len(one["implied"]) + len(one.get("true_false", ())) for one in made),
             "near": near[True],
             "far": near[False],
             "made_up_far_of_each": self.made_up,
@@ -313,7 +313,7 @@ def _wished(edit: Edit, alternatives: list[str]) -> list[dict[str, Any]]:
                 "identifier": edit.identifier,
                 "answer": answer,
                 "alternatives": alternatives,
-                "implied": _implied(edit),
+                **{kind: _implied(edit, kind) for kind in ("implied", "true_false")},
             }
         ]
     agreed, opposed = both.values()
@@ -336,11 +336,11 @@ def _replies(edit: Edit, kind: str) -> list[list[str]]:
     return [[probe.prompt, probe.answer] for probe in edit.portability if probe.kind == kind]
 
 
-def _implied(edit: Edit) -> list[list[str]]:
-    """Questions that an edit answers too, with "{}" where they or their answers say the new answer."""
+def _implied(edit: Edit, kind: str) -> list[list[str]]:
+    """Questions of a kind that an edit answers too, with "{}" where they or their answers say the new answer."""
     rows = []
     for probe in edit.portability:
-        if probe.kind in IN_SCOPE_KINDS:
+        if probe.kind == kind:
             answer = "{}" if probe.answer == edit.target else probe.answer
             rows.append([probe.prompt.replace(edit.target, "{}"), answer])
     return rows

@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from palimpsest.data import conversations, counterfact, evidence, fever, zsre
+from palimpsest.data import conversations, counterfact, evidence, fever, passages, zsre
 from palimpsest.data.qa_hard import add_implied, add_true_false
 from palimpsest.data.records import Reader, Reading, read_all
 from palimpsest.data.sources import Source, locate, open_source, read_file, read_text
 from palimpsest.errors import SettingsError
 
 READERS: dict[str, Reader] = {
-    module.READER.name: module.READER for module in (counterfact, zsre, fever, evidence, conversations)
+    module.READER.name: module.READER
+    for module in (counterfact, zsre, fever, evidence, conversations, passages)
 }
 
 
@@ -32,7 +33,7 @@ def read_source(spec: Mapping[str, Any], folder: Path | str | None = None) -> tu
     reader = reader_of(spec)
     if spec.get("file") is None and spec.get("hub") is None and folder is not None:
         spec = {**spec, "file": f"{reader.name}.json"}
-    source = open_source(spec, folder)
+    source = (passages.open_passages if reader is passages.READER else open_source)(spec, folder)
     if spec.get("targets") is not None:
         path = locate(spec["targets"], folder)
         source = replace(source, records=zsre.add_targets(source.records, read_text(path), spec["targets"]))

@@ -57,6 +57,8 @@ class Settings(Training):
         initial_range: standard deviation of the weights of either, when made from scratch (T5 has its own rule).
         cf_steps: the counterfactual model is trained for so many steps only; None = as long as the classifier. No effect with
             objective: mixture, whose loss trains both.
+        cf_right: its training also ends once so many training inputs in a row were answered rightly, given the gold edit; None =
+            it goes on. No effect with objective: mixture.
         template, separator: text of an edit as h reads it, and what stands between it and the input.
         objective: "supervised", or "mixture" (E2: the loss of the soft mixture, without knowing what is in scope).
         negatives: out-of-scope pairs of a step: "diagonal" (out-of-scope input i with edit i), "all" (each of these with each
@@ -91,6 +93,7 @@ class Settings(Training):
     cf_heads: int = 4
     initial_range: float = 0.02
     cf_steps: int | None = None
+    cf_right: int | None = None
     template: str = "{prompt} {target}"
     separator: str = " "
     objective: str = "supervised"
@@ -115,7 +118,7 @@ class Settings(Training):
         require(0 < self.threshold < 1, "threshold", self.threshold, "between 0 and 1")
         for name in ("lr", "lr_counterfactual", "c_edit", "c_scope"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        for name in ("freeze", "cf_steps"):
+        for name in ("freeze", "cf_steps", "cf_right"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least one, or null for all")
         require(self.cf_width % self.cf_heads == 0, "cf_heads", self.cf_heads, "must divide cf_width")

@@ -36,15 +36,17 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     points: list[dict[str, Any]] = []
     with style.house_style():
         figure = style.new_figure(style.WIDTH + 0.2, 0.95 + 2.0 * len(rows))
-        axes = figure.subplots(len(rows), len(names), squeeze=False, sharex=True)
+        axes = figure.subplots(len(rows), len(names), squeeze=False, sharex="row")
         for row, place in enumerate(rows):
             here = simultaneous.at_place(runs, place)
+            drifts = simultaneous.judged_by_drift(here)
             for column, quantity_name in enumerate(names):
                 axis, own = axes[row][column], []
-                for method in methods:
-                    own += _line(axis, method, here, quantity_name, options, place)
-                    own += _printed_line(axis, method, quantity_name, options, place)
-                _shares(axis, own)
+                shown = _shown(quantity_name, drifts)
+                for method in methods if shown else ():
+                    own += _line(axis, method, here, shown, options, place)
+                    own += _printed_line(axis, method, shown, options, place)
+                _scale(axis, own, shown)
                 points += own
             _sizes_axis(axes[row], simultaneous.sizes(here))
             _row_title(axes[row][0], place, rows)
@@ -52,7 +54,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             axes[0][column].set_title(quantity(quantity_name).title, pad=8)
             axes[-1][column].set_xlabel("edits at once")
         legend(figure, methods, points)
-        style.panel_letters([axis for row in axes for axis in row])
+        style.panel_letters([axis for row in axes for axis in row if axis.axison])
         style.stamp(figure, captions.stamp_text(spec))
         caption = _caption(spec, runs, names, pd.DataFrame(points))
         return style.save_figure(figure, name, out, pd.DataFrame(points), caption)
@@ -140,8 +142,22 @@ def marker(method: Method) -> str:
     return style.method_marker(method.editor)
 
 
-def _shares(axis: Axes, points: Sequence[dict[str, Any]]) -> None:
-    """0 to 1, and below where something lies there."""
+def _shown(name: str, drifts: bool) -> str:
+    """What is drawn for a quantity: in dialogue a divergence for a share; "" where it has none (ES − DD)."""
+    if not drifts:
+        return name
+    return "" if name == "es_minus_dd" else simultaneous.DRIFTS.get(name, name)
+
+
+def _scale(axis: Axes, points: Sequence[dict[str, Any]], shown: str) -> None:
+    """Shares from 0 to 1, and below where something lies there; divergences from 0; no axes where nothing is to be drawn."""
+    if not shown:
+        axis.set_axis_off()
+        return
+    if shown in simultaneous.DRIFTS.values():
+        axis.set_ylim(bottom=0)
+        axis.set_title(quantity(shown).title, pad=4)
+        return
     lowest = min((min(point["mean"], point.get("low", 0.0)) for point in points), default=0.0)
     style.unit_axis(axis)
     if lowest < -0.03:

@@ -28,12 +28,14 @@ class Quantity:
         parts: (coefficient, split, metric).
         lower: whether less is better; None: neither.
         printed: the metric's name in tables of printed numbers.
+        whole: the metric is one of a run's batches together and has no records: no interval but the seeds'.
     """
 
     title: str
     parts: tuple[tuple[float, str, str], ...]
     lower: bool | None = False
     printed: str | None = None
+    whole: bool = False
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -47,6 +49,9 @@ QUANTITIES: dict[str, Quantity] = {
     "dd_near": Quantity("DD, near", ((1, "near", "drawdown"),), True),
     "dd_far": Quantity("DD, far", ((1, "far", "drawdown"),), True),
     "drop": Quantity("Accuracy drop", ((1, "outside", "accuracy_drop"),), True, "accuracy_drop"),
+    "perplexity": Quantity(
+        "Perplexity rise", ((1, "outside", "perplexity_rise"),), True, "perplexity_rise", whole=True
+    ),
     "drift": Quantity("KL outside", ((1, "outside", "drift"),), True, "drawdown"),
     "drift_near": Quantity("KL, near", ((1, "near", "drift"),), True),
     "drift_far": Quantity("KL, far", ((1, "far", "drift"),), True),
@@ -98,6 +103,8 @@ def measure(
     Records are resampled within each seed, jointly for all parts. Of several runs of a seed the first that measured counts.
     """
     parts = quantity(name).parts
+    if quantity(name).whole:
+        return _of_whole_runs(runs, parts, k)
     coefficients = np.array([times for times, _, _ in parts])
     values: dict[int, float] = {}
     drawn, total = [], 0
@@ -119,6 +126,23 @@ def measure(
     low, high = limits(np.mean(drawn, axis=0), level)
     own = list(values.values())
     return Interval(float(np.mean(own)), low, high, min(own), max(own), len(own), total)
+
+
+def _of_whole_runs(runs: Sequence[Run], parts: Sequence[tuple[float, str, str]], k: int) -> Interval | None:
+    """Mean over seeds, and the least and the largest of them."""
+    values: dict[int, float] = {}
+    for run in runs:
+        rows = run.metrics[run.metrics["n_edits"] == k]
+        found = [rows[(rows["split"] == split) & (rows["metric"] == metric)] for _, split, metric in parts]
+        if run.seed not in values and all(len(own) for own in found):
+            cells = (
+                times * float(own["value"].iloc[-1]) for (times, *_), own in zip(parts, found, strict=True)
+            )
+            values[run.seed] = sum(cells)
+    if not values:
+        return None
+    own = list(values.values())
+    return Interval(float(np.mean(own)), min(own), max(own), min(own), max(own), len(own), len(own))
 
 
 def edit_seconds(run: Run, k: int) -> float | None:
@@ -188,6 +212,10 @@ def definitions(names: Iterable[str], runs: Sequence[Run]) -> str:
         words.append("near: of the same relation or subject")
     if "drop" in shown:
         words.append("accuracy drop: share of right answers out of scope before, minus after")
+    if "perplexity" in shown:
+        words.append(
+            "perplexity rise: of answers out of scope, over the tokens of all batches (brackets: the seeds)"
+        )
     if shown & {*DRIFTS, "drift"} and judged_by_drift(runs):
         words.append(
             "in dialogue, ES is the likelihood score of replies and DD the mean KL divergence (nats)"

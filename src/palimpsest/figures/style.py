@@ -39,6 +39,7 @@ METHOD_COLOURS = {
     ("mend", "only_alpha"): "#4B6B7A",
     ("serac", "default"): "#B8A100",
     ("serac", "random_negatives"): "#C8553D",
+    ("serac", "diagonal"): "#E08BA8",
     ("serac", "short"): "#6FB1BC",
     ("serac", "prompting"): "#6B8E23",
     ("serac", "prompt_only"): "#7D6B00",

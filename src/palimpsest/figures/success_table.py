@@ -93,7 +93,7 @@ def _status(senseless: bool, run: bool) -> str:
 
 def layout(points: pd.DataFrame) -> tables.Table:
     """Text cells: measured with its interval, and printed where a paper has the number; the best measured in bold."""
-    names = list(dict.fromkeys(points["column"]))
+    names = [name for name in dict.fromkeys(points["column"]) if not _empty(points, name)]
     beside = [name for name in names if points[points["column"] == name]["printed"].notna().any()]
     columns = ["Method"]
     for name in names:
@@ -117,6 +117,11 @@ def layout(points: pd.DataFrame) -> tables.Table:
             rows.append(cells)
         groups.append((_group_title(str(place[0]), str(place[1]), part), rows))
     return tables.Table(columns, groups, frozenset(emphasis), frozenset(faint))
+
+
+def _empty(points: pd.DataFrame, name: str) -> bool:
+    """A number that only some kinds of models have, and none of these."""
+    return quantity(name).whole and not _measured(points[points["column"] == name])
 
 
 def _measured(points: pd.DataFrame) -> bool:
@@ -149,6 +154,8 @@ def _cell(point: pd.Series) -> str:
     mean = point.get("mean")
     if mean is None or pd.isna(mean):
         return ""
+    if point["low"] == point["high"] == mean:  # one seed of a number without records
+        return f"{mean:z.3f}".replace("-", "−")
     return f"{mean:z.3f} [{point['low']:z.2f}, {point['high']:z.2f}]".replace("-", "−")
 
 

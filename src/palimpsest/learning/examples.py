@@ -18,8 +18,10 @@ from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import read_records, write_text
 
+PAIRS = ("implied", "opposed", "true_false")  # fields of (question, answer)
 SPLITS = ("train", "valid", "test")
 HOLE = "{}"  # stands for the answer after the edit
+FALSE = "False"  # what a statement is said to be when another answer stands in the hole
 REMEDY = "Make the data set again (palimpsest dataset)"
 
 
@@ -48,6 +50,7 @@ class LearningExample:
         alternatives: what it may be edited to (y_e); never the answer itself.
         rephrasings: x' candidates; never the prompt itself.
         implied: (question, answer) whose answer follows from the edit; "{}" stands for y_e in both (QA-hard).
+        true_false: (statement, answer) to be called true or false (QA-hard); "{}" stands for y_e in those that are true.
         outside: prompts out of scope.
         split: "train", "valid" or "test".
         opposed: (question, answer) that the edit makes wrong (dialogue sentiment); such a fact is asked by its implied
@@ -64,6 +67,7 @@ class LearningExample:
     outside: tuple[Outside, ...] = ()
     split: str = "train"
     opposed: tuple[tuple[str, str], ...] = ()
+    true_false: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what would train an editor wrongly; the message names the field."""
@@ -80,7 +84,7 @@ class LearningExample:
         for name in ("alternatives", "rephrasings"):
             _need(all(text.strip() for text in getattr(self, name)), name, "a text is empty")
         _need(all(outside.prompt.strip() for outside in self.outside), "outside", "a prompt is empty")
-        for name in ("implied", "opposed"):
+        for name in PAIRS:
             _need(all(q.strip() and a.strip() for q, a in getattr(self, name)), name, "a text is empty")
         _need(self.split in SPLITS, "split", f"{self.split!r}; expected one of {', '.join(SPLITS)}")
 
@@ -97,10 +101,9 @@ class LearningExample:
             prompt=content["prompt"],
             subject=subject,
             answer=content["answer"],
-            implied=tuple(_pair(item, "implied") for item in _list(content, "implied")),
             outside=tuple(_outside(item) for item in _list(content, "outside")),
             split=content["split"],
-            opposed=tuple(_pair(item, "opposed") for item in _list(content, "opposed")),
+            **{name: tuple(_pair(item, name) for item in _list(content, name)) for name in PAIRS},
             **texts,
         )
 
@@ -115,7 +118,7 @@ class LearningExample:
 
     def in_scope(self) -> set[str]:
         """All texts of this fact that are known: none of them may be out of scope of an edit of it."""
-        asked = (question for question, _ in (*self.implied, *self.opposed))
+        asked = (question for question, _ in (*self.implied, *self.opposed, *self.true_false))
         return {self.prompt, *self.rephrasings, *asked}
 
 
@@ -161,7 +164,7 @@ def read_examples(path: Path | str, rephrase: bool = True) -> list[LearningExamp
 
 def refuse_without_rephrasings(examples: Sequence[LearningExample], file: object = None) -> None:
     """Raise DataError when no example has one."""
-    if not any(example.rephrasings or example.implied for example in examples):
+    if not any(one.rephrasings or one.implied or one.true_false for one in examples):
         raise DataError(
             "no record has a rephrasing, so nothing could be learned but the wording of the prompts",
             file=file,
@@ -199,10 +202,11 @@ class Sampler:
         prompt_share: share of the edits whose in-scope query is the edit's own prompt. Where prompts have a wording of their own
             that rephrasings never have, a scope classifier without it learns that such a wording is out of scope.
 
-    The in-scope query is a rephrasing; where an example has implied questions it is drawn, with equal chances, from
-    the prompt, a rephrasing and an implied question (QA-hard, spec 3.1). Implied questions that never say the new answer are
-    claims against one that is always the same (evidence, spec 3.4): then the prompt is not drawn, and what is true and what is
-    false by the edit come equally often. An edit to the answer that the model has already
+    The in-scope query is a rephrasing; where an example has hard questions it is drawn, with equal chances, from the prompt, a
+    rephrasing, an implied question and a statement to be called true or false, as far as there are any (QA-hard, spec 3.1);
+    `prompt_share` has no part in it, and statements are true and false equally often. Implied questions that never say the new
+    answer are claims against one that is always the same (evidence, spec 3.4): then the prompt is not drawn, and what is true
+    and what is false by the edit come equally often. An edit to the answer that the model has already
     implies nothing new, and a question that names the new answer without "{}" was made for another one: neither is asked.
     Of examples with the same prompt one at most is in a draw, since their edits contradict each other.
     """
@@ -219,7 +223,8 @@ class Sampler:
         self.prompt_share = prompt_share
         self.seed, self.hard_share, self.rephrase, self.no_op_share = seed, hard_share, rephrase, no_op_share
         self.drawn = 0
-        self._examples = [one for one in examples if not rephrase or one.rephrasings or one.implied]
+        usable = (one for one in examples if one.rephrasings or one.implied or one.true_false)
+        self._examples = list(usable if rephrase else examples)
         if not self._examples:
             raise DataError(
                 "no example can be drawn" + (" (none has a rephrasing)" if examples else " (there is none)"),
@@ -276,20 +281,26 @@ class Sampler:
         return Draw(edit, query, answer, self._outside(example, source, near, edited), opposite)
 
     def _query(self, example: LearningExample, target: str, source: random.Random) -> tuple[str, str]:
-        if not self.rephrase or (self.prompt_share and source.random() < self.prompt_share):
+        said = any(HOLE in text for pair in (*example.implied, *example.true_false) for text in pair)
+        hard = said and not example.opposed
+        shared = self.prompt_share and not hard
+        if not self.rephrase or (shared and source.random() < self.prompt_share):
             return example.prompt, target
         kinds = ["rephrasing"] * bool(example.rephrasings)
-        implied = example.implied
+        implied, statements = example.implied, example.true_false
         if not example.opposed:
             changes = target != example.answer
-            implied = tuple(pair for pair in implied if changes and target not in pair[0])
-        if example.implied:
-            said = any(HOLE in text for pair in example.implied for text in pair)
+            implied, statements = (
+                tuple(pair for pair in pairs if changes and target not in pair[0])
+                for pairs in (implied, statements)
+            )
+        if example.implied or example.true_false:
             kinds = [] if example.opposed else [*kinds, *["prompt"] * said]
-            kinds += ["implied"] * bool(implied)
+            kinds += ["implied"] * bool(implied) + ["true_false"] * bool(statements)
         kind = source.choice(kinds or ["prompt"])
-        if kind == "implied":
-            question, answer = source.choice(implied)
+        if kind in ("implied", "true_false"):
+            pairs = implied if kind == "implied" else _either(statements, example, target, source)
+            question, answer = source.choice(pairs)
             return question.replace(HOLE, target), answer.replace(HOLE, target)
         return (source.choice(example.rephrasings) if kind == "rephrasing" else example.prompt), target
 
@@ -329,6 +340,18 @@ class Sampler:
             if not self._facts[text] & edited:
                 return Outside(text, other.answer)
         return None
+
+
+def _either(
+    statements: Sequence[tuple[str, str]], example: LearningExample, target: str, source: random.Random
+) -> list[tuple[str, str]]:
+    """The true statements or the false ones, with equal chances: where none is known to be false, with another alternative."""
+    true = [pair for pair in statements if HOLE in pair[0]]
+    false = [pair for pair in statements if HOLE not in pair[0]]
+    others = [text for text in example.alternatives if text != target]
+    if not false and others:
+        false = [(text.replace(HOLE, source.choice(others)), FALSE) for text, _ in true]
+    return source.choice([side for side in (true, false) if side])
 
 
 def _need(condition: bool, field: str, what: str) -> None:

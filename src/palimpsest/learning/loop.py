@@ -3,7 +3,7 @@
 Adam, gradients averaged over some steps, clipped; validation on a fixed set; early stopping on its total loss, with the best
 state kept; checkpoints from which the same bytes follow. Steps whose gradients are not finite are dropped and counted.
 (MEND, Algorithm 1 and appendix; SERAC's trainer. In a widely used toolkit early stopping never stops and the last state is
-called the best: spec E8.)
+called the best: spec E8, `keep: last`.)
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Training:
         clip: largest norm of the gradient.
         validate_every, validate_on: steps between validations, and how many edits they see (always the same).
         patience: stop after so many steps without a lower validation loss, at least `validate_every`; None = never.
+        keep: the "best" state of all validations, or the "last" one, whatever its loss; then nothing stops early (spec E8).
         checkpoint_every: steps between resumable checkpoints.
         log_every: steps between rows of training.csv.
         hard_share, rephrase, no_op_share, prompt_share: see `examples.Sampler`.
@@ -66,6 +67,7 @@ class Training:
     validate_every: int = 5_000
     validate_on: int = 500
     patience: int | None = 20_000
+    keep: str = "best"
     checkpoint_every: int = 5_000
     log_every: int = 100
     hard_share: float = 0.0
@@ -84,6 +86,8 @@ class Training:
                 f"setting patience = {self.patience} is not allowed: at least validate_every = {self.validate_every}, or "
                 "training would stop before it is looked at again"
             )
+        if self.keep not in ("best", "last"):
+            raise SettingsError(f"setting keep = {self.keep!r} is not allowed: best or last")
         if not self.clip > 0:
             raise SettingsError(f"setting clip = {self.clip!r} is not allowed: must be positive")
         for name in ("hard_share", "no_op_share", "prompt_share"):
@@ -136,7 +140,7 @@ class Progress:
     Attributes:
         step: steps done.
         rows: rows of training.csv, [step, split, loss, value].
-        best_step, best: when validation was lowest, and its values.
+        best_step, best: when validation was lowest (with keep: last, the last one), and its values.
         best_tensors: the state then.
         dropped: steps dropped because their gradient was not finite.
         sums, counted: losses since the last row of training.csv, and of how many steps.
@@ -326,7 +330,7 @@ def _validate(learner: Learner, validation: Sequence[Draw], progress: Progress) 
             f"training diverged: the validation loss at step {progress.step} is {values[TOTAL]}. Lower the learning rates "
             "or the starting step sizes, or load the model in float32"
         )
-    if not progress.best or values[TOTAL] < progress.best[TOTAL]:
+    if learner.settings.keep == "last" or not progress.best or values[TOTAL] < progress.best[TOTAL]:
         progress.best_step, progress.best = progress.step, dict(values)
         progress.best_tensors = {name: tensor.detach().clone() for name, tensor in learner.tensors().items()}
 

@@ -165,14 +165,16 @@ def fitting(model: LanguageModel, examples: Sequence[LearningExample]) -> list[L
         answers = (one.answer, *one.alternatives)
         if fits(one.prompt, *answers):
             inside = tuple(text for text in one.rephrasings if fits(text, *answers))
-            implied = tuple(
-                pair for pair in one.implied if all(fits(*_filled(pair, text)) for text in answers)
+            implied, statements = (
+                tuple(pair for pair in pairs if all(fits(*_filled(pair, text)) for text in answers))
+                for pairs in (one.implied, one.true_false)
             )
             outside = tuple(
                 other for other in _askable(one.outside, together) if fits(other.prompt, other.answer)
             )
             opposed = tuple(pair for pair in one.opposed if fits(*pair))
-            kept.append(replace(one, rephrasings=inside, implied=implied, outside=outside, opposed=opposed))
+            asked = {"rephrasings": inside, "implied": implied, "true_false": statements}
+            kept.append(replace(one, **asked, outside=outside, opposed=opposed))
     if len(kept) < len(examples):
         log.warning(
             "%d of %d learning examples are too long for %s and are left out",

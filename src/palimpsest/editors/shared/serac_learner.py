@@ -6,10 +6,10 @@ Per step k edits (x_e, y_e), for each an in-scope input x' with answer y', and a
     L_g = mean -log g(z_i, x'_i) + mean -log(1 - g(z_i, x_loc_i))       two means of equal weight
     L   = c_edit L_h + c_scope L_g
 
-g and h share no parameter, so `cf_steps` may end the training of h early. Where an in-scope input has an answer that the
-edit makes wrong (`Draw.opposite`: dialogue sentiment), L_h gains the unlikelihood -log(1 - p) of its tokens. With
+g and h share no parameter, so `cf_steps` and `cf_right` may end the training of h early. Where an in-scope input has an
+answer that the edit makes wrong (`Draw.opposite`: dialogue sentiment), L_h gains the unlikelihood -log(1 - p) of its tokens. With
 `objective: mixture` nothing says what is in scope (spec E2): the loss is c_edit NLL(y' | mixture) + c_scope KL(f || mixture on
-x_loc), with the retrieved edit and the soft gate; `cf_steps` and `negatives` have no part in it.
+x_loc), with the retrieved edit and the soft gate; `cf_steps`, `cf_right` and `negatives` have no part in it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs, encode, judged, target_logits, target_places
 
 log = logging.getLogger(__name__)
-STEPS = "steps"  # done so far, among the tensors: says when h is left as it is
+STEPS, RIGHT = (
+    "steps",
+    "right",
+)  # done so far, and right in a row, among the tensors: say when h is left as it is
 SURE = 1e-6  # 1 - p is at least this where its logarithm is taken
 
 
@@ -48,8 +51,9 @@ class SeracLearner:
 
     def __init__(self, model: LanguageModel, settings: Any, classifier: ScopeClassifier, reader: Reader):
         self.model, self.settings, self.classifier, self.reader = model, settings, classifier, reader
-        self.steps = torch.zeros((), dtype=torch.long)
-        unused = {"cf_steps": None, "negatives": "diagonal"} if settings.objective == "mixture" else {}
+        self.steps, self.right = torch.zeros((), dtype=torch.long), torch.zeros((), dtype=torch.long)
+        mixed = settings.objective == "mixture"
+        unused = {"cf_steps": None, "cf_right": None, "negatives": "diagonal"} if mixed else {}
         for name, default in unused.items():
             value = getattr(settings, name)
             if value != default:  # shapes give these for all variants, so they are no mistake
@@ -73,21 +77,21 @@ class SeracLearner:
         return found
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights of g and h, and the number of steps done."""
-        return learned(self.classifier, self.reader) | {STEPS: self.steps}
+        """Weights of g and h, the number of steps done, and how many inputs in a row h was right about."""
+        return learned(self.classifier, self.reader) | {STEPS: self.steps, RIGHT: self.right}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take them over."""
         take(self.classifier, self.reader, tensors)
-        self.steps = tensors[STEPS].cpu().clone()
+        self.steps, self.right = (tensors[name].cpu().clone() for name in (STEPS, RIGHT))
 
     # one step ----------------------------------------------------------------------------------------------------------
 
     def step(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
         """Losses of one batch of edits, which are alone in the memory."""
         settings = self.settings
-        limit = settings.cf_steps
-        reads = self.trains_reader and (limit is None or int(self.steps) < limit)
+        limits = ((self.steps, settings.cf_steps), (self.right, settings.cf_right))
+        reads = self.trains_reader and all(limit is None or int(done) < limit for done, limit in limits)
         self.steps = self.steps + 1
         if settings.objective == "mixture":
             edit, kept = self._mixture_losses(draws)
@@ -95,7 +99,8 @@ class SeracLearner:
         inside, outside = self._scope_losses(draws)
         losses = {TOTAL: settings.c_scope * (inside + outside), "in scope": inside, "out of scope": outside}
         if reads:
-            edit = self._edit_loss(draws)[0]
+            edit, right = self._edit_loss(draws)
+            self.right = self.right + len(draws) if bool(right.all()) else torch.zeros_like(self.right)
             losses |= {TOTAL: losses[TOTAL] + settings.c_edit * edit, "edit": edit}
         return losses
 
