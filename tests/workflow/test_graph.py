@@ -109,7 +109,7 @@ def test_fisher_information_is_collected_for_the_runs_that_want_it(tmp_path: Pat
 
 
 def test_a_learned_editor_is_trained_for_the_runs_that_edit_with_it(tmp_path: Path):
-    """One training for two variants and both seeds; on records that are set aside, by the variant it is trained as."""
+    """One training for three variants and all seeds; on records that are set aside, by the variant it is trained as."""
     scale = ROOT / "config" / "mini.yaml"
     plan = experiments.plan(scale, ROOT)
     shared = [
@@ -117,7 +117,7 @@ def test_a_learned_editor_is_trained_for_the_runs_that_edit_with_it(tmp_path: Pa
         for name, run in plan.runs.items()
         if run.training and run.training.name == "mini-gpt2-zsre-mend-default"
     ]
-    assert {plan.runs[name].spec["variant"] for name in shared} == {"default", "mean"}
+    assert {plan.runs[name].spec["variant"] for name in shared} == {"default", "mean", "memit_executor"}
     targets = [
         f"results/runs/{name}/seed={seed}/metrics.parquet"
         for name in shared

@@ -3,8 +3,8 @@
 One object a line: identifier, prompt, subject, answer (what is true, or what the model says now), alternatives (what it may
 be edited to), rephrasings, implied and true_false (pairs of question and answer, either with "{}" for the new answer),
 outside (prompts an edit must leave alone: prompt, answer, near) and split ("train" or "valid"). Everything comes from the
-record itself and from other records that are set aside. The scheme is MEND's (arXiv 2110.11309, Section 3.2 and appendix) and SERAC's
-(arXiv 2206.06520, Section 4): x_e, y_e, an in-scope x', and x_loc, of which the near ones are hard negatives.
+record itself and from other records that are set aside. The scheme is MEND's (arXiv 2110.11309, Section 3.2 and appendix)
+and SERAC's (arXiv 2206.06520, Section 4): x_e, y_e, an in-scope x', and x_loc, of which the near ones are hard negatives.
 """
 
 from __future__ import annotations

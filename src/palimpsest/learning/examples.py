@@ -96,6 +96,7 @@ class LearningExample:
         subject = content.get("subject")
         _need(subject is None or isinstance(subject, str), "subject", f"expected a text, found {subject!r}")
         texts = {name: _texts(content, name) for name in ("alternatives", "rephrasings")}
+        pairs = {name: tuple(_pair(item, name) for item in _list(content, name)) for name in PAIRS}
         return cls(
             identifier=content["identifier"],
             prompt=content["prompt"],
@@ -103,7 +104,9 @@ class LearningExample:
             answer=content["answer"],
             outside=tuple(_outside(item) for item in _list(content, "outside")),
             split=content["split"],
-            **{name: tuple(_pair(item, name) for item in _list(content, name)) for name in PAIRS},
+            implied=pairs["implied"],
+            opposed=pairs["opposed"],
+            true_false=pairs["true_false"],
             **texts,
         )
 

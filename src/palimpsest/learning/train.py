@@ -173,8 +173,8 @@ def fitting(model: LanguageModel, examples: Sequence[LearningExample]) -> list[L
                 other for other in _askable(one.outside, together) if fits(other.prompt, other.answer)
             )
             opposed = tuple(pair for pair in one.opposed if fits(*pair))
-            asked = {"rephrasings": inside, "implied": implied, "true_false": statements}
-            kept.append(replace(one, **asked, outside=outside, opposed=opposed))
+            fitted = replace(one, rephrasings=inside, implied=implied, true_false=statements)
+            kept.append(replace(fitted, outside=outside, opposed=opposed))
     if len(kept) < len(examples):
         log.warning(
             "%d of %d learning examples are too long for %s and are left out",
