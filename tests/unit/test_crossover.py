@@ -31,6 +31,7 @@ SETTINGS = {
     },
     "defer": {"layer": 2, "steps": 10},
     "memory": {"layer": 2, "steps": 10},
+    "retrieval": {},
 }
 
 
@@ -94,13 +95,17 @@ def test_every_editor_in_the_lifelong_protocol_on_a_decoder(world, tmp_path, edi
         assert books[-1]["first_radius"] > 0 and len(books[-1]["radii"]) == 7
 
 
-@pytest.mark.parametrize("editor", ["grace", "defer", "memory"])
-@pytest.mark.parametrize("protocol", ["consecutive", "single_round"])
+@pytest.mark.parametrize(
+    ("editor", "protocol"),
+    [(editor, "consecutive") for editor in ("grace", "defer", "memory", "ft_ewc", "ft_retrain", "retrieval")]
+    + [("grace", "single_round")],
+)
 def test_codebooks_in_the_protocols_of_comeba_hk(world, tmp_path, editor, protocol):
     metrics, content = run(world, tmp_path, editor, protocol)
     end = metrics[(metrics.step == metrics.step.max()) & (metrics.split == "edit")].set_index("metric").value
     start = metrics[(metrics.step == 0) & (metrics.split == "edit")].set_index("metric").value
-    assert not content["edits_failed"]
+    assert not content["edits_failed"] and "reliability" in end.index
+    assert content["edits_applied"] == 5
     if editor == "grace":
         assert end["reliability"] > start["reliability"] and end["swap_rate"] == 1.0
         assert end["generation_match"] >= end["exact_match"] - 0.21
