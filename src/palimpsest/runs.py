@@ -250,6 +250,7 @@ def _lifelong_stream(
         seed=seed,
         snapshot_every=spec.get("snapshot_every"),
         edit_always=options.edit_always,
+        until_edits=options.until_edits,
         text_loss=_text_meter(editor, options, text) if editor.model.kind == "decoder" else None,
     )
 

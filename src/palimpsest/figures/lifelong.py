@@ -166,15 +166,21 @@ def over_seeds(runs: Sequence[Run], quantity: str, at: str | int = "end") -> Spr
 
 
 def curve_over_seeds(runs: Sequence[Run], quantity: str) -> pd.DataFrame:
-    """Per number of items seen: mean edits made, and mean and spread of the quantity over the seeds that have it."""
+    """Mean edits made, and mean and spread of the quantity over the seeds that have it, per look.
+
+    A look is one of a number of items seen; of a number of edits where the stream goes on until so many were made.
+    """
     frames = [curve(run, quantity) for run in runs]
     frames = [frame for frame in frames if len(frame)]
     if not frames:
         return pd.DataFrame(columns=["step", "n_edits", *Spread._fields])
     rows = []
-    for step, part in pd.concat(frames).groupby("step", sort=True):
+    # Streams that look after so many edits do so at other items in every seed.
+    by_edits = any((run.spec.get("options") or {}).get("until_edits") for run in runs)
+    for _, part in pd.concat(frames).groupby("n_edits" if by_edits else "step", sort=True):
         found = spread(part["value"])
         if found is not None:
+            step = float(part["step"].mean()) if by_edits else part["step"].iloc[0]
             rows.append({"step": step, "n_edits": float(part["n_edits"].mean()), **found._asdict()})
     return pd.DataFrame(rows)
 
