@@ -70,7 +70,8 @@ def _words(run: Run) -> str:
 def _errors_before(run: Run) -> Quantity:
     """Items of the stream that the unedited model gets wrong."""
     before = row(run, "err", "start")
-    return Quantity((1.0 - before.value) * before.n, None, before.n)
+    wrong = round((1.0 - before.value) * before.n)  # a count; the mean is one of rounded numbers
+    return Quantity(float(wrong), None, before.n)
 
 
 def _seconds(run: Run) -> np.ndarray:

@@ -3,8 +3,9 @@
 For each item x_t of the stream, in order: ask the model; where it errs, edit it with the right answer (one edit a
 batch) and score that edit at once (ES). Every `snapshot_every` items (edits, where the stream ends after so many:
 `until_edits`) and at the end, the last item edited or not (spec Q10): TRR on upstream, ERR on all edits so far, hold-out,
-ARR on accurate sentences. An item is never asked ahead of its turn, because every edit before it may change the answer; what `_prepare` asks only says which edits will probably be
-made, so that an editor can compute what they need together.
+ARR on accurate sentences. An item is never asked ahead of its turn, because every edit before it may change
+the answer; what `_prepare` asks only says which edits will probably be made, so that an editor can compute what they need
+together.
 
 Rows: `step` counts items seen, `n_edits` edits made. An edit that could not be made counts, and is judged, as one.
 """
