@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from palimpsest import experiments, figures, published, results
 from palimpsest.errors import DataError
-from palimpsest.figures import captions, lifelong, lifelong_captions, read, stream_curves
+from palimpsest.figures import captions, lifelong, lifelong_captions, lifelong_table, read, stream_curves
 
 MAIN = [
     {"editor": "ft", "title": "FT", "published": "FT"},
@@ -100,8 +100,6 @@ def test_main_table_has_all_tasks_and_marks_unchecked_numbers(runs, tmp_path):
 
 
 def test_best_value_is_the_lowest_perplexity(runs):
-    from palimpsest.figures import lifelong_table
-
     spec = _spec("lifelong_table", options=TABLES)
     loaded = read.load_runs(runs["main"])
     points = lifelong_table.measured_points(spec, loaded, read.methods_of(spec, loaded))
@@ -178,6 +176,12 @@ def test_captions_promise_a_spread_over_seeds_only_where_there_are_several(runs)
     assert captions.spread(several) == "Mean ± standard deviation over seeds"
     assert lifelong_captions.bands(one) == "One seed: no bands." and captions.spread(one) == "One seed"
     assert captions.spread([*one, *several]) == captions.spread(several)
+    # GRACE's edits are prepared with knowledge of the next items, the others' are not: said wherever seconds are shown.
+    assert "next 16 items" in lifelong_captions.ahead(several)
+    assert not lifelong_captions.ahead([run for run in several if run.spec["editor"] == "ft"])
+    points = lifelong_table.measured_points(_spec("lifelong_table"), several, [])
+    words = lifelong_table._words(_spec("lifelong_table"), several, [], points)
+    assert lifelong_captions.ahead(several) in words
 
 
 def test_a_method_that_explodes_is_named_at_the_edge(tmp_path):

@@ -199,6 +199,7 @@ def _words(
         f"{captions.spread(runs)}; ± of seconds: over single edits. An item is edited only if the model errs "
         "on it (edits), except that every sentence of a biography is edited, and every question by GRACE as published.",
         "Unedited: the same prompts before any edit (ERR: the whole stream).",
+        lifelong_captions.ahead(runs),
     ]
     words.append(captions.trained_once(runs))
     if points["printed"].notna().any():
