@@ -156,6 +156,7 @@ def _execute(
         **_outcome(spec, seed, sample, progress, len(edits)),
         **_circumstances(model, identity, verdict),
         **({"checks": checks.found} if checks is not None else {}),
+        **({"key_distances": checks.distances} if checks is not None and checks.distances else {}),
         "started": started.isoformat(timespec="seconds"),
         "seconds": {**progress.seconds, "total": time.perf_counter() - clock},
     }

@@ -104,6 +104,8 @@ def test_quantities_of_one_run(judged):
     before = run.metrics.query("split == 'stream' and metric == 'accuracy'")["value"].iloc[0]
     assert value("errors_before") == round((1 - before) * 100)  # a number of items, without rounding's rest
     assert value("seconds_first") == pytest.approx(np.median(run.info["history"]["edit_seconds"][:5]))
+    es = run.records.query("metric == 'edit_success'")["value"]
+    assert value("es") == pytest.approx(es.mean()) and len(es) > 40  # C10: all edits
     assert value("radius_last") == run.info["history"]["codebook"][-1]["radii"][3]
     with pytest.raises(SettingsError, match="unknown quantity"):
         value("happiness")

@@ -32,6 +32,8 @@ PRINTED = {
 QUANTITIES: dict[str, tuple[str, str | None]] = {
     "trr": ("upstream", None),
     "err": ("edit", None),
+    "err_squad": ("edit", "squad_f1"),  # other definitions of the score of answers (spec, Q11)
+    "err_exact": ("edit", "exact_match"),
     "holdout": ("holdout", None),
     "arr": ("accurate", "perplexity"),
     "es": ("stream", "edit_success"),
@@ -110,7 +112,7 @@ def at_place(runs: Iterable[Run], place: tuple[str, str, str], method: Method | 
 def where(run: Run, quantity: str, at: str | int = "end") -> tuple[str, str]:
     """(split, metric) of a quantity in this run's tables."""
     split, metric = QUANTITIES[quantity]
-    if (quantity, at) == ("err", "start"):
+    if quantity in ("err", "err_squad", "err_exact") and at == "start":
         split = "stream"  # before any edit: the score on the whole stream
     return split, metric or SCORES[task_of(run)]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from palimpsest.models.objectives import Inputs, encode, row_losses, say, target
 RADIUS_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TIMED_ROWS = 8
 TIMED_PASSES = 3
+MEASURED, PHRASINGS = 200, 5  # questions whose distances are measured, and rephrasings of each
 EXAMPLES, EXAMPLES_LOOKED_AT = (
     3,
     12,
@@ -49,6 +51,31 @@ def codebook_note(editor: Editor) -> dict[str, Any] | None:
         "radii": torch.quantile(radii, quantiles).tolist() if len(radii) else [],
         "events": dict(codebook.actions),
     }
+
+
+def key_distances(editor: Editor, edits: Sequence[Edit]) -> dict[str, Any] | None:
+    """How close phrasings of one question lie where the codebook is asked, against different questions (spec 8.3).
+
+    Medians over the distances [units of the states] between the prompt and its rephrasings, `paraphrases`, and between
+    prompts, `different`, of the first questions of the stream; their `ratio`, and how many `questions`. None for editors
+    without a codebook, and for streams without rephrasings.
+    """
+    # Edits of one question have the same held-out rephrasings.
+    questions = list({edit.rephrasings: edit for edit in reversed(edits) if edit.rephrasings}.values())
+    questions = questions[::-1][:MEASURED]
+    if getattr(editor, "codebook", None) is None or len(questions) < 2:
+        return None
+    prompts = [prompt for edit in questions for prompt in (edit.prompt, *edit.rephrasings[:PHRASINGS])]
+    states: Tensor = editor.queries(prompts).double()  # type: ignore[attr-defined]
+    starts = [0]
+    for edit in questions:
+        starts.append(starts[-1] + 1 + len(edit.rephrasings[:PHRASINGS]))
+    own = [states[first + 1 : end] - states[first] for first, end in pairwise(starts)]
+    close = float(torch.cat(own).norm(dim=1).median())
+    far = float(torch.pdist(states[starts[:-1]]).median())
+    if far <= 0:
+        return None
+    return {"paraphrases": close, "different": far, "ratio": close / far, "questions": len(questions)}
 
 
 class Examples:
@@ -111,6 +138,7 @@ class Checks:
     Attributes:
         found: `identity` (claim C1), `weights_unchanged` and `unwrapping_restores` (C2), `reversible` (C24), as far as
             they were looked at; methods that write into weights do not keep them unchanged, and may.
+        distances: `key_distances` before the first edit.
     """
 
     def __init__(self, model: LanguageModel, edits: Sequence[Edit]):
@@ -119,6 +147,7 @@ class Checks:
         self.rows = self._rows(self.edits[:TIMED_ROWS])
         self.logits = self._logits(self.rows)
         self.found: dict[str, bool] = {}
+        self.distances: dict[str, Any] | None = None
 
     def built(self, editor: Editor) -> None:
         """After the editor is built and before the first edit, its adapter (if any) in place: the same logits, bit for bit."""
@@ -127,6 +156,7 @@ class Checks:
             adapter is not None
         ):  # otherwise it hangs from the first edit on, and this would look at the model alone
             adapter.attach()
+        self.distances = key_distances(editor, self.edits)
         self.found["identity"] = torch.equal(self._logits(self.rows), self.logits)
 
     def edited(self, editor: Editor) -> None:
