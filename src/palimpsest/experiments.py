@@ -234,6 +234,8 @@ def _resolve(
     if not places.has_gate(scale, model, dataset):
         where |= {"gate": "off", "known_only": False}
     options = {**scale["protocol"], **where, "inspect": False, **(entry.get("run_options") or {})}
+    if entry["protocol"] == places.ONE_BY_ONE and sizes.get("until_edits"):
+        options["until_edits"] = sizes["until_edits"]
     if entry["protocol"] == places.AT_ONCE:
         options |= places.rounds_of(sizes, model)
         batch_size = max(options.get("batch_sizes") or [batch_size])
@@ -289,6 +291,8 @@ def _run_name(spec: Mapping[str, Any], suffix: str) -> str:
     every, draws = (spec["options"].get(option) for option in ("batch_sizes", "draws"))
     parts += [f"n{spec['edits']}", "k" + "-".join(map(str, every)) if every else f"b{spec['batch_size']}"]
     parts += [f"d{draws}"] if draws else []
+    until = spec["options"].get("until_edits")
+    parts += [f"u{until}"] if until else []
     parts += [f"s{spec['snapshot_every']}"] if spec["snapshot_every"] else []
     parts += ["inspect"] if spec["options"]["inspect"] else []
     parts += [suffix] if suffix else []

@@ -46,6 +46,8 @@ class Options:
         task: of a lifelong run: "qa", "classification" or "generation"; None = what the data set says.
         edit_always: in a lifelong run, edit what the model gets right too (the released GRACE code does, spec Q3);
             None = in generation only.
+        until_edits: a lifelong run ends when so many edits were made, and looks after every so many edits; None = it goes
+            through all items, and looks after every so many of them.
         said_tokens: in a lifelong run, an encoder-decoder says at most so many tokens (the released code's 20, its start
             token not counted).
         kept_mb: in a lifelong run, states at the edited block are kept up to so many MB.
@@ -68,6 +70,7 @@ class Options:
     checkpoint_every_batch: bool = False
     task: str | None = None
     edit_always: bool | None = None
+    until_edits: int | None = None
     said_tokens: int = 19
     kept_mb: int = 1024
     batch_sizes: list[int] | None = None

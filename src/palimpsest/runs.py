@@ -157,6 +157,7 @@ def _execute(
         **_outcome(spec, seed, sample, progress, len(edits)),
         **_circumstances(model, identity, verdict),
         **({"checks": checks.found} if checks is not None else {}),
+        **({"key_distances": checks.distances} if checks is not None and checks.distances else {}),
         "started": started.isoformat(timespec="seconds"),
         "seconds": {**progress.seconds, "total": time.perf_counter() - clock},
     }
@@ -251,6 +252,7 @@ def _lifelong_stream(
         seed=seed,
         snapshot_every=spec.get("snapshot_every"),
         edit_always=options.edit_always,
+        until_edits=options.until_edits,
         text_loss=_text_meter(editor, options, text) if editor.model.kind == "decoder" else None,
     )
 

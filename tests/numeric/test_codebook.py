@@ -109,7 +109,7 @@ def test_forty_keys_of_large_norm_find_themselves():
     torch.manual_seed(0)
     keys = torch.randn(40, 64)
     keys *= 300 / keys.norm(dim=1, keepdim=True)
-    codebook, released = book(width=64), book("official", width=64)
+    codebook, released = book(width=64), book("matrix_distance", width=64)
     for number, key in enumerate(keys):
         teach(codebook, key, (number,), radius=1e-3, edit=str(number))
         teach(released, key, (number,), radius=1e-3, edit=str(number))

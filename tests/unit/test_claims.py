@@ -292,3 +292,15 @@ def test_evidence_says_which_protocol_a_mean_is_of(judged):
     assert rows
     for row in rows:
         assert "COMEBA-HK (consecutive)" in row["evidence"] and "MEMIT (single round)" in row["evidence"]
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(2.0, "holds"), (0.5, "undecided")])
+def test_what_an_editor_that_writes_nothing_does_not_harm_is_no_evidence(tmp_path, kept, verdict):
+    """C25: GRACE leaves rephrasings and locality alone; that counts only where its edits are kept."""
+    chances = {"reliability": kept, "generality": -1.0, "locality": 2.0}
+    fabricate(tmp_path, "grace", editor="grace", dataset="zsre", chance=lambda metric, _: chances[metric])
+    spec = {"scale": "smoke", "paper": "grace", "models": {"weaker": "mini-gpt2"}}
+    judge({**spec, "experiments": {"crossover_table": ["grace"]}, "draws": 50}, tmp_path, tmp_path)
+    rows = [row for row in _rows(tmp_path / "claims_tests.csv") if row["claim"] == "C25" and row["value"]]
+    assert {row["metric"]: row["verdict"] for row in rows} == {"generality": verdict, "locality": verdict}
+    assert all(("does not count: reliability" in row["evidence"]) == (kept < 1) for row in rows)

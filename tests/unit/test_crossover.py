@@ -9,9 +9,10 @@ import pytest
 from tiny import LABELS, PEOPLE, TEXTS, breaking_off, random_statistics, some_edits, tiny_model
 
 from palimpsest import results
-from palimpsest.editors import editor_class
+from palimpsest.editors import editor_class, make_editor
 from palimpsest.edits import Edit, write_edits
 from palimpsest.files import write_text
+from palimpsest.models.loading import load_model
 from palimpsest.runs import execute
 
 SETTINGS = {
@@ -31,6 +32,7 @@ SETTINGS = {
     },
     "defer": {"layer": 2, "steps": 10},
     "memory": {"layer": 2, "steps": 10},
+    "retrieval": {},
 }
 
 
@@ -82,25 +84,42 @@ def test_every_editor_in_the_lifelong_protocol_on_a_decoder(world, tmp_path, edi
     assert {"token_f1", "squad_f1", "exact_match", "edit_success", "edits_made"} <= set(metrics.metric)
     assert not content["edits_failed"] and content["spec"]["editor"] == editor
     assert content["checks"]["identity"] and content["checks"]["unwrapping_restores"]
-    assert content["checks"]["weights_unchanged"] is (editor in ("grace", "defer", "memory", "comeba_hk"))
+    assert content["checks"]["weights_unchanged"] is (
+        editor in ("grace", "defer", "memory", "comeba_hk", "retrieval")
+    )
     assert ("reversible" in content["checks"]) is (editor == "grace") and content["checks"].get(
         "reversible", True
     )
     books = content["history"]["codebook"]
     assert [entry["step"] for entry in books] == ([0, 2, 4, 5] if editor == "grace" else [])
+    assert ("key_distances" in content) is (editor == "grace")
     if editor == "grace":
+        noted = content["key_distances"]  # by hand, on the model as it was
+        used = make_editor(
+            "grace", load_model(world / "gpt2"), {**SETTINGS["grace"], "radius_ratio": None, "radius": 1.0}
+        )
+        asked = [used.queries([e.prompt, *e.rephrasings[:5]]).double() for e in some_edits(6)]
+        far = [float((a[0] - b[0]).norm()) for i, a in enumerate(asked) for b in asked[:i]]
+        close = [float(d) for a in asked for d in (a[1:] - a[0]).norm(dim=1)]
+        assert noted["questions"] == 5 and min(far) <= noted["different"] <= max(far)
+        assert min(close) <= noted["paraphrases"] <= max(close)
+        assert noted["ratio"] == pytest.approx(noted["paraphrases"] / noted["different"])
         assert set(metrics[metrics.metric == "keys"].step) == {0, 2, 4, 5}
         assert books[-1]["keys"] == sum(books[-1]["events"].get(name, 0) for name in ("add", "init", "split"))
         assert books[-1]["first_radius"] > 0 and len(books[-1]["radii"]) == 7
 
 
-@pytest.mark.parametrize("editor", ["grace", "defer", "memory"])
-@pytest.mark.parametrize("protocol", ["consecutive", "single_round"])
+@pytest.mark.parametrize(
+    ("editor", "protocol"),
+    [(editor, "consecutive") for editor in ("grace", "defer", "memory", "ft_ewc", "ft_retrain", "retrieval")]
+    + [("grace", "single_round")],
+)
 def test_codebooks_in_the_protocols_of_comeba_hk(world, tmp_path, editor, protocol):
     metrics, content = run(world, tmp_path, editor, protocol)
     end = metrics[(metrics.step == metrics.step.max()) & (metrics.split == "edit")].set_index("metric").value
     start = metrics[(metrics.step == 0) & (metrics.split == "edit")].set_index("metric").value
-    assert not content["edits_failed"]
+    assert not content["edits_failed"] and "reliability" in end.index
+    assert content["edits_applied"] == 5
     if editor == "grace":
         assert end["reliability"] > start["reliability"] and end["swap_rate"] == 1.0
         assert end["generation_match"] >= end["exact_match"] - 0.21

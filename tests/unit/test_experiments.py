@@ -57,7 +57,9 @@ def test_sizes_of_the_lifelong_streams(mini: experiments.Plan):
         assert mini.figures[name].runs == main.runs
     long = {mini.runs[run].spec["editor"]: mini.runs[run].spec for run in mini.figures["grace_long"].runs}
     assert set(long) == {"ft", "defer", "grace"}
-    assert {spec["edits"] for spec in long.values()} == {1000}
+    assert {spec["edits"] for spec in long.values()} == {2100}  # items; edits are counted
+    assert all(spec["options"]["until_edits"] == 1000 and "-u1000-" in spec["run"] for spec in long.values())
+    assert not any("until_edits" in mini.runs[run].spec["options"] for run in main.runs)
     for model, layer in (("mini-t5", 2), ("mini-bert", 1), ("mini-gpt2-bio", 5)):
         specs = [mini.runs[run].spec for run in main.runs if mini.runs[run].spec["model"] == model]
         layers = {s["settings"]["layer"] for s in specs if "layer" in s["settings"]}

@@ -13,6 +13,7 @@ from palimpsest.editors.base import load_state, save_state
 from palimpsest.edits import Edit
 from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.models.objectives import encode, row_losses, say
+from palimpsest.protocols.lifelong_notes import Checks
 
 OTHERS = ["Port Velden Bay lies", "I say so", "Ben Tolvek lives in Marrin, therefore"]
 
@@ -430,3 +431,31 @@ def test_half_precision_keeps_wide_keys_and_values():
     used.edit(edits)
     assert used.codebook.keys.dtype == used.codebook.values.dtype == torch.float32
     assert (losses(model, edits) < before).all()
+
+
+@pytest.mark.parametrize("part", [None, "_radii", "_values", "_keys", "label"])
+def test_a_run_s_own_check_sees_what_taking_an_entry_back_does_to_others(monkeypatch, part):
+    """C24: of twelve entries the last is changed by every deletion; it is far from the first edits of the stream."""
+    model = tiny_model("gpt2")
+    edits = [replace(e, identifier=f"e{i}", prompt=f"{e.prompt}{' so' * (i // 6)}")
+             for i, e in enumerate([*some_edits(6), *some_edits(6)])]  # fmt: skip
+    checks = Checks(model, edits)
+    used = grace(model, radius=1e-3, steps=2)
+    checks.built(used)
+    used.edit(edits)
+    assert len(used.codebook) == 12
+    delete = used.codebook.delete
+
+    def harmful(entry):
+        delete(entry)
+        if part == "label":
+            used.codebook.taught[-1].label = (1, 2)
+        elif part:
+            getattr(used.codebook, part)[len(used.codebook) - 1] += 1e-3
+
+    monkeypatch.setattr(used.codebook, "delete", harmful)
+    checks.edited(used)
+    assert checks.found == {"identity": True, "weights_unchanged": True, "reversible": part is None}
+    used.remove()
+    checks.removed()
+    assert checks.found["unwrapping_restores"]

@@ -6,14 +6,17 @@ import csv
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from fabricated_lifelong import END, fabricate_stream
 
 from palimpsest import published
+from palimpsest.claims import streams
 from palimpsest.claims.judge import judge
 from palimpsest.claims.quantities import OTHERS, ROWS, quantities
 from palimpsest.claims.statistics import STATISTICS as MEANS
 from palimpsest.claims.streams import STATISTICS
+from palimpsest.claims.verdicts import ClaimTest
 from palimpsest.errors import SettingsError
 from palimpsest.figures.read import load_runs
 
@@ -99,11 +102,26 @@ def test_quantities_of_one_run(judged):
 
     assert value("average") == pytest.approx((value("trr") + value("err")) / 2)
     before = run.metrics.query("split == 'stream' and metric == 'accuracy'")["value"].iloc[0]
-    assert value("errors_before") == pytest.approx((1 - before) * 100)
+    assert value("errors_before") == round((1 - before) * 100)  # a number of items, without rounding's rest
     assert value("seconds_first") == pytest.approx(np.median(run.info["history"]["edit_seconds"][:5]))
+    es = run.records.query("metric == 'edit_success'")["value"]
+    assert value("es") == pytest.approx(es.mean()) and len(es) > 40  # C10: all edits
     assert value("radius_last") == run.info["history"]["codebook"][-1]["radii"][3]
     with pytest.raises(SettingsError, match="unknown quantity"):
         value("happiness")
+
+
+def test_a_flat_curve_has_no_lowest_end(monkeypatch):
+    """C17: TRR equal at all radii is not lowest at the largest; a correlation that just reaches its limit counts."""
+    table = pd.DataFrame({"block": 2, "radius": [0.1, 0.3, 2.0], "trr": 0.7, "keys": [9.0, 5.0, 1.0]})
+    monkeypatch.setattr(streams, "_sweep", lambda *_: {0: table, 1: table})
+    flat = {"statistic": "lowest_last", "of": "trr", "terms": [{"method": "SWEEP"}]}
+    found = streams.judge_stream(ClaimTest("C17", flat, "m", ("d",), ("trr",)), {}, {}, {})
+    assert (found.verdict, found.value) == ("undecided", 0.0)
+    falling = {"statistic": "trend", "of": "keys", "sign": -1, "above": 1.0, "terms": [{"method": "SWEEP"}]}
+    assert (
+        streams.judge_stream(ClaimTest("C17", falling, "m", ("d",), ("keys",)), {}, {}, {}).verdict == "holds"
+    )
 
 
 def test_toy_claim_is_judged_from_its_file(judged, tmp_path):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from palimpsest import experiments, figures, published, results
 from palimpsest.errors import DataError
-from palimpsest.figures import captions, lifelong, lifelong_captions, read, stream_curves
+from palimpsest.figures import captions, lifelong, lifelong_captions, lifelong_table, read, stream_curves
 
 MAIN = [
     {"editor": "ft", "title": "FT", "published": "FT"},
@@ -95,13 +95,18 @@ def test_main_table_has_all_tasks_and_marks_unchecked_numbers(runs, tmp_path):
     assert seconds["std"] == pytest.approx(every.std(), rel=1e-4) and seconds["evidence"] == "unchecked"
     text = (tmp_path / "grace_main_table.md").read_text()
     assert "| MEND | not run | .25 |" in text and ".26†" in text and "† unchecked" in text
+    ours = {q: table.query("task == 'qa' and editor == 'ft' and quantity == @q")["mean"].iloc[0]
+            for q in ("err", "err_squad", "err_exact")}  # fmt: skip
+    assert ours["err_squad"] == pytest.approx(
+        0.9 * ours["err"], abs=1e-4
+    )  # Q11: three definitions side by side
+    assert ours["err_exact"] == pytest.approx(0.8 * ours["err"], abs=1e-4)
+    assert not len(table.query("task != 'qa' and quantity == 'err_exact'"))
     assert text.count("| ROME |") == 1 and text.count("| Unedited |") == 3  # ROME only where the paper has it
     assert r"$^\dagger$" in (tmp_path / "grace_main_table.tex").read_text()
 
 
 def test_best_value_is_the_lowest_perplexity(runs):
-    from palimpsest.figures import lifelong_table
-
     spec = _spec("lifelong_table", options=TABLES)
     loaded = read.load_runs(runs["main"])
     points = lifelong_table.measured_points(spec, loaded, read.methods_of(spec, loaded))
@@ -139,6 +144,10 @@ def test_data_table_shows_sizes_and_scores_before_editing(runs, tmp_path):
     assert (row["size"], row["printed_n"]) == (120, "931") and row["seeds"] == 3
     assert row["mean"] == pytest.approx(before["value"].mean(), abs=0.01)
     assert set(table.query("task == 'generation'")["set"]) == {"Upstream", "Edit stream", "Accurates"}
+    ratio = table.query("set == 'Distance ratio'")  # spec 8.3, of the runs that measured it
+    assert ratio[["task", "size"]].to_numpy().tolist() == [["qa", 90]] and ratio["mean"].iloc[
+        0
+    ] == pytest.approx(0.4)
 
 
 def test_examples_are_what_was_said(runs, tmp_path):
@@ -178,6 +187,12 @@ def test_captions_promise_a_spread_over_seeds_only_where_there_are_several(runs)
     assert captions.spread(several) == "Mean ± standard deviation over seeds"
     assert lifelong_captions.bands(one) == "One seed: no bands." and captions.spread(one) == "One seed"
     assert captions.spread([*one, *several]) == captions.spread(several)
+    # GRACE's edits are prepared with knowledge of the next items, the others' are not: said wherever seconds are shown.
+    assert "next 16 items" in lifelong_captions.ahead(several)
+    assert not lifelong_captions.ahead([run for run in several if run.spec["editor"] == "ft"])
+    points = lifelong_table.measured_points(_spec("lifelong_table"), several, [])
+    words = lifelong_table._words(_spec("lifelong_table"), several, [], points)
+    assert lifelong_captions.ahead(several) in words
 
 
 def test_a_method_that_explodes_is_named_at_the_edge(tmp_path):

@@ -112,3 +112,25 @@ def test_training_mode_and_the_global_random_source_mean_nothing(bert):
     bert.network.eval()
     assert torch.equal(torch.get_rng_state(), state) and len(used.codebook) == 2
     assert all(torch.equal(tensor, tables[name]) for name, tensor in used.codebook.tensors().items())
+
+
+def test_each_behaviour_of_the_released_code_can_stand_alone():
+    """Q1 and Q3 to Q6: what is switched on differs, the rest stays corrected."""
+    alone = {"first_target": "gpt2", "edit_always": "t5", "no_overwrite": "t5", "mean_labels": "t5"}
+    first = some_edits(1)[0]
+    pair = [replace(first, identifier=text, target=text) for text in ("ab", "ba")]  # of equal means
+    for compat, family in alone.items():
+        model = tiny_model(family)
+        used = grace(model, compat=compat, replacement="prompt", steps=2)
+        assert used.adapter.shift == (compat == "first_target")
+        assert used.edits_everything is (compat == "edit_always")
+        expected = {"no_overwrite": "split", "mean_labels": "hit"}.get(compat, "overwrite")
+        report = used.edit(pair, record=True)
+        assert actions(report) == ["init", expected], compat
+        asked = used.inspect([first.prompt])[0]
+        if compat == "no_overwrite":  # both edits are lost
+            assert len(used.codebook) == 2 and not asked["fired"]
+            assert report.record["edits"][1]["losses"] == []
+        used.remove()
+    found = grace(tiny_model("t5"), compat="matrix_distance").codebook
+    assert found.released == ("matrix_distance",) and found.split == "capped"

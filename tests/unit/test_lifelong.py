@@ -17,7 +17,7 @@ from palimpsest.files import write_json, write_text
 from palimpsest.metrics.retention import MAIN_SCORE, Asking, Pool, Scores, averages
 from palimpsest.models.batching import Batching
 from palimpsest.models.objectives import say
-from palimpsest.protocols import protocol
+from palimpsest.protocols import lifelong, protocol
 from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
 from palimpsest.protocols.lifelong_inputs import (
     AskedProbe,
@@ -91,14 +91,18 @@ def probes(task):
     return [AskedProbe(split, prompt, answers[number], edit) for split, prompt, number, edit in asked]
 
 
-def stream(task="qa", n=6, snapshot_every=2, edits=None, asking=None, edit_always=None, **attributes):
+def stream(
+    task="qa", n=6, snapshot_every=2, edits=None, asking=None, edit_always=None, until=None, **attributes
+):
     seed_everything(5)
     editor = Noise(tiny_model(FAMILY[task]))
     for name, value in attributes.items():
         setattr(editor, name, value)
     how = Asking(editor.model, task, editor.lowest_block(), said_tokens=6, **(asking or {}))
     chosen = edits or items(task, n)
-    return LifelongStream("a-run", 3, editor, how, chosen, probes(task), snapshot_every, edit_always)
+    return LifelongStream(
+        "a-run", 3, editor, how, chosen, probes(task), snapshot_every, edit_always, None, until
+    )
 
 
 def run(the_stream, checkpoints=None):
@@ -213,6 +217,21 @@ def test_a_broken_run_ends_with_the_same_rows(tmp_path, dies_at):
     assert again.editor.calls == 6 - (dies_at - 1)
     assert progress.metrics == whole.metrics and progress.records == whole.records
     assert progress.made == whole.made and len(progress.edit_seconds) == 6
+
+
+def test_a_stream_until_so_many_edits_counts_edits_and_not_items(tmp_path, monkeypatch, caplog):
+    """Every second item is right: looks after 2 edits and at the third, which ends the stream; broken off, the same."""
+    monkeypatch.setattr(lifelong, "_answered", lambda stream, progress, place: place % 2 == 0)
+    whole = run(stream(n=8, until=3))
+    assert whole.made == [1, 3, 5] and [look["step"] for look in whole.looks] == [0, 4, 6]
+    assert {row["step"] for row in whole.records if row["split"] == "upstream"} == {0, 6}  # 6: the end
+    with pytest.raises(KeyboardInterrupt):
+        run(stream(n=8, until=3, dies_at=3), Checkpoints(tmp_path, {"run": 1}, every_batch=True))
+    again = run(stream(n=8, until=3), Checkpoints(tmp_path, {"run": 1}, every_batch=True))
+    assert again.metrics == whole.metrics and again.records == whole.records and not caplog.records
+    assert run(stream(n=8, until=5)).made == [1, 3, 5, 7] and "5 edits were asked for" in caplog.text
+    with pytest.raises(SettingsError, match="until_edits is 9; expected a whole number of 1 to the 8 items"):
+        stream(n=8, until=9)
 
 
 def test_pool_answers_in_the_order_of_the_question():

@@ -211,10 +211,14 @@ def judge_terms(test: ClaimTest, terms: Sequence[Term], spec: dict[str, Any]) ->
     enough = min(records for _, _, _, records in found) >= MIN_RECORDS
     verdict = decide(values, low, high, test.hedged) if enough else "undecided"
     means = np.mean([shown for _, _, shown, _ in found], axis=0)
+    words = _words(test, terms, means, values, low, high)
+    lacking = _lacking(test, terms[0], seeds)
+    if lacking:
+        verdict, words = "undecided", f"{words}; {lacking}"
     return Outcome(
         test,
         verdict,
-        _words(test, terms, means, values, low, high),
+        words,
         float(np.mean(values)),
         low,
         high,
@@ -231,6 +235,21 @@ def _common_seeds(test: ClaimTest, terms: Sequence[Term]) -> list[int]:
     if not seeds:
         raise NotMeasuredError(f"no seed is common to {', '.join(term.title for term in terms)}")
     return seeds
+
+
+def _lacking(test: ClaimTest, term: Term, seeds: Sequence[int]) -> str:
+    """Why a test says nothing although it can be computed; empty where it counts.
+
+    `provided: {metric: LEAST}` of a part: its first method must reach LEAST, mean over data sets and seeds at the last
+    snapshot. An editor that writes nothing harms nothing and generalises to nothing.
+    """
+    for metric, least in (test.part.get("provided") or {}).items():
+        own = [term.runs[dataset, seed] for dataset in test.datasets for seed in seeds]
+        reached = [float(run.record_values(metric).mean()) for run in own if run.snapshots(metric)]
+        mean = float(np.mean(reached)) if reached else float("nan")
+        if not mean >= float(least):
+            return f"does not count: {metric} of {term.title} is {mean:.3f}, below {float(least):g}"
+    return ""
 
 
 def _from_cells(

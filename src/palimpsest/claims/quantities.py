@@ -70,7 +70,8 @@ def _words(run: Run) -> str:
 def _errors_before(run: Run) -> Quantity:
     """Items of the stream that the unedited model gets wrong."""
     before = row(run, "err", "start")
-    return Quantity((1.0 - before.value) * before.n, None, before.n)
+    wrong = round((1.0 - before.value) * before.n)  # a count; the mean is one of rounded numbers
+    return Quantity(float(wrong), None, before.n)
 
 
 def _seconds(run: Run) -> np.ndarray:
@@ -98,11 +99,17 @@ def _median_seconds(last: bool) -> Callable[[Run], Quantity]:
     return find
 
 
-def _success(last: bool) -> Callable[[Run], Quantity]:
+def _success(last: bool | None) -> Callable[[Run], Quantity]:
+    """Mean score of edits right after they were made: of the first or last tenth, or (None) of all."""
+
     def find(run: Run) -> Quantity:
         rows = run.records[run.records["metric"] == "edit_success"].sort_values("step")
         if not len(rows):
             raise NotMeasuredError(f"{_words(run)}: no records of edit_success")
+        if last is None:  # paired with the same items of another method
+            items = "es\n" + rows["edit"].astype(str) + "\n" + rows["order"].astype(str)
+            part = pd.Series(rows["value"].to_numpy(), index=items.to_numpy())
+            return Quantity(float(part.mean()), part, len(part))
         part = pd.Series(_tenth(rows["value"].to_numpy(), last))
         part.index = pd.Index(f"es {'last' if last else 'first'}\n{number}" for number in range(len(part)))
         return Quantity(float(part.mean()), part, len(rows))
@@ -139,6 +146,7 @@ OTHERS: dict[str, Callable[[Run], Quantity]] = {
     "seconds": _mean_seconds,
     "seconds_first": _median_seconds(last=False),
     "seconds_last": _median_seconds(last=True),
+    "es": _success(last=None),
     "es_first": _success(last=False),
     "es_last": _success(last=True),
     "forward": _forward(unedited=False),

@@ -192,8 +192,10 @@ def _over_radii(
                 found.append(float(line.iloc[:-1].min() - line.iloc[-1]))
         if found:
             correlations.append(float(np.mean(found)))
-            # A limit that is reached counts as reached: with five values, .8 is one of the few correlations there are.
-            values.append(correlations[-1] - float(test.part.get("above", 0)) + 1e-9)
+            # A correlation that reaches its limit counts: with five values, .8 is one of the few that there are. A margin
+            # of nothing is none: curves that are flat say nothing about the largest radius.
+            margin = correlations[-1] - float(test.part.get("above", 0))
+            values.append(margin + 1e-9 if trend else margin)
     if not values:
         raise NotMeasuredError(f"the sweep over radius has fewer than three values with {name}")
     verdict, low, high = over_seeds(values)

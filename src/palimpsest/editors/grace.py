@@ -12,6 +12,8 @@ step, later passes add keys (Q8), here with the layer's own output as their valu
 the training flag (Q19), random numbers drawn by every pass (Q20), and where a passage or a document is asked in
 evaluation: upstream passages here at the end of their first words (there at the end of the text), documents at [SEP]
 (there at position 511, often padding). Radii from `radius_ratio` are measured at the last prompt token in both forms.
+`compat` can name one of these alone: `first_target` (Q1 and so Q2), `edit_always` (Q3), `matrix_distance` (Q4), `no_overwrite`
+(Q5), `mean_labels` (Q6); Q7 is `split: half`, and Q8 does nothing with more than one step.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from palimpsest.editors.base import EditorState, edit_name, require
 from palimpsest.editors.shared.adapter_editor import AdapterEditor, AdapterSettings
-from palimpsest.editors.shared.codebook import Codebook, Forgotten, Update
+from palimpsest.editors.shared.codebook import RELEASED, Codebook, Forgotten, Update
 from palimpsest.editors.shared.gated_adapter import Asked, Decision, ask
 from palimpsest.editors.shared.nearest import measure_neighbours
 from palimpsest.editors.shared.values_ahead import ValuesAhead, alike, own_start, train_together
@@ -53,7 +55,7 @@ class Settings(AdapterSettings):
         initial: where a value starts: "cold", uniform in [0, 1), or "warm", the linear map's own output.
         expand: "coverage" (the ball reaches the new query) or "moving_average" (the key moves half-way as well).
         split: "capped" (a split never makes a radius larger) or "half" (both become half the distance, as published).
-        compat: "corrected" or "official", see the head of this file.
+        compat: "corrected", "official", or one behaviour of the released code alone, see the head of this file.
     """
 
     radius: float | None = 1.0
@@ -75,10 +77,10 @@ class Settings(AdapterSettings):
             ("initial", ("cold", "warm")),
             ("expand", ("coverage", "moving_average")),
             ("split", ("capped", "half")),
-            ("compat", ("corrected", "official")),
+            ("compat", ("corrected", "official", "first_target", "edit_always", *RELEASED)),
         ):
             require(getattr(self, name) in known, name, getattr(self, name), " or ".join(known))
-        halves = self.compat == "corrected" or self.split == "half"
+        halves = self.compat != "official" or self.split == "half"
         require(halves, "split", self.split, "the released code splits in half; set split: half")
 
 
@@ -101,8 +103,8 @@ class Grace(AdapterEditor):
     def __init__(self, model: LanguageModel, settings: Settings, statistics: Any = None, seed: int = 0):
         super().__init__(model, settings, statistics, seed)
         self.official = settings.compat == "official"
-        self.edits_everything = self.official and model.kind == "encoder_decoder"  # Q3
-        self.adapter.shift = int(self.official and model.kind == "decoder")
+        self.edits_everything = self._as_released("edit_always") and model.kind == "encoder_decoder"  # Q3
+        self.adapter.shift = int(self._as_released("first_target") and model.kind == "decoder")  # Q1
         self.codebook = Codebook(
             self.adapter.key_width,
             self.adapter.value_width,
@@ -114,6 +116,9 @@ class Grace(AdapterEditor):
         )
         self._forget_calibration()
         self._fresh()
+
+    def _as_released(self, behaviour: str) -> bool:
+        return self.settings.compat in ("official", behaviour)
 
     def _forget_calibration(self) -> None:
         self.radius = self.settings.radius
@@ -217,11 +222,9 @@ class Grace(AdapterEditor):
         update = self.codebook.update(
             state, label, self.radius, lambda: self._initial(name, output), name, edit.target
         )
-        if not self.official:
+        if not self._as_released("no_overwrite"):
             return update, update.entry
-        match = self.codebook.look_up(
-            state[None]
-        )  # what answers is trained; at an old place nothing does (Q5)
+        match = self.codebook.look_up(state[None])  # what answers is trained; at an old place nothing does
         return update, int(match.entry[0]) if bool(match.fired[0]) else -1
 
     def prepare(self, coming: Sequence[Edit]) -> None:
@@ -263,14 +266,16 @@ class Grace(AdapterEditor):
             self.adapter.fixed = None
 
     def _upper(self, inputs: Inputs) -> Upper:
-        if self.official and self.model.kind == "decoder":
+        if self._as_released("first_target") and self.model.kind == "decoder":
             inputs = without_end(inputs)
         return Upper(self.model, inputs, self.settings.layer, self.settings.site)
 
     def _label(self, inputs: Inputs) -> tuple[int, ...]:
         """What says whether two edits want the same: the target's tokens; as released, with the masked prompt's too."""
         target = tuple(token for token in inputs.targets[0].tolist() if token != NONE)
-        if self.official and self.model.kind == "decoder":  # prompt and end token are masked
+        if (
+            self._as_released("mean_labels") and self.model.kind == "decoder"
+        ):  # prompt and end token are masked
             return (*[NONE] * (int(inputs.query[0]) + 1), *target[:-1], NONE)
         return target
 

@@ -40,8 +40,8 @@ def draw_table(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path)
         _runs_words(runs),
         lifelong_captions.scores([run for run in runs if _lifelong(run)]),
         "Consecutive editing: reliability, generality and locality, teacher-forced token accuracies; every edit is made. "
-        "Lifelong: ERR, hold-out and TRR; an item is edited only if the model errs on it, except that GRACE as published "
-        "edits every question.",
+        "Lifelong: ERR, hold-out and TRR; an item is edited only if the model errs on it.",
+        lifelong_captions.ahead([run for run in runs if _lifelong(run)]),
         f"{captions.spread(runs)}. Bold: the best of its block. Not shown: methods that a block did not run.",
     ]
     caption = captions.caption(spec, *words, metrics=False)

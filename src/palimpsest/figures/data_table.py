@@ -21,6 +21,7 @@ SETS = {
     "Hold-out": ("holdout", "holdout"),
     "Accurates": ("arr", "accurates"),
 }
+RATIO = "Distance ratio"
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
@@ -32,6 +33,10 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         "every seed draws its own stream.",
         lifelong_captions.scores(runs),
         "Accurates are judged by perplexity.",
+        f"{RATIO}: at the edited layer, median distance between ways of asking one question over that between different "
+        "questions (from 1 on, GRACE cannot generalise); its number is that of questions."
+        if (points["set"] == RATIO).any()
+        else "",
         "Printed numbers are the paper's, on its models and data.",
     ]
     if (points["printed_n_shown"].str.endswith("†") | points["printed_score_shown"].str.endswith("†")).any():
@@ -79,7 +84,21 @@ def _points(spec: dict[str, Any], runs: Sequence[Run]) -> list[dict[str, Any]]:
                     **{f"printed_{part}_shown": cell.shown if cell else "–" for part, cell in cells.items()},
                 }
             )
+        rows += _ratio(place, list(first.values()))
     return rows
+
+
+def _ratio(place: tuple[str, str, str], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """How close phrasings lie where a codebook is asked, as the runs noted it; nothing where none did."""
+    noted = [found for run in runs if (found := run.info.get("key_distances"))]
+    ratio = lifelong.spread(float(found["ratio"]) for found in noted)
+    if ratio is None:
+        return []
+    about = dict(zip(("task", "model", "dataset"), place, strict=True))
+    nothing = {f"printed_{part}": None for part in ("n", "score")}
+    nothing |= {f"printed_{part}_shown": "" for part in ("n", "score")}
+    size = round(sum(int(found["questions"]) for found in noted) / len(noted))
+    return [{**about, "set": RATIO, "size": size, **ratio._asdict(), **nothing}]
 
 
 def _layout(points: pd.DataFrame) -> tables.Table:

@@ -49,6 +49,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         words = [
             lifelong_captions.streams(timed),
             "Median wall-clock seconds of an edit in every tenth of the stream, mean over seeds.",
+            lifelong_captions.ahead(timed),
             lifelong_captions.bands(timed),
         ]
         if len(forward):

@@ -32,6 +32,8 @@ PRINTED = {
 QUANTITIES: dict[str, tuple[str, str | None]] = {
     "trr": ("upstream", None),
     "err": ("edit", None),
+    "err_squad": ("edit", "squad_f1"),  # other definitions of the score of answers (spec, Q11)
+    "err_exact": ("edit", "exact_match"),
     "holdout": ("holdout", None),
     "arr": ("accurate", "perplexity"),
     "es": ("stream", "edit_success"),
@@ -110,7 +112,7 @@ def at_place(runs: Iterable[Run], place: tuple[str, str, str], method: Method | 
 def where(run: Run, quantity: str, at: str | int = "end") -> tuple[str, str]:
     """(split, metric) of a quantity in this run's tables."""
     split, metric = QUANTITIES[quantity]
-    if (quantity, at) == ("err", "start"):
+    if quantity in ("err", "err_squad", "err_exact") and at == "start":
         split = "stream"  # before any edit: the score on the whole stream
     return split, metric or SCORES[task_of(run)]
 
@@ -166,15 +168,21 @@ def over_seeds(runs: Sequence[Run], quantity: str, at: str | int = "end") -> Spr
 
 
 def curve_over_seeds(runs: Sequence[Run], quantity: str) -> pd.DataFrame:
-    """Per number of items seen: mean edits made, and mean and spread of the quantity over the seeds that have it."""
+    """Mean edits made, and mean and spread of the quantity over the seeds that have it, per look.
+
+    A look is one of a number of items seen; of a number of edits where the stream goes on until so many were made.
+    """
     frames = [curve(run, quantity) for run in runs]
     frames = [frame for frame in frames if len(frame)]
     if not frames:
         return pd.DataFrame(columns=["step", "n_edits", *Spread._fields])
     rows = []
-    for step, part in pd.concat(frames).groupby("step", sort=True):
+    # Streams that look after so many edits do so at other items in every seed.
+    by_edits = any((run.spec.get("options") or {}).get("until_edits") for run in runs)
+    for _, part in pd.concat(frames).groupby("n_edits" if by_edits else "step", sort=True):
         found = spread(part["value"])
         if found is not None:
+            step = float(part["step"].mean()) if by_edits else part["step"].iloc[0]
             rows.append({"step": step, "n_edits": float(part["n_edits"].mean()), **found._asdict()})
     return pd.DataFrame(rows)
 

@@ -43,6 +43,16 @@ def bands(runs: Sequence[Run]) -> str:
     return "Bands: lowest to highest seed." if several_seeds(runs) else "One seed: no bands."
 
 
+def ahead(runs: Sequence[Run]) -> str:
+    """That GRACE's seconds of an edit are not those of an edit alone; empty where it has none."""
+    if not any(run.spec["editor"] == "grace" for run in runs):
+        return ""
+    return (
+        "GRACE's values for the next 16 items of a stream are trained together before their turn, with knowledge of those "
+        "items, and every edit pays its share; the other methods train one edit at a time."
+    )
+
+
 def unchecked() -> str:
     """What the mark on a printed number means."""
     return "† unchecked: from memory of the paper, not found in a public source; never used in a verdict."

@@ -16,6 +16,9 @@ from palimpsest.published import PrintedValue, find_printed
 
 # Heading -> quantity; the third column is the average of both retentions, or ARR in the generation task.
 COLUMNS = ("TRR", "ERR", "Avg or ARR", "edits", "keys", "s / edit")
+# Of tables with questions: the same answers, scored as SQuAD does and by exact match.
+ANSWERS = {"ERR, SQuAD F1": "err_squad", "ERR, exact": "err_exact"}
+_NO_SCORE = ("edits", "keys", "seconds_per_edit", *ANSWERS.values())
 _UNEDITED = Method("unedited", "default", "Unedited")
 
 
@@ -50,7 +53,8 @@ def _rows(
     spec: dict[str, Any], place: tuple[str, str, str], method: Method, runs: Sequence[Run], at: str
 ) -> list[dict[str, Any]]:
     rows = []
-    for column, quantity in zip(COLUMNS, _quantities(place[0]), strict=True):
+    shown = dict(zip(COLUMNS, _quantities(place[0]), strict=True)) | (ANSWERS if place[0] == "qa" else {})
+    for column, quantity in shown.items():
         measured = _measure(runs, quantity, at)
         printed = _printed(spec, place[0], method, quantity)
         rows.append(
@@ -120,8 +124,8 @@ def layout(points: pd.DataFrame) -> tables.Table:
     """Text cells: measured with its deviation beside printed; the best measured value of a block in bold."""
     columns = ["Method"]
     printed = points["printed"].notna().any()
-    for column in COLUMNS:
-        columns += [column, "printed"] if printed else [column]
+    for column in dict.fromkeys(points["column"]):
+        columns += [column, "printed"] if printed and column in COLUMNS else [column]
     groups, emphasis, faint = [], set(), set()
     for number, (place, part) in enumerate(points.groupby(["task", "model", "dataset"], sort=False)):
         task, model, dataset = map(str, place)
@@ -133,11 +137,11 @@ def layout(points: pd.DataFrame) -> tables.Table:
                 if best.get(point["quantity"]) == point.get("mean") and point["editor"] != "unedited":
                     emphasis.add((number, index, len(cells)))
                 cells.append(_measured(point))
-                if printed:
+                if printed and point["column"] in COLUMNS:
                     cells.append(point["shown"] if isinstance(point["shown"], str) else _absent(point))
             if (own["status"] == "not run").all():
                 faint.add((number, index))
-            rows.append(cells)
+            rows.append(cells + [""] * (len(columns) - len(cells)))
         beside = f"; printed: {' on '.join(reversed(PRINTED[task]))}" if part["printed"].notna().any() else ""
         title = f"{lifelong.TASK_TITLES[task]} ({lifelong_captions.score_title(task)})"
         groups.append((f"{title}: {model} on {captions.dataset_title(dataset)}{beside}", rows))
@@ -162,7 +166,7 @@ def _absent(point: pd.Series) -> str:
 
 def _measured(point: pd.Series) -> str:
     if point["status"] != "measured":
-        return "not run" if point["quantity"] not in ("edits", "keys", "seconds_per_edit") else ""
+        return "not run" if point["quantity"] not in _NO_SCORE else ""
     mean, std, quantity = point.get("mean", np.nan), point.get("std", np.nan), point["quantity"]
     if pd.isna(mean):
         return ""
@@ -199,6 +203,7 @@ def _words(
         f"{captions.spread(runs)}; ± of seconds: over single edits. An item is edited only if the model errs "
         "on it (edits), except that every sentence of a biography is edited, and every question by GRACE as published.",
         "Unedited: the same prompts before any edit (ERR: the whole stream).",
+        lifelong_captions.ahead(runs),
     ]
     words.append(captions.trained_once(runs))
     if points["printed"].notna().any():
@@ -213,4 +218,13 @@ def _words(
     words.append("Bold: the best measured value of its block.")
     if points["printed"].notna().any():
         words.append("A dash: the paper prints no number.")
+    if points["quantity"].isin(ANSWERS.values()).any():
+        words.append(
+            "ERR, SQuAD F1 and exact: the same answers by words, without case, articles and punctuation, and right as a whole "
+            "(the released F1 gives a wrong answer of one token .5 for its end token)."
+        )
+    if any(run.spec["editor"] == "memory" and not run.settings.get("from_start") for run in runs):
+        words.append(
+            "Memory acts from its first edit on; the released layer acts before any edit too (grace_baselines)."
+        )
     return words

@@ -1,16 +1,18 @@
 """Lifelong editing: a stream of inputs, an edit for each that the model gets wrong, and no roll-back (GRACE, section 4).
 
 For each item x_t of the stream, in order: ask the model; where it errs, edit it with the right answer (one edit a
-batch) and score that edit at once (ES). Every `snapshot_every` items and at the end, the last item edited or not
-(spec Q10): TRR on upstream, ERR on all edits so far, hold-out, ARR on accurate sentences. An item is never asked ahead of its
-turn, because every edit before it may change the answer; what `_prepare` asks only says which edits will probably be
-made, so that an editor can compute what they need together.
+batch) and score that edit at once (ES). Every `snapshot_every` items (edits, where the stream ends after so many:
+`until_edits`) and at the end, the last item edited or not (spec Q10): TRR on upstream, ERR on all edits so far, hold-out,
+ARR on accurate sentences. An item is never asked ahead of its turn, because every edit before it may change
+the answer; what `_prepare` asks only says which edits will probably be made, so that an editor can compute what they need
+together.
 
 Rows: `step` counts items seen, `n_edits` edits made. An edit that could not be made counts, and is judged, as one.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -25,6 +27,8 @@ from palimpsest.protocols.checkpoints import Checkpoints
 from palimpsest.protocols.lifelong_inputs import AskedProbe, LifelongStream
 from palimpsest.protocols.lifelong_notes import codebook_note, keys_of
 from palimpsest.protocols.stream import Progress, add_metric, edit_batch, keep, progress_bar, resumed
+
+log = logging.getLogger(__name__)
 
 # Items whose edits are prepared together, from fixed places, so that a resumed run has the same rows.
 AHEAD = 16
@@ -73,13 +77,24 @@ def run(stream: LifelongStream, checkpoints: Checkpoints | None = None) -> Lifel
         _look(stream, progress)
     with progress_bar(stream, progress.done, unit="item") as bar, deferred():
         for place in range(progress.done, len(stream.edits)):
+            if stream.ended(place, len(progress.made)):
+                break
             if place % AHEAD == 0:
                 _prepare(stream, progress, range(place, min(place + AHEAD, len(stream.edits))))
+            made = len(progress.made)
             _meet(stream, progress, place)
-            if stream.due(place + 1):
+            if stream.due(place + 1, len(progress.made), edited=len(progress.made) > made):
                 _look(stream, progress)
             keep(stream, progress, checkpoints)
             bar.update(1)
+    if stream.until_edits is not None and len(progress.made) < stream.until_edits:
+        log.warning(
+            "%s: %d edits were asked for, the %d items of the stream needed %d. Give more items (`edits`)",
+            stream.run,
+            stream.until_edits,
+            len(stream.edits),
+            len(progress.made),
+        )
     progress.examples = stream.examples.note(progress.said, progress.made)
     return progress
 
@@ -150,7 +165,7 @@ def _answered(stream: LifelongStream, progress: LifelongProgress, place: int) ->
 
 def _look(stream: LifelongStream, progress: LifelongProgress) -> None:
     """Rows of everything retained, on the model as it is. Before the first edit the whole stream stands for the edits."""
-    first, last = progress.step == 0, progress.step == len(stream.edits)
+    first, last = progress.step == 0, stream.ended(progress.step, len(progress.made))
     seconds: dict[str, float] = {}
     for split, (probes, pool) in stream.pools.items():
         scores = _timed(seconds, split, pool, None)

@@ -43,7 +43,8 @@ class LifelongStream:
         asking: how the model is asked, and for which task.
         edits: the stream, in order: what is asked, and the right answers.
         probes: what retention is measured on.
-        snapshot_every: a look after every so many items; None = at the end only.
+        snapshot_every: a look after every so many items, with `until_edits` after so many edits; None = at the end only.
+        until_edits: the stream ends when so many edits were made, or with its last item; None = with its last item.
         edit_always: edit every item, whether the model errs or not; None = in generation, whose streams are
             sentences marked as wrong beforehand (spec 3.3), and for editors that do (GRACE as released, Q3).
         text_loss: measures the text drift of the model as it is; None = not measured.
@@ -58,6 +59,7 @@ class LifelongStream:
     snapshot_every: int | None = None
     edit_always: bool | None = None
     text_loss: Callable[[], TextLoss] | None = None
+    until_edits: int | None = None
     items: Pool = field(init=False)
     pools: dict[str, tuple[list[AskedProbe], Pool]] = field(init=False)
     timer: ForwardTimer = field(init=False)
@@ -67,6 +69,11 @@ class LifelongStream:
         """Encode everything, so that bad records are refused before anything heavy starts."""
         if self.snapshot_every is not None and self.snapshot_every < 1:
             raise SettingsError(f"run {self.run}: snapshot_every must be a whole number above 0")
+        if self.until_edits is not None and not 1 <= self.until_edits <= len(self.edits):
+            raise SettingsError(
+                f"run {self.run}: until_edits is {self.until_edits}; expected a whole number of 1 to the {len(self.edits)} "
+                "items of the stream. Give more items (`edits`), or fewer edits"
+            )
         if self.edit_always is None:
             self.edit_always = self.asking.task == "generation" or self.editor.edits_everything
         self.items = Pool(self.asking, [(edit.prompt, edit.target) for edit in self.edits])
@@ -79,11 +86,17 @@ class LifelongStream:
         upstream = [(probe.prompt, probe.answer) for probe in self.probes if probe.split == "upstream"]
         self.examples = Examples(self.asking, self.edits, upstream)
 
-    def due(self, seen: int) -> bool:
-        """Whether a look is due after so many items."""
-        return seen == len(self.edits) or (
-            self.snapshot_every is not None and seen % self.snapshot_every == 0
-        )
+    def ended(self, seen: int, made: int) -> bool:
+        """Whether the stream ends after so many items and edits."""
+        return seen == len(self.edits) or (self.until_edits is not None and made >= self.until_edits)
+
+    def due(self, seen: int, made: int, edited: bool) -> bool:
+        """Whether a look is due after so many items and edits; `edited`: the latest item was edited."""
+        if self.snapshot_every is None or self.ended(seen, made):
+            return self.ended(seen, made)
+        if self.until_edits is not None:
+            return edited and made % self.snapshot_every == 0
+        return seen % self.snapshot_every == 0
 
 
 def lifelong_stream(

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from palimpsest.editors.base import Editor, EditorState, edit_name
 from palimpsest.edits import Edit
 from palimpsest.metrics.retention import Asking
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.objectives import encode, row_losses, say, wanted
+from palimpsest.models.objectives import Inputs, encode, row_losses, say, target_logits, target_places, wanted
 
 RADIUS_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TIMED_ROWS = 8
 TIMED_PASSES = 3
+MEASURED, PHRASINGS = 200, 5  # questions whose distances are measured, and rephrasings of each
 EXAMPLES, EXAMPLES_LOOKED_AT = (
     3,
     12,
@@ -48,6 +51,31 @@ def codebook_note(editor: Editor) -> dict[str, Any] | None:
         "radii": torch.quantile(radii, quantiles).tolist() if len(radii) else [],
         "events": dict(codebook.actions),
     }
+
+
+def key_distances(editor: Editor, edits: Sequence[Edit]) -> dict[str, Any] | None:
+    """How close phrasings of one question lie where the codebook is asked, against different questions (spec 8.3).
+
+    Medians over the distances [units of the states] between the prompt and its rephrasings, `paraphrases`, and between
+    prompts, `different`, of the first questions of the stream; their `ratio`, and how many `questions`. None for editors
+    without a codebook, and for streams without rephrasings.
+    """
+    # Edits of one question have the same held-out rephrasings.
+    questions = list({edit.rephrasings: edit for edit in reversed(edits) if edit.rephrasings}.values())
+    questions = questions[::-1][:MEASURED]
+    if getattr(editor, "codebook", None) is None or len(questions) < 2:
+        return None
+    prompts = [prompt for edit in questions for prompt in (edit.prompt, *edit.rephrasings[:PHRASINGS])]
+    states: Tensor = editor.queries(prompts).double()  # type: ignore[attr-defined]
+    starts = [0]
+    for edit in questions:
+        starts.append(starts[-1] + 1 + len(edit.rephrasings[:PHRASINGS]))
+    own = [states[first + 1 : end] - states[first] for first, end in pairwise(starts)]
+    close = float(torch.cat(own).norm(dim=1).median())
+    far = float(torch.pdist(states[starts[:-1]]).median())
+    if far <= 0:
+        return None
+    return {"paraphrases": close, "different": far, "ratio": close / far, "questions": len(questions)}
 
 
 class Examples:
@@ -94,11 +122,6 @@ class ForwardTimer:
         self.inputs = encode(model, list(prompts), list(answers))
 
     @torch.no_grad()
-    def losses(self) -> list[float]:
-        """Of each row, by the model as it is now."""
-        return [float(loss) for loss in row_losses(self.model, self.inputs)]
-
-    @torch.no_grad()
     def seconds(self) -> float:
         """Of one pass, by the model as it is now."""
         found = []
@@ -115,23 +138,26 @@ class Checks:
     Attributes:
         found: `identity` (claim C1), `weights_unchanged` and `unwrapping_restores` (C2), `reversible` (C24), as far as
             they were looked at; methods that write into weights do not keep them unchanged, and may.
+        distances: `key_distances` before the first edit.
     """
 
     def __init__(self, model: LanguageModel, edits: Sequence[Edit]):
-        """Before the editor is built; the first edits of the stream are looked at."""
-        self.model, self.edits = model, list(edits[:TIMED_ROWS])
-        self.timer = ForwardTimer(model, [(edit.prompt, edit.target) for edit in self.edits])
-        self.losses = self.timer.losses()
+        """Before the editor is built; the first edits of the stream are asked."""
+        self.model, self.edits = model, list(edits)
+        self.rows = self._rows(self.edits[:TIMED_ROWS])
+        self.logits = self._logits(self.rows)
         self.found: dict[str, bool] = {}
+        self.distances: dict[str, Any] | None = None
 
     def built(self, editor: Editor) -> None:
-        """After the editor is built and before the first edit, its adapter (if any) in place: the same losses, bit for bit."""
+        """After the editor is built and before the first edit, its adapter (if any) in place: the same logits, bit for bit."""
         adapter = getattr(editor, "adapter", None)
         if (
             adapter is not None
         ):  # otherwise it hangs from the first edit on, and this would look at the model alone
             adapter.attach()
-        self.found["identity"] = self.timer.losses() == self.losses
+        self.distances = key_distances(editor, self.edits)
+        self.found["identity"] = torch.equal(self._logits(self.rows), self.logits)
 
     def edited(self, editor: Editor) -> None:
         """After the stream: the weights are those of the unedited model, and entries can be taken out one by one."""
@@ -143,31 +169,64 @@ class Checks:
                 self.found["reversible"] = found
 
     def removed(self) -> None:
-        """After the editor was taken off: weights and answers are those of the unedited model."""
+        """After the editor was taken off: weights and logits are those of the unedited model."""
         same = self.model.take_fingerprint() == self.model.fingerprint
-        self.found["unwrapping_restores"] = same and self.timer.losses() == self.losses
+        self.found["unwrapping_restores"] = same and torch.equal(self._logits(self.rows), self.logits)
+
+    def _rows(self, edits: Sequence[Edit]) -> Inputs:
+        return encode(self.model, [edit.prompt for edit in edits], [edit.target for edit in edits])
+
+    @torch.no_grad()
+    def _logits(self, rows: Inputs) -> Tensor:
+        """All logits from which the rows' targets are predicted [k, v], by the model as it is now."""
+        return target_logits(self.model, rows).clone()
 
     def _reversible(self, editor: Any, codebook: Any) -> bool | None:
-        """Undone, an edit has its old answer again unless another entry covers it; answers of other entries stay.
+        """Whether taking an entry back changes nothing but what it answered, for entries from all over the codebook.
 
-        None when none of the edits that are looked at has an entry.
+        When all edits of an entry are undone, the prompt it was made for has its unedited logits again unless another
+        entry covers it, the logits of prompts that other entries answer stay, and so do all other entries' keys,
+        radii, values and labels; bit for bit. None when no edit of the stream is held by any entry.
         """
-        saved = editor.state()
-        saved = EditorState({name: tensor.clone() for name, tensor in saved.tensors.items()}, saved.plain)
-        edited, looked, fine = self.timer.losses(), False, True
-        answering = codebook.look_up(editor.queries([edit.prompt for edit in self.edits])).entry.tolist()
-        for row, edit in enumerate(self.edits):
-            holding = [
-                number for number, taught in enumerate(codebook.taught) if edit_name(edit) in taught.edits
-            ]
-            if not holding:
-                continue
-            looked = True
-            editor.undo(edit_name(edit))
-            now = self.timer.losses()
-            covered = bool(codebook.look_up(editor.queries([edit.prompt])).fired[0])
-            fine &= covered or now[row] == self.losses[row]
-            others = [place for place, entry in enumerate(answering) if entry != holding[-1]]
-            fine &= all(now[place] == edited[place] for place in others)
-            editor.load_state(saved)
-        return fine if looked else None
+        by_name = {edit_name(edit): edit for edit in self.edits}
+        held = [number for number, taught in enumerate(codebook.taught) if set(taught.edits) & set(by_name)]
+        chosen = [held[place * len(held) // TIMED_ROWS] for place in range(TIMED_ROWS)] if held else []
+        chosen = list(dict.fromkeys(chosen))
+        if not chosen:
+            return None
+        first = [next(name for name in codebook.taught[number].edits if name in by_name) for number in chosen]
+        rows = self._rows([by_name[name] for name in first])
+        of_row = target_places(rows)[0]
+        editor.adapter.detach()
+        unedited = self._logits(rows)
+        editor.adapter.attach()
+        edited, answers = self._logits(rows), editor.adapter.latest
+        saved, fine = _copy(editor.state()), True
+        for row, number in enumerate(chosen):
+            value, names = codebook.values[number].clone(), list(codebook.taught[number].edits)
+            own = torch.zeros(len(chosen), dtype=torch.bool, device=of_row.device)
+            if answers is not None:  # rows that this entry answers, by its value
+                own = answers.fired & (answers.value == value).all(dim=1)
+            for name in reversed(names):
+                editor.undo(name)
+            fine &= _without(saved, number, editor.state())
+            now, left = self._logits(rows), editor.adapter.latest
+            covered = left is not None and bool(left.fired[row])
+            fine &= covered or torch.equal(now[of_row == row], unedited[of_row == row])
+            fine &= torch.equal(now[~own[of_row]], edited[~own[of_row]])
+            editor.load_state(_copy(saved))
+        return fine
+
+
+def _copy(state: EditorState) -> EditorState:
+    return EditorState({name: tensor.clone() for name, tensor in state.tensors.items()}, state.plain)
+
+
+def _without(before: EditorState, number: int, after: EditorState) -> bool:
+    """Whether a codebook's state is what it was but for one entry: keys, radii, values, labels and their edits."""
+    entries = before.plain["entries"]
+    same = after.plain["entries"] == entries[:number] + entries[number + 1 :]
+    for name in ("keys", "radii", "values"):
+        table = before.tensors[name]
+        same &= torch.equal(after.tensors[name], torch.cat([table[:number], table[number + 1 :]]))
+    return same

@@ -13,8 +13,8 @@ r_0 the initial radius:
 
 Retrieval takes the nearest key when d <= r*. Only the nearest key is ever looked at.
 
-`rules: official` is the released behaviour, for comparison: labels are equal when their means are (Q6), distances are
-those of a matrix product once there are many keys (Q4), nothing is overwritten (Q5).
+`rules: official` is the released behaviour, for comparison: distances are those of a matrix product once there are many
+keys (Q4), nothing is overwritten (Q5), labels are equal when their means are (Q6).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from palimpsest.errors import EditError, PalimpsestError
 
 INIT, ADD, EXPAND, HIT, SPLIT, OVERWRITE = "init", "add", "expand", "hit", "split", "overwrite"
 ACTIONS = (INIT, ADD, EXPAND, HIT, SPLIT, OVERWRITE)
+RELEASED = ("matrix_distance", "no_overwrite", "mean_labels")  # what `rules: official` does, one by one
 GAP = 1e-5  # by which the older radius stays below half the distance (released code)
 
 
@@ -102,7 +103,7 @@ class Codebook:
 
     Args:
         key_width, value_width: d_in and d_out of the edited linear map.
-        rules: "corrected" or "official".
+        rules: "corrected", "official", or one of `RELEASED`: corrected but for this.
         split: "capped" (radii never grow on a split, Q7) or "half" (both become half the distance, as published).
         expand: "coverage" or "moving_average".
     """
@@ -118,6 +119,7 @@ class Codebook:
         device: torch.device | str = "cpu",
     ):
         self.rules, self.split, self.expand = rules, split, expand
+        self.released = RELEASED if rules == "official" else (rules,)
         self._keys = torch.zeros(0, key_width, dtype=dtype, device=device)
         self._values = torch.zeros(0, value_width, dtype=dtype, device=device)
         self._radii = torch.zeros(0, dtype=torch.float64, device=device)
@@ -152,14 +154,14 @@ class Codebook:
             none = torch.full((len(queries),), -1, device=queries.device)
             return Match(none, none.double().fill_(torch.inf), none.bool().fill_(False))
         queries = queries.to(self._keys.dtype)
-        if self.rules == "official":
+        if "matrix_distance" in self.released:
             close, entry = torch.cdist(self.keys, queries).min(dim=0)
             return Match(entry, close.double(), close.double() <= self.radii[entry])
         entry, distance = nearest(self.keys, self._squared[: len(self)], queries)
         reach = self.radii[entry.clamp(min=0)]
-        # The length in float64: a slack that overflows, or is infinite as the query is, would let everything in.
+        # In float64: a slack that overflows would let everything in. A radius below 0 (`no_overwrite`) answers nothing.
         allowed = reach + slack(reach, queries.double().norm(dim=1))
-        return Match(entry, distance, (entry >= 0) & (distance <= allowed))
+        return Match(entry, distance, (entry >= 0) & (reach >= 0) & (distance <= allowed))
 
     # edits -----------------------------------------------------------------------------------------------------------
 
@@ -195,11 +197,12 @@ class Codebook:
         own, taught = float(self.radii[at]), self.taught[at]
         before = (at, self.keys[at].clone(), self.values[at].clone(), own, copy.deepcopy(taught))
         same = self._same(label, taught.label)
+        at_key = distance <= max(2 * GAP, float(slack(0.0, query.double().norm())))
         if distance > radius + own:
             action = ADD
         elif same:
             action = HIT if bool(match.fired[0]) else EXPAND
-        elif self.rules == "corrected" and distance <= max(2 * GAP, float(slack(0.0, query.double().norm()))):
+        elif at_key and "no_overwrite" not in self.released:
             action = OVERWRITE
         else:
             action = SPLIT
@@ -323,7 +326,7 @@ class Codebook:
         return Update(action, entry, distance, count, before, left)
 
     def _same(self, label: tuple[int, ...], other: tuple[int, ...]) -> bool:
-        if self.rules == "official":  # means of the label tensors, in their precision (Q6)
+        if "mean_labels" in self.released:  # means of the label tensors, in their precision (Q6)
             means = [torch.tensor(entry, dtype=torch.float32).mean() for entry in (label, other)]
             return bool(means[0] == means[1])
         return label == other
@@ -377,15 +380,10 @@ class Codebook:
         self._radii = tensors["radii"].to(self._radii, copy=True)
         self._squared = squared_norms(self._keys)
         queries = iter(tensors["queries"].to(self._keys, copy=True))
+        asked = [[next(queries) for _ in e["edits"]] for e in entries]
         self.taught = [
-            Taught(
-                tuple(e["label"]),
-                e["text"],
-                e["start"],
-                list(e["edits"]),
-                [next(queries) for _ in e["edits"]],
-            )
-            for e in entries
+            Taught(tuple(e["label"]), e["text"], e["start"], list(e["edits"]), own)
+            for e, own in zip(entries, asked, strict=True)
         ]
         self.actions = dict.fromkeys(ACTIONS, 0) | plain["actions"]
 
