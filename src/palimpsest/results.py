@@ -43,6 +43,7 @@ METRICS = (
     "perplexity",
     "failed_edits",
     "state_bytes",
+    "editing_bytes",
     # of the lifelong protocol
     *("token_f1", "squad_f1", "accuracy", "perplexity_median", "perplexity_dropped"),
     *("edit_success", "edits_made", "items_seen", "errors", "keys"),

@@ -211,11 +211,22 @@ def test_a_batch_that_ends_late_is_forgotten_by_the_history_of_alpha_too(gpt2, e
 def test_state_bytes_are_constant(gpt2):
     """Claim C21: inference state does not grow with edits."""
     used = editor(gpt2, "comeba_hk")
-    sizes = []
+    covariance = sum(used.statistics.stored(layer).nbytes for layer in used.settings.layers)
+    assert used.editing_bytes() == covariance >= 2 * 48 * 48 * 4
+    sizes, needed = [], []
     for edit in some_edits(4):
         used.edit([edit])
         sizes.append(used.state_bytes())
+        needed.append(used.editing_bytes())
     assert len(set(sizes)) == 1 and sizes[0] == 2 * 32 * 48 * 4
+    # What further edits need is reported beside it (quirk 19): C_0, and everything remembered that the saved state holds too.
+    tensors = used.state().tensors
+    past = sum(
+        t.numel() * t.element_size() for name, t in tensors.items() if not name.startswith("difference")
+    )
+    assert needed[-1] == covariance + past and needed == sorted(needed) and past > 0
+    used.remove()
+    assert used.editing_bytes() == covariance
 
 
 def test_generation_gates_the_prompt_once(model):

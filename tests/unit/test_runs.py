@@ -61,7 +61,9 @@ def test_a_run_writes_its_four_files(world, tmp_path):
     ]
     metrics, content = results.read_metrics(tmp_path), results.read_run(tmp_path)
     assert set(metrics.run) == {"toy-comeba_hk"} and sorted(set(metrics.step)) == [0, 1, 2]
-    assert {"reliability", "swap_rate", "alpha", "perplexity", "state_bytes"} <= set(metrics.metric)
+    assert {"reliability", "swap_rate", "alpha", "perplexity", "state_bytes", "editing_bytes"} <= set(
+        metrics.metric
+    )
     assert content["status"] == "complete" and content["edits_requested"] == content["edits_applied"] == 4
     assert content["model"]["name"] == "tiny" and len(content["history"]["alpha"]["0"]) == 2
     assert content["spec"]["settings"]["layers"] == [0, 1] and content["gate"] == {"mode": "off"}

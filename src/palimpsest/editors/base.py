@@ -160,6 +160,10 @@ class Editor(ABC):
     def state_bytes(self) -> int:
         """Bytes of what was learned and is needed to answer: changed or added parameters, not what only editing needs."""
 
+    def editing_bytes(self) -> int:
+        """Bytes that only further edits need, beside `state_bytes`; 0 where there are none, or none are counted."""
+        return 0
+
     # what every editor gets --------------------------------------------------------------------------------------
 
     def edit(self, batch: Sequence[Edit], record: bool = False) -> EditReport:

@@ -45,3 +45,5 @@ def _snapshot(stream: Stream, progress: Progress) -> None:
         add_metric(stream, progress, done, f"layer_{layer}", "alpha", series[-1], 1)
     add_metric(stream, progress, done, "edit", "failed_edits", len(progress.failed), done)
     add_metric(stream, progress, done, "edit", "state_bytes", stream.editor.state_bytes(), 1)
+    if more := stream.editor.editing_bytes():
+        add_metric(stream, progress, done, "edit", "editing_bytes", more, 1)

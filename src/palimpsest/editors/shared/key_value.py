@@ -197,6 +197,13 @@ class KeyValueEditor(Editor, ABC):
         ratio = self.settings.lam_ratio
         return float(self.settings.lam) if ratio is None else ratio * self.model.inner_width  # type: ignore[arg-type]
 
+    def editing_bytes(self) -> int:
+        """C_0 of the edited layers, as it is stored: no answer needs it, every further edit does (spec, quirk 19)."""
+        if self.statistics is None:
+            return 0
+        matrices = (self.statistics.stored(layer) for layer in self.settings.layers)
+        return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+
     def covariance(self, layer: int) -> FactoredCovariance:
         """C_0 [d_k, d_k] of a layer, where its matrix lies, with a factor that all editors share."""
         return factored(self.statistics, layer, self.model.mlp_weight(layer).device)
