@@ -35,7 +35,7 @@ class Options:
         inspect: write `inspection.parquet` rows after the last batch (not in a lifelong run).
         generation: also judge by free generation.
         known_only: edit only facts that the unedited model knows (needs the list of the gate).
-        sample: "shuffled" by the seed, or "file_order".
+        sample: "shuffled" by the seed, "file_order", or "drawn_in_order": drawn by the seed, then in the file's order.
         conflicts: "drop" edits that contradict an earlier one or are asked about by a locality probe, or
             "keep" them.
         gate: what a model that fails the gate means: "refuse", "warn" or "off".

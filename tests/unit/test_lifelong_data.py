@@ -324,3 +324,15 @@ def test_generated_worlds_are_read_without_further_settings(tmp_path):
         assert manifest["task"] == task and manifest["conflicts"] == [] and edits
         assert manifest["probes"] == expected.get(task, manifest["probes"])
     assert set(manifest["probes"]) == {"upstream", "accurate"} and manifest["probes"]["upstream"] == 2
+
+
+def test_the_stream_of_cases_goes_by_their_years(tmp_path):
+    """The real file is only nearly in order; cases of one year stay as they stand."""
+    years = [1970, 1971, 1972, 1973, 1995, 1993, 1995, 1991]
+    lines = ["term,issue_area,facts,ID,name"]
+    lines += [f"{year},{'AB'[i % 2]},<p>Case {i} was heard.</p>,{i},Case {i}" for i, year in enumerate(years)]
+    (tmp_path / "justice.csv").write_text("\n".join(lines) + "\n")
+    spec = {"task": "classification", "file": str(tmp_path / "justice.csv"), "fewest": 1}
+    build_lifelong_source(spec, tmp_path / "source")
+    stream = (tmp_path / "source" / "scotus_stream.csv").read_text().splitlines()[1:]
+    assert [int(line.split()[1]) for line in stream] == [7, 5, 4, 6]

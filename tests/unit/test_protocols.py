@@ -305,6 +305,9 @@ def test_the_sample_is_a_function_of_the_seed():
     assert first != [e.identifier for e in choose(edits, 10, seed=2).edits]
     assert first[:5] == [e.identifier for e in choose(edits, 5, seed=1).edits]
     assert [e.identifier for e in choose(edits, 3, 0, order="file_order").edits] == ["e0", "e1", "e2"]
+    for seed in (0, 1):  # the same edits as shuffled, and time passes as in the file
+        drawn = [int(e.identifier[1:]) for e in choose(edits, 3, seed, order="drawn_in_order").edits]
+        assert drawn == sorted(int(e.identifier[1:]) for e in choose(edits, 3, seed).edits)
     with pytest.raises(SettingsError, match="shuffled"):
         choose(edits, 3, 0, order="random")
 

@@ -181,6 +181,9 @@ def _cases(settings: LifelongSourceSettings, source: Source) -> Made:
         periods[
             "before" if year < settings.cut_off else "tuning" if year < settings.late else "stream"
         ].append(item)
+    periods["stream"].sort(
+        key=lambda item: item.year or 0
+    )  # the file is nearly in order; of one year, as it stands
     frequent = Counter(item.edit.target for item in periods["before"])
     labels = sorted(name for name, count in frequent.items() if count >= settings.fewest)
     if len(labels) < 2:

@@ -14,7 +14,7 @@ from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import read_json
 
-SAMPLES = ("shuffled", "file_order")
+SAMPLES = ("shuffled", "file_order", "drawn_in_order")
 CONFLICTS = ("drop", "keep")
 RULES = {
     "unknown": "the unedited model does not know the fact",
@@ -54,6 +54,9 @@ def choose(
 ) -> Sample:
     """Take `count` edits in the order of a permutation given by the seed (or in file order).
 
+    With `drawn_in_order` they are those that `shuffled` takes, in the order of the file: each seed has its own edits, and time
+    still passes as it does there.
+
     Edits set aside for learned editors (`reserved`) come after all others, each group in that order, so that all editors of
     a table are judged on the same edits, and none on what a learned one was trained with.
 
@@ -78,13 +81,14 @@ def choose(
             f"conflicts {conflicts!r} one of {', '.join(CONFLICTS)}"
         )
     shuffled = (
-        np.random.default_rng(seed).permutation(len(edits)) if order == "shuffled" else range(len(edits))
+        range(len(edits)) if order == "file_order" else np.random.default_rng(seed).permutation(len(edits))
     )
     places = [int(place) for place in shuffled]
     if reserved:
         places.sort(key=lambda place: edits[place].identifier in reserved)
     chosen = _Chosen(edits if conflicts == "drop" else [])
     sample = Sample([])
+    taken: list[int] = []
     about: set[str] = set()  # subjects; of records that name none, the prompts
     for place in places:
         if len(sample.edits) == count and len(sample.others) >= others:
@@ -97,11 +101,14 @@ def choose(
             sample.dropped[rule] += 1
         else:
             sample.edits.append(edit)
+            taken.append(place)
             sample.reserved += [edit.identifier] if edit.identifier in reserved else []
             chosen.add(edit)
             about.add(edit.subject or edit.prompt)
     if len(sample.edits) < count:
         raise DataError(_too_few(sample, len(edits), count, source))
+    if order == "drawn_in_order":
+        sample.edits = [edits[place] for place in sorted(taken)]
     return sample
 
 
