@@ -95,7 +95,7 @@ def _ratio(place: tuple[str, str, str], runs: Sequence[Run]) -> list[dict[str, A
     if ratio is None:
         return []
     about = dict(zip(("task", "model", "dataset"), place, strict=True))
-    nothing = {f"printed_{part}": None for part in ("n", "score")}
+    nothing: dict[str, Any] = {f"printed_{part}": None for part in ("n", "score")}
     nothing |= {f"printed_{part}_shown": "" for part in ("n", "score")}
     size = round(sum(int(found["questions"]) for found in noted) / len(noted))
     return [{**about, "set": RATIO, "size": size, **ratio._asdict(), **nothing}]
