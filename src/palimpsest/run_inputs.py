@@ -43,6 +43,8 @@ class Options:
         batch_tokens: padded tokens of one evaluation pass.
         dtype, device: of the model; device "auto": accelerate places it (models/placement.py).
         checkpoint_every_batch: save between all batches, even when saving is slow.
+        plain: no shortcut of the evaluation and of trained values: the network's own modules, nothing prepared ahead, every
+            pair asked again at every look. Slower, the same rows to rounding; of target vectors see `target_search`.
         task: of a lifelong run: "qa", "classification" or "generation"; None = what the data set says.
         edit_always: in a lifelong run, edit what the model gets right too (the released GRACE code does, spec Q3);
             None = in generation only.
@@ -68,6 +70,7 @@ class Options:
     dtype: str = "float32"
     device: str = "cpu"
     checkpoint_every_batch: bool = False
+    plain: bool = False
     task: str | None = None
     edit_always: bool | None = None
     until_edits: int | None = None

@@ -104,6 +104,7 @@ def _execute(
     edits_file = Path(dataset_dir) / "edits.jsonl"
     edits = read_edits(edits_file)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
+    model.lean = model.lean and not options.plain
     lifelong = spec["protocol"] == "lifelong"
     if lifelong:
         inputs = protocol_part("lifelong_inputs")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 from tiny import TEXTS, network, tokenizer
 
 import palimpsest
 from palimpsest import Edit, collect_covariance, load_model, load_state, make_editor, save_state
+from palimpsest.errors import DataError
 from palimpsest.statistics.covariance import CollectionSettings
 
 SETTINGS = {
@@ -57,6 +59,9 @@ def test_the_readme_example(tmp_path):
     editor.remove()
     load_state(editor, tmp_path / "state")
     assert editor.generate(EDIT.prompt, max_new_tokens=4) == after
+    for wrong in (5, [], [""], ["Ada", 5], None):
+        with pytest.raises(DataError, match=r"generate\(\) takes texts"):
+            editor.generate(wrong)
 
 
 def test_import_stays_light():

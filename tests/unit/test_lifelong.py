@@ -11,6 +11,7 @@ from tiny import CITIES, LABELS, PEOPLE, breaking_off, tiny_model
 
 from palimpsest import results
 from palimpsest.editors.base import Editor, EditorState, FailedEdit
+from palimpsest.editors.grace import Grace
 from palimpsest.edits import Edit, write_edits
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json, write_text
@@ -386,6 +387,26 @@ def test_a_whole_run(world, tmp_path, monkeypatch):
     execute(spec(), 0, world / "model", world / "data", tmp_path / "broken")
     for read in (results.read_metrics, results.read_records):
         pd.testing.assert_frame_equal(read(tmp_path / "broken"), read(tmp_path / "whole"), check_exact=True)
+
+
+def test_the_plain_way_gives_the_same_rows(world, tmp_path, monkeypatch):
+    """GRACE with its shortcuts (values trained ahead, written-out blocks, only changed pairs asked) and with none of them."""
+    used = []
+    monkeypatch.setattr(Grace, "prepare", lambda self, coming: used.append(coming))
+    monkeypatch.setattr(
+        Grace,
+        "deciding",
+        (lambda plain: lambda self, rows: used.append(rows) or plain(self, rows))(Grace.deciding),
+    )
+    grace = spec(editor="grace", settings={"layer": 2, "radius": 1.0, "steps": 5})
+    execute(grace, 0, world / "model", world / "data", tmp_path / "fast")
+    assert used
+    used.clear()
+    plain = grace | {"options": {**grace["options"], "plain": True}}
+    execute(plain, 0, world / "model", world / "data", tmp_path / "plain")
+    assert not used
+    fast, slow = (results.read_metrics(tmp_path / name) for name in ("fast", "plain"))
+    pd.testing.assert_frame_equal(fast, slow, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_is_refused(world, tmp_path):

@@ -219,17 +219,20 @@ class Editor(ABC):
         Raises:
             DataError: a prompt is empty, or fills the whole context.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        texts = isinstance(prompts, Sequence) and all(
+            isinstance(prompt, str) and prompt for prompt in prompts
+        )
+        if not texts or not prompts:
             raise DataError(f"generate() takes texts that are not empty, not {prompts!r:.80}")
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise SettingsError(f"max_new_tokens = {max_new_tokens!r}; expected a whole number above 0")
         if self.model.kind == "encoder":
-            return [said.text for said in say(self.model, prompts)]
+            return [said.text for said in say(self.model, list(prompts))]
         tokenizer, decoder = self.model.tokenizer, self.model.kind == "decoder"
         side, tokenizer.padding_side = tokenizer.padding_side, "left" if decoder else "right"
         try:
-            batch = tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
+            batch = tokenizer(list(prompts), return_tensors="pt", padding=True).to(self.model.device)
         finally:
             tokenizer.padding_side = side
         longest, context = batch["input_ids"].shape[1], self.model.context

@@ -55,7 +55,7 @@ class LanguageModel:
         self.rows: Tensor | None = (
             None  # rows [b] of the prompts that a step with kept keys and values goes on with
         )
-        self.lean = True  # False: models/lean.py stands aside, everything is run by the network's own modules
+        self.lean = True  # False: no shortcut of passes, everything is run by the network's own modules
         self.written_out: dict[Any, Any] = {}  # by models/lean.py, for all rows
 
     @property

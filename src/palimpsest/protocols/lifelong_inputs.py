@@ -118,7 +118,7 @@ def lifelong_stream(
         task,
         lowest=editor.lowest_block(),
         site=editor.edited_site(),
-        deciding=editor.deciding if says else None,
+        deciding=editor.deciding if says and model.lean else None,
         batching=batching,
         said_tokens=said_tokens,
         kept_bytes=kept_bytes,
