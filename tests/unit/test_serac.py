@@ -307,7 +307,7 @@ def test_only_its_own_weights_are_learned():
     own = {tensor.data_ptr() for tensor in model.network.state_dict().values()}
     learned = editor.statistics.tensors
     assert not own & {tensor.data_ptr() for tensor in learned.values()}
-    assert {name.partition(".")[0] for name in learned} == {"scope", "counterfactual", "steps"}
+    assert {name.partition(".")[0] for name in learned} == {"scope", "counterfactual", "steps", "right"}
     prompting = serac(model=model, settings={"counterfactual": "base"})
     assert not [name for name in prompting.statistics.tensors if name.startswith("counterfactual")]
     prompting.edit(edits_for(model))

@@ -53,6 +53,8 @@ from palimpsest.warm import hand_over
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here: these tests run in the background too
 if os.environ.get("NOHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+else:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 found = hand_over(sys.argv[1:])
 sys.exit(99 if found is None else found)
 """
