@@ -250,7 +250,9 @@ def test_a_half_precision_base_teaches_as_a_whole_one():
     for dtype in (torch.float16, torch.float32):
         model = tiny_model("gpt2", dtype)
         learner = editor_class("mend").learner(model, settings_for(model, norm=False, alpha0=0.0), 0)
-        loss = 1e-7 * learner.step(draws)["edit"]  # L_loc of no change is rounding, and not the same everywhere
+        loss = (
+            1e-7 * learner.step(draws)["edit"]
+        )  # L_loc of no change is rounding, and not the same everywhere
         loss.backward()
         gradients.append(learner.network.alpha.grad)
     torch.testing.assert_close(*gradients, rtol=0.1, atol=0.05 * float(gradients[1].abs().max()))
