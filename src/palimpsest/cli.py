@@ -254,7 +254,8 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     def run(o: argparse.Namespace) -> None:
         _torch_threads(o)
         inputs = {
-            key: getattr(o, key) for key in ("statistics", "gate", "known", "text", "targets", "trained")
+            key: getattr(o, key)
+            for key in ("statistics", "gate", "known", "text", "targets", "trained", "answers")
         }
         commands.run_run(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, o.code, **inputs)
 
@@ -270,6 +271,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         ("--gate", "the model's gate file"), ("--known", "which edits the model knows"), ("--text", "text for the drift meter"),
         ("--targets", "target vectors searched beforehand, for single-round runs"),
         ("--trained", "what train-editor wrote, for editors that learn"),
+        ("--answers", "keeps the unedited model's answers here, for single-round and consecutive runs that ask the same"),
     ):  # fmt: skip
         _path(parser, flag, text, required=flag in ("--model", "--dataset"))
     parser.add_argument("--code", help="digest of the source, as the workflow has it (default: worked out)")

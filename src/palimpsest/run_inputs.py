@@ -6,16 +6,19 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from palimpsest.editors import editor_class
+from palimpsest.editors.base import Editor
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, PalimpsestError, SettingsError
 from palimpsest.files import read_object
-from palimpsest.metrics.perplexity import TEXT_TOKENS
+from palimpsest.metrics.perplexity import TEXT_TOKENS, TextLoss, held_out_passages, text_loss, token_rows
+from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import join
 from palimpsest.plain import build
@@ -198,3 +201,18 @@ def fits_into(model: LanguageModel, spare: int = 0) -> Callable[[Edit], bool]:
         return all(len(model.tokenizer(text)["input_ids"]) <= limit for text in unsure)
 
     return fits
+
+
+def batching_of(editor: Editor, options: Options) -> Batching:
+    """How rows share a pass: the official padding lets padding change answers; without any, no row depends on its neighbours."""
+    official = getattr(editor.settings, "padding", "masked") == "official"
+    return Batching(tokens=options.batch_tokens, equal_length=official)
+
+
+def text_meter(editor: Editor, options: Options, text: Path | str | None) -> Callable[[], TextLoss] | None:
+    """What measures the loss of the model as it is on text that was held out; None where there is none, or no token is wanted."""
+    if text is None or options.text_tokens == 0:
+        return None
+    rows = token_rows(editor.model, held_out_passages(text), options.text_tokens)
+    batching = Batching(tokens=1024, equal_length=batching_of(editor, options).equal_length)
+    return partial(text_loss, editor.model, rows, batching) if rows else None

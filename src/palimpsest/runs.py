@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +22,23 @@ from palimpsest.edits import read_edits
 from palimpsest.errors import SettingsError
 from palimpsest.files import only_one
 from palimpsest.learning.artefact import Trained
-from palimpsest.metrics.answers import Batching
 from palimpsest.metrics.evaluation import Evaluation
-from palimpsest.metrics.perplexity import TextLoss, held_out_passages, text_loss, token_rows
+from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.protocols import protocol, protocol_part
 from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
 from palimpsest.protocols.inspection import inspection_rows
 from palimpsest.protocols.sample import Sample, read_reserved
 from palimpsest.protocols.stream import Progress, Stream
-from palimpsest.run_inputs import Options, check_gate, choose_edits, known_edits, set_threads
+from palimpsest.run_inputs import (
+    Options,
+    batching_of,
+    check_gate,
+    choose_edits,
+    known_edits,
+    set_threads,
+    text_meter,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +58,7 @@ def execute(
     text: Path | str | None = None,
     targets: Path | str | None = None,
     trained: Path | str | None = None,
+    answers: Path | str | None = None,
     code: str | None = None,
 ) -> Path:
     """Carry out one run and write metrics, records and inspection tables and, last, `run.json` into `out`.
@@ -68,6 +76,7 @@ def execute(
         targets: folder of target vectors searched beforehand (`palimpsest targets`), for single-round runs.
         text: plain text whose last tenth was held out; without it no text drift is measured.
         trained: what `palimpsest train-editor` wrote, for editors that learn.
+        answers: folder that keeps what unedited models answer, for all runs that ask them the same.
         code: `provenance.digest_of_run`, where it is known already; to work it out takes a quarter of a second.
 
     Returns:
@@ -78,7 +87,7 @@ def execute(
     """
     with only_one(out):
         return _execute(
-            spec, seed, model_dir, dataset_dir, Path(out), statistics, gate, known, text, targets, trained, code
+            spec, seed, model_dir, dataset_dir, Path(out), statistics, gate, known, text, targets, trained, answers, code
         )  # fmt: skip
 
 
@@ -94,6 +103,7 @@ def _execute(
     text: Path | str | None,
     targets: Path | str | None,
     trained: Path | str | None,
+    answers: Path | str | None,
     code: str | None,
 ) -> Path:
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -138,7 +148,7 @@ def _execute(
     elif spec["protocol"] == "simultaneous":
         stream = _simultaneous_stream(spec, seed, options, editor, sample, reserved)
     else:
-        stream = _stream(spec, seed, options, editor, sample, text)
+        stream = _stream(spec, seed, options, editor, sample, text, answers)
     if checks is not None:
         checks.built(editor)
     checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
@@ -215,19 +225,25 @@ def _check_spec(spec: Mapping[str, Any]) -> Options:
 
 
 def _stream(
-    spec: Mapping[str, Any], seed: int, options: Options, editor: Any, sample: Sample, text: Path | str | None
+    spec: Mapping[str, Any],
+    seed: int,
+    options: Options,
+    editor: Any,
+    sample: Sample,
+    text: Path | str | None,
+    answers: Path | str | None,
 ) -> Stream:
     """Everything the protocol needs; asks the unedited model all questions."""
-    batching = _batching(editor, options)
+    batching, kept = batching_of(editor, options), Unedited(Path(answers)) if answers else None
     editor.calibrate([probe.prompt for edit in sample.edits for probe in edit.locality])
     return Stream(
         run=spec["run"],
         seed=seed,
         editor=editor,
-        evaluation=Evaluation(editor.model, sample.edits, options.generation, batching),
+        evaluation=Evaluation(editor.model, sample.edits, options.generation, batching, kept),
         batch_size=spec["batch_size"],
         snapshot_every=spec.get("snapshot_every"),
-        text_loss=_text_meter(editor, options, text),
+        text_loss=text_meter(editor, options, text),
     )
 
 
@@ -246,7 +262,7 @@ def _lifelong_stream(
         sample.edits,
         dataset_dir,
         task=options.task,
-        batching=_batching(editor, options),
+        batching=batching_of(editor, options),
         said_tokens=options.said_tokens,
         kept_bytes=options.kept_mb << 20,
         run=spec["run"],
@@ -254,7 +270,7 @@ def _lifelong_stream(
         snapshot_every=spec.get("snapshot_every"),
         edit_always=options.edit_always,
         until_edits=options.until_edits,
-        text_loss=_text_meter(editor, options, text) if editor.model.kind == "decoder" else None,
+        text_loss=text_meter(editor, options, text) if editor.model.kind == "decoder" else None,
     )
 
 
@@ -280,30 +296,8 @@ def _simultaneous_stream(
         draws=options.draws,
         outside=options.outside,
         rephrasings=options.rephrasings,
-        batching=_batching(editor, options),
+        batching=batching_of(editor, options),
     )
-
-
-def _batching(editor: Any, options: Options) -> Batching:
-    # The official padding lets padding change answers; without any, no row depends on its neighbours.
-    official = getattr(editor.settings, "padding", "masked") == "official"
-    return Batching(tokens=options.batch_tokens, equal_length=official)
-
-
-def _text_meter(editor: Any, options: Options, text: Path | str | None) -> Callable[[], TextLoss] | None:
-    if text is None or options.text_tokens == 0:
-        return None
-    rows = token_rows(editor.model, held_out_passages(text), options.text_tokens)
-    equal_length = _batching(editor, options).equal_length
-    return (
-        _drift_meter(editor.model, rows, Batching(tokens=1024, equal_length=equal_length)) if rows else None
-    )
-
-
-def _drift_meter(
-    model: LanguageModel, rows: Sequence[Sequence[int]], batching: Batching
-) -> Callable[[], TextLoss]:
-    return lambda: text_loss(model, rows, batching)
 
 
 def _inspect(stream: Stream, progress: Progress, sample: Sample) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from palimpsest import results
 from palimpsest.edits import write_edits
 from palimpsest.errors import DataError, PalimpsestError, SettingsError, StatisticsError
 from palimpsest.files import write_json
+from palimpsest.metrics import evaluation
 from palimpsest.run_inputs import Options
 from palimpsest.runs import execute, peak_memory
 
@@ -105,6 +106,44 @@ def test_a_killed_run_goes_on_to_the_same_rows(world, tmp_path, monkeypatch, edi
         pd.testing.assert_frame_equal(read(broken), read(tmp_path / "whole"), check_exact=True)
     histories = [results.read_run(tmp_path / name)["history"] for name in ("whole", "broken")]
     assert histories[0] == histories[1]
+
+
+def test_runs_share_the_unedited_models_answers_and_nothing_else(world, tmp_path, monkeypatch, caplog):
+    """The same rows, asked once; other questions or another way of asking are asked; a damaged file is no loss."""
+    asked, plain = [], evaluation.predict_answers
+    monkeypatch.setattr(
+        evaluation, "predict_answers", lambda *arguments: asked.append(len(arguments[1])) or plain(*arguments)
+    )
+
+    def looks(name, the_spec, seed=0, **files):
+        asked.clear()
+        run(world, tmp_path / name, the_spec, seed, **files)
+        return len(asked)
+
+    kept = {"answers": tmp_path / "answers"}
+    alone = looks("alone", spec())
+    assert looks("first", spec(), **kept) == alone
+    assert looks("second", spec(), **kept) == alone - 1
+    assert looks("ft", spec("ft"), **kept) == alone - 1  # another editor of the same model asks the same
+    for read in (results.read_metrics, results.read_records):
+        for name in ("first", "second"):
+            pd.testing.assert_frame_equal(read(tmp_path / name), read(tmp_path / "alone"), check_exact=True)
+    assert len(list((tmp_path / "answers").iterdir())) == 1
+    assert looks("other", spec(), seed=1, **kept) == alone
+    assert looks("apart", spec(options={"batch_tokens": 30}), **kept) == alone
+    assert len(list((tmp_path / "answers").iterdir())) == 3
+    for damage in (
+        "{",
+        "{}",
+        '{"predicted": [], "wanted": [], "generated": []}',
+        '{"predicted": 1, "wanted": 1, "generated": 1}',
+    ):
+        for file in (tmp_path / "answers").iterdir():
+            file.write_text(damage)
+        assert looks("third", spec(), **kept) == alone and "the model is asked again" in caplog.text
+    pd.testing.assert_frame_equal(
+        results.read_metrics(tmp_path / "third"), results.read_metrics(tmp_path / "alone")
+    )
 
 
 def test_checkpoints_of_another_seed_are_not_used(world, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from palimpsest.edits import Edit
 from palimpsest.metrics.answers import Answer, Batching, predict_answers
 from palimpsest.metrics.generation import as_text, generate_tokens
 from palimpsest.metrics.scores import exact_match, generation_match, mean, token_accuracy
+from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.loading import LanguageModel
 
 # Split -> name of its teacher-forced token accuracy. Other splits hold answers that must stay as they were.
@@ -76,6 +78,7 @@ class Evaluation:
         edits: the stream, in order.
         generation: also generate freely (costs one pass per answer token).
         batching: how rows share a pass.
+        unedited: where the answers of the unedited model are kept for other runs.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Evaluation:
         edits: Sequence[Edit],
         generation: bool = True,
         batching: Batching | None = None,
+        unedited: Unedited | None = None,
     ):
         self.model, self.edits, self.generation = model, list(edits), generation
         self.batching = batching or Batching()
@@ -94,7 +98,10 @@ class Evaluation:
         for place, question in enumerate(self.questions):
             self._places[question.order].append(place)
         start = time.perf_counter()
-        self._before, self._generated_before = self._ask(list(range(len(self.questions))))
+        ask = partial(self._ask, list(range(len(self.questions))))
+        pairs = [(question.prompt, question.answer) for question in self.questions]
+        how = (model, pairs, self.batching, generation, ask)
+        self._before, self._generated_before = ask() if unedited is None else unedited.answers(*how)
         self.seconds_before = time.perf_counter() - start
 
     def before(self) -> list[RecordValue]:
