@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -143,6 +145,34 @@ def test_perplexity_rises_by_run_and_has_no_column_where_no_model_has_one(runs, 
     spec = _spec("success_table", options=options)
     points = success_table.measured_points(spec, loaded, read.methods_of(spec, loaded))
     assert "Perplexity rise" not in success_table.layout(points).columns
+
+
+def test_answers_that_were_never_right_are_not_lost(runs, tmp_path):
+    """On passages no continuation is right out of scope before an edit: drawdown 1, drop 0, and neither is shown."""
+    rows = [("outside", "drawdown", 1.0), ("outside", "accuracy_drop", 0.0), ("far", "drawdown", 1.0)]
+    text = SimpleNamespace(metrics=pd.DataFrame(rows, columns=["split", "metric", "value"]))
+    asked = [run for run in read.load_runs(runs["table"]) if run.spec["dataset"] == "zsre"]
+    assert not simultaneous.known_outside([text]) and simultaneous.known_outside(asked)
+    options = {"columns": ["es", "drop", "dd"]}
+    spec = _spec("success_table", datasets=["passages"], options=options)
+    made = fabricate_batches(
+        tmp_path / "results",
+        "text",
+        method="serac",
+        dataset="passages",
+        sizes=(10,),
+        changed=lambda split, k: 1.0,
+    )
+    loaded = read.load_runs(made)
+    for run in loaded:
+        run.metrics.loc[run.metrics["metric"] == "accuracy_drop", "value"] = 0.0
+    points = success_table.measured_points(spec, loaded, read.methods_of(spec, loaded))
+    shown = points[points["editor"] == "serac"].set_index("column")
+    assert shown["status"].to_dict() == {
+        "es": "measured",
+        "drop": "no such quantity",
+        "dd": "no such quantity",
+    }
 
 
 def test_curves_show_the_rows_and_the_printed_numbers(runs, tmp_path):

@@ -59,6 +59,8 @@ QUANTITIES: dict[str, Quantity] = {
     "opened": Quantity("Gate open, in scope", ((1, "in_scope", "swap_rate"),), None),
     "opened_outside": Quantity("Gate open, outside", ((1, "outside", "swap_rate"),), None),
 }
+# Shares of answers that were right before: without any they say nothing.
+OF_RIGHT_ANSWERS = ("dd", "dd_near", "dd_far", "drop", "es_minus_dd")
 # Dialogue has no right answer outside: SERAC's drawdown there is how far the replies drift.
 DRIFTS = {"dd": "drift", "dd_near": "drift_near", "dd_far": "drift_far"}
 
@@ -80,6 +82,17 @@ def sizes(runs: Iterable[Run]) -> list[int]:
 def judged_by_drift(runs: Iterable[Run]) -> bool:
     """Whether the drawdown here is a KL divergence (dialogue) and no share of answers."""
     return any(run.snapshots("drift", "outside") for run in runs)
+
+
+def known_outside(runs: Iterable[Run]) -> bool:
+    """Whether the unedited model has right answers out of scope that could be lost; passages of text have none."""
+    before = []
+    for run in runs:
+        rows = run.metrics[run.metrics["split"] == "outside"]
+        drop, drawdown = (rows.loc[rows["metric"] == name, "value"] for name in ("accuracy_drop", "drawdown"))
+        if len(drop) and len(drawdown):
+            before.append(drop.mean() + 1 - drawdown.mean())  # (before - after) + after
+    return not before or sum(before) / len(before) > 0.02
 
 
 def places(spec: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ import pandas as pd
 from palimpsest.figures import captions, lifelong_captions, read, simultaneous, tables
 from palimpsest.figures.bootstrap import DRAWS, LEVEL
 from palimpsest.figures.read import Method, Run
-from palimpsest.figures.simultaneous import DRIFTS, quantity
+from palimpsest.figures.simultaneous import DRIFTS, OF_RIGHT_ANSWERS, quantity
 
 COLUMNS = ("es", "rephrase", "dd", "dd_near", "dd_far", "es_minus_dd")
 UNEDITED = Method("unedited", "default", "Unedited")
@@ -36,13 +36,13 @@ def measured_points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence
     rows: list[dict[str, Any]] = []
     for place in simultaneous.places(spec, runs):
         here = simultaneous.at_place(runs, place)
-        drifts = simultaneous.judged_by_drift(here)
+        drifts, knows = simultaneous.judged_by_drift(here), simultaneous.known_outside(here)
         at = options.get("at")
         k = int(at) if at else max(simultaneous.sizes(here), default=0)
         for method in [UNEDITED, *methods]:
             own = [run for run in here if method.fits(run)] if not method.not_run else []
             for column in columns:
-                rows.append(_point(spec, place, method, column, own, here, k, drifts))
+                rows.append(_point(spec, place, method, column, own, here, k, drifts, knows))
     return pd.DataFrame(rows)
 
 
@@ -55,11 +55,13 @@ def _point(
     here: Sequence[Run],
     k: int,
     drifts: bool,
+    knows: bool,
 ) -> dict[str, Any]:
     options = spec.get("options") or {}
     sample = options.get("draws", DRAWS), options.get("level", LEVEL)
     name = DRIFTS.get(column, column) if drifts else column
-    senseless = drifts and column == "es_minus_dd"  # a likelihood and a divergence make no difference
+    # A likelihood and a divergence make no difference; what was never right is not lost.
+    senseless = (drifts and column == "es_minus_dd") or (not knows and name in OF_RIGHT_ANSWERS)
     if senseless:
         found = None
     elif method is UNEDITED:  # all methods start from the same model and edits
