@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,17 @@ class Plan:
             if run.needs_statistics and run.spec["model"] == model:
                 layers |= set(run.spec["settings"]["layers"])
         return sorted(layers)
+
+    @cached_property
+    def turns(self) -> dict[str, int]:
+        """Whose turn each run is: the first of the groups (papers, in the order of the scale's experiments) that show it."""
+        groups = {name: str(self.config.experiments[name]["group"]) for name in self.figures}
+        order = list(dict.fromkeys(groups.values()))
+        turns: dict[str, int] = {}
+        for name, figure in self.figures.items():
+            for run in figure.runs:
+                turns[run] = min(turns.get(run, len(order)), order.index(groups[name]))
+        return turns
 
     def run_seeds(self, **wanted: Any) -> Iterator[tuple[str, int]]:
         """(run, seed) of all runs whose spec has the wanted values."""

@@ -42,6 +42,19 @@ def test_sizes_of_the_decided_scale(mini: experiments.Plan):
     assert {mini.runs[run].spec["batch_size"] for run in mini.figures["comeba_fig11"].runs} == {10, 100, 600}
 
 
+def test_a_run_has_the_turn_of_the_first_paper_that_shows_it(mini: experiments.Plan):
+    """COMEBA-HK, GRACE, MEND, SERAC, as in the scale's file; nothing that an earlier one shows waits for a later one."""
+    order = {"comeba": 0, "grace": 1, "mend": 2, "serac": 3}
+    assert set(mini.turns) == set(mini.runs)
+    for name in mini.runs:
+        showing = [figure for figure in mini.figures if name in mini.figures[figure].runs]
+        assert mini.turns[name] == min(order[mini.config.experiments[figure]["group"]] for figure in showing)
+    shared = set(mini.figures["crossover_table"].runs) & set(mini.figures["comeba_table2"].runs)
+    assert shared
+    assert {mini.turns[name] for name in shared} == {0}
+    assert set(mini.turns.values()) == {0, 1, 2, 3}
+
+
 def test_sizes_of_the_lifelong_streams(mini: experiments.Plan):
     """Decided beforehand: 300 items and 3 seeds per editor and task, one stream of 1,000."""
     main = mini.figures["grace_main_table"]

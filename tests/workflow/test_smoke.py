@@ -79,6 +79,18 @@ def test_every_run_kept_its_specification(checkout: Path, smoke: Path):
         assert stored["threads"] == 1
 
 
+def test_papers_took_turns(checkout: Path, smoke: Path):
+    """The first paper's figures are there after a part of the time: its runs went before those that only others show."""
+    plan = experiments.plan(checkout / "config" / "smoke.yaml", checkout)
+    started: dict[int, list[str]] = {}
+    for name, seed in plan.run_seeds():
+        description = smoke / "results" / "runs" / name / f"seed={seed}" / "run.json"
+        started.setdefault(plan.turns[name], []).append(json.loads(description.read_text())["started"])
+    middles = [sorted(started[turn])[len(started[turn]) // 2] for turn in sorted(started)]
+    assert len(middles) == 4
+    assert middles == sorted(set(middles))
+
+
 def test_second_call_has_nothing_to_do(checkout: Path, smoke: Path):
     done = again(checkout, smoke)
     assert done.returncode == 0

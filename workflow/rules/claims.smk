@@ -19,6 +19,7 @@ rule claims:
         "results/benchmarks/{stem}.jsonl"
     wildcard_constraints:
         stem=one_of(JUDGED.values()),
+    priority: claims_turn
     conda:
         "../../envs/plot.yaml"
     threads: 1

@@ -78,11 +78,6 @@ def kinds(section, kind):
     ]
 
 
-def runs_of(model):
-    """How many runs edit a model."""
-    return sum(run.spec["model"] == model for run in PLAN.runs.values())
-
-
 def worlds(*wanted):
     """Names of the generated sources of some kinds of world."""
     return [

@@ -15,7 +15,7 @@ rule world:
         "results/benchmarks/data/{source}.jsonl"
     wildcard_constraints:
         source=one_of(worlds("facts", "biographies", "sentiment")),
-    priority: 2000  # quick, and everything waits for it
+    priority: QUICK
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -73,7 +73,7 @@ rule real_source:
             + kinds("sources", "text")
             + real_streams("generation")
         ),
-    priority: 2000  # quick, and everything waits for it
+    priority: QUICK
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -116,7 +116,7 @@ rule dataset:
         f"results/benchmarks/datasets/{PLAN.scale['scale']}-{{dataset}}.jsonl"
     wildcard_constraints:
         dataset=one_of(others(PLAN.scale["datasets"], STREAMS + TO_LEARN_FROM)),
-    priority: 2000  # quick, and everything waits for it
+    priority: QUICK
     conda:
         "../../envs/data.yaml"
     threads: 1

@@ -25,6 +25,7 @@ rule table:
         "results/benchmarks/figures/{figure}.jsonl"
     wildcard_constraints:
         figure=one_of(TABLES),
+    priority: figure_turn
     conda:
         "../../envs/plot.yaml"
     threads: 1
@@ -70,6 +71,7 @@ rule figure:
         "results/benchmarks/figures/{figure}.jsonl"
     wildcard_constraints:
         figure=one_of(PICTURES),
+    priority: figure_turn
     conda:
         "../../envs/plot.yaml"
     threads: 1
@@ -95,6 +97,7 @@ rule grace_toy_points:
         "logs/toy.log",
     benchmark:
         "results/benchmarks/toy.jsonl"
+    priority: QUICK
     conda:
         "../../envs/torch.yaml"
     threads: 1

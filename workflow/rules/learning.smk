@@ -17,7 +17,7 @@ rule train_editor:
         "logs/editors/{trained}/seed={seed}.log",
     benchmark:
         "results/benchmarks/editors/{trained}/seed={seed}.jsonl"
-    priority: 1000  # runs wait for it
+    priority: training_turn
     conda:
         "../../envs/torch.yaml"
     threads: 1

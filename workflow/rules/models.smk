@@ -23,8 +23,7 @@ rule pretrain:
         model=one_of(
             name for name in kinds("models", "pretrained") if name not in PAIR_MODELS
         ),
-    # Everything waits for these: the model that most runs wait for goes first.
-    priority: lambda wildcards: 1000 + runs_of(wildcards.model)
+    priority: model_turn
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -67,6 +66,7 @@ rule model:
             + kinds("models", "path")
             + kinds("models", "hub")
         ),
+    priority: model_turn
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -96,7 +96,7 @@ rule gate:
         "logs/models/{model}-gate-{dataset}.log",
     benchmark:
         "results/benchmarks/models/{model}-gate-{dataset}.jsonl"
-    priority: 1000  # runs wait for it
+    priority: pair_turn
     conda:
         "../../envs/torch.yaml"
     threads: 1

@@ -16,7 +16,7 @@ rule target_vectors:
         "logs/targets/{search}/seed={seed}.log",
     benchmark:
         "results/benchmarks/targets/{search}/seed={seed}.jsonl"
-    priority: 1000  # runs wait for it
+    priority: search_turn
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -59,8 +59,7 @@ rule run:
         "logs/runs/{run}/seed={seed}.log",
     benchmark:
         "results/benchmarks/runs/{run}/seed={seed}.jsonl"
-    # Long runs first, so that no core waits at the end for the last one.
-    priority: lambda wildcards: min(999, PLAN.runs[wildcards.run].spec["edits"])
+    priority: run_turn
     conda:
         "../../envs/torch.yaml"
     threads: 1

@@ -12,7 +12,7 @@ rule covariance:
         "logs/statistics/{model}.log",
     benchmark:
         "results/benchmarks/statistics/{model}.jsonl"
-    priority: 1000  # runs wait for it
+    priority: statistics_turn
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -53,7 +53,7 @@ rule fisher:
         f"results/benchmarks/statistics/{{model}}-fisher-{PLAN.scale['scale']}-{{dataset}}.jsonl"
     wildcard_constraints:
         dataset=one_of(STREAMS),
-    priority: 1000  # runs wait for it
+    priority: pair_turn
     conda:
         "../../envs/torch.yaml"
     threads: 1
