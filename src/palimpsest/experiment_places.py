@@ -137,7 +137,8 @@ def join_figures(figures: Mapping[str, Any], entries: Mapping[str, Any]) -> None
     }
     for name, figure in figures.items():
         for other in entries[name].get("with_runs_of") or ():
-            figure.runs |= own.get(other, {})
+            for run, seeds in own.get(other, {}).items():
+                figure.runs[run] = sorted({*figure.runs.get(run, ()), *seeds})
             for key, values in shown.get(other, {}).items():
                 figure.spec[key] = list(dict.fromkeys([*figure.spec[key], *values]))
 

@@ -30,8 +30,6 @@ from palimpsest.experiment_places import split_method
 from palimpsest.experiment_shared import Training, search_name, search_spec, training_of, training_problems
 from palimpsest.figures import TABLE_DRAWERS
 
-RUN_NAME = re.compile(r"[a-z0-9_-]+")
-NOT_RUN = "not run"
 SNAPSHOTS = ("consecutive", "lifelong")  # protocols that look at the model in between
 
 
@@ -160,7 +158,7 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
         figures[name] = figure = Figure(name, figure_spec(config, name, entry, sizes))
         for run in _expand(config, name, entry, sizes, problems):
             _share(run, runs, problems)
-            figure.runs[run.name] = list(run.seeds)
+            figure.runs[run.name] = sorted({*figure.runs.get(run.name, ()), *run.seeds})
     places.join_figures(figures, config.experiments)
     problems += training_problems(run.training for run in runs.values())
     needing = dict.fromkeys(run.spec["model"] for run in runs.values() if run.needs_statistics)

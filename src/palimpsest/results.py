@@ -48,8 +48,17 @@ METRICS = (
     *("token_f1", "squad_f1", "accuracy", "perplexity_median", "perplexity_dropped"),
     *("edit_success", "edits_made", "items_seen", "errors", "keys"),
     # of simultaneous edits (metrics/success.py)
-    *("flip_success", "drawdown", "accuracy_drop", "drift", "perplexity_rise"),
+    *("flip_success", "drawdown", "right_before", "accuracy_drop", "drift", "perplexity_rise"),
 )
+RADIUS_QUANTILES = (
+    0.0,
+    0.05,
+    0.25,
+    0.5,
+    0.75,
+    0.95,
+    1.0,
+)  # of a codebook's radii, in a lifelong run's history
 _LAYER_SPLIT = re.compile(r"layer_\d+")
 RUN_NAME = re.compile(r"[a-z0-9_-]+")
 

@@ -96,6 +96,7 @@ def _values(run, seed, k, count, success, changed, drift, gate) -> dict:
             found[split, "drawdown"] = (draw.random(count) < changed(split, k)).astype(float)
         found["outside", "drawdown"] = np.mean([found[split, "drawdown"] for split in OUTSIDE], axis=0)
         found["outside", "accuracy_drop"] = 0.5 * found["outside", "drawdown"]
+        found["outside", "right_before"] = np.full(count, 0.5)
         if drift:
             for split in (*OUTSIDE, "outside"):
                 found[split, "drift"] = draw.exponential(2 * changed("near", k), count)

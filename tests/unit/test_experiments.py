@@ -11,6 +11,7 @@ import pytest
 from palimpsest import experiment_figures, experiments
 from palimpsest.config import ConfigError, fill_defaults, merge_settings, read_yaml
 from palimpsest.experiment_places import fisher_spec
+from palimpsest.results import RUN_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,7 +132,7 @@ def test_experiments_share_runs(mini: experiments.Plan):
 
 def test_names_are_a_function_of_content(mini: experiments.Plan):
     contents = [{key: value for key, value in run.spec.items() if key != "run"} for run in mini.runs.values()]
-    assert all(experiments.RUN_NAME.fullmatch(name) for name in mini.runs)
+    assert all(RUN_NAME.fullmatch(name) for name in mini.runs)
     assert all(one != other for i, one in enumerate(contents) for other in contents[:i])
 
 
@@ -268,6 +269,19 @@ def test_missing_key_is_named():
     del content["gate"]
     with pytest.raises(ConfigError, match="'gate' is missing"):
         experiments.plan(content, ROOT)
+
+
+def test_a_group_with_seeds_of_its_own_adds_them(mini: experiments.Plan):
+    content = changed()
+    table = content["experiments"]["comeba_table2"]
+    table["also"] = [{"models": ["smoke-gpt2"], "methods": ["memit"], "seeds": [7]}]
+    plan = experiments.plan(content, ROOT)
+    seeds = [
+        used
+        for run, used in plan.figures["comeba_table2"].runs.items()
+        if "smoke-gpt2" in run and "-memit-" in run
+    ]
+    assert seeds and all(used == [0, 7] for used in seeds)
 
 
 def test_two_runs_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from palimpsest.config import Config, ConfigError, editor_settings, load_config,
 from palimpsest.experiment_pins import refused
 from palimpsest.experiment_places import belongs, has_gate, rounds_of, sized
 from palimpsest.experiment_shared import Training, models_in, training_of, training_problems
+from palimpsest.results import RUN_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALES = sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
@@ -91,7 +92,7 @@ def test_only_editors_that_learn_are_trained(mini: experiments.Plan):
     for run in mini.runs.values():
         assert (run.training is not None) == (run.spec["editor"] in ("mend", "serac")), run.name
     for name, training in mini.trainings().items():
-        assert experiments.RUN_NAME.fullmatch(name)
+        assert RUN_NAME.fullmatch(name)
         assert (training.name, training.spec["device"]) == (name, "cpu")
 
 

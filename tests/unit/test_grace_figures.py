@@ -331,3 +331,6 @@ def test_figures_share_the_runs_of_several_experiments():
     )
     join_figures({"a": one, "b": two}, {"a": {"with_runs_of": ["b"]}, "b": {"with_runs_of": ["a", "absent"]}})
     assert one.runs == two.runs == {"a": [0], "b": [0]} and two.spec["models"] == ["b", "a"]
+    one.runs, two.runs = {"a": [0, 2]}, {"a": [1]}  # two experiments have seeds of their own of the same run
+    join_figures({"a": one, "b": two}, {"a": {"with_runs_of": ["b"]}, "b": {}})
+    assert (one.runs, two.runs) == ({"a": [0, 1, 2]}, {"a": [1]})

@@ -148,8 +148,8 @@ def test_perplexity_rises_by_run_and_has_no_column_where_no_model_has_one(runs, 
 
 
 def test_answers_that_were_never_right_are_not_lost(runs, tmp_path):
-    """On passages no continuation is right out of scope before an edit: drawdown 1, drop 0, and neither is shown."""
-    rows = [("outside", "drawdown", 1.0), ("outside", "accuracy_drop", 0.0), ("far", "drawdown", 1.0)]
+    """On passages no continuation is right out of scope before an edit: nothing can be lost, and no drop is shown."""
+    rows = [("outside", "right_before", 0.0), ("outside", "accuracy_drop", 0.0), ("far", "right_before", 1.0)]
     text = SimpleNamespace(metrics=pd.DataFrame(rows, columns=["split", "metric", "value"]))
     asked = [run for run in read.load_runs(runs["table"]) if run.spec["dataset"] == "zsre"]
     assert not simultaneous.known_outside([text]) and simultaneous.known_outside(asked)
@@ -165,7 +165,7 @@ def test_answers_that_were_never_right_are_not_lost(runs, tmp_path):
     )
     loaded = read.load_runs(made)
     for run in loaded:
-        run.metrics.loc[run.metrics["metric"] == "accuracy_drop", "value"] = 0.0
+        run.metrics.loc[run.metrics["metric"].isin(["accuracy_drop", "right_before"]), "value"] = 0.0
     points = success_table.measured_points(spec, loaded, read.methods_of(spec, loaded))
     shown = points[points["editor"] == "serac"].set_index("column")
     assert shown["status"].to_dict() == {
@@ -235,6 +235,16 @@ def test_costs_are_per_edit(runs, tmp_path):
     kept = points.query("method == 'SERAC' and measure == 'bytes kept'").set_index("k")["mean"]
     assert dict(kept) == {1: 8.0, 10: 80.0, 40: 320.0}
     assert "Training of the learned editors is not in it" in (tmp_path / "serac_cost.caption.md").read_text()
+
+
+def test_of_two_runs_of_a_seed_the_first_counts(runs, tmp_path):
+    """Retrieval is measured for two figures whose runs are drawn together: one seed has no band."""
+    (own,) = [path for path in runs["sweep"] if "sweep-serac" in str(path) and path.name == "seed=0"]
+    again = fabricate_batches(tmp_path / "results", "again", method="serac", seconds=9.0, seeds=(0,))
+    figures.draw("cost", _spec("edit_cost", methods=[METHODS[3]]), [own, *again], tmp_path)
+    points = pd.read_csv(tmp_path / "cost.csv").query("measure == 'seconds per edit'")
+    assert len(points) == 3
+    assert (points["low"] == points["high"]).all() and points["mean"].max() == pytest.approx(0.2)
 
 
 def _training(path, **more):

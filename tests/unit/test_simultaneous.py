@@ -119,7 +119,11 @@ def test_every_batch_meets_the_untouched_model_and_every_k_has_its_rows(family):
         for split in ("edit", "rephrase", "implied", "in_scope"):
             assert rows.loc[(split, "edit_success"), "n"] == 8
         for split in ("near", "far", "unrelated", "outside"):
-            assert {"drawdown", "accuracy_drop"} <= set(rows.loc[split].index)
+            right = rows.loc[split]["value"]
+            assert {"drawdown", "accuracy_drop", "right_before"} <= set(right.index)
+            assert (
+                0 <= right["right_before"] - right["accuracy_drop"] <= 1
+            )  # the share that is right after the edits
         assert ("outside", "perplexity_rise") in rows.index or family == "bert"
         assert rows.loc[("edit", "failed_edits"), "value"] == 0
     assert set(table.loc[table["n_edits"] == 0, "split"]).isdisjoint({"near", "far", "outside"})

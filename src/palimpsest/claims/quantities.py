@@ -19,11 +19,15 @@ ROWS = ("trr", "err", "holdout", "arr", "edits", "keys", "reliability", "general
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number, the records whose mean it is (None: a plain count or time), and how many things it rests on."""
+    """A number, the records whose mean it is (None: a plain count or time), and how many things it rests on.
+
+    `lacking`: it is a mean, but the run kept no records at that look (it keeps those of probes at the first and the last).
+    """
 
     value: float
     records: pd.Series | None
     n: int
+    lacking: bool = False
 
 
 def quantities(run: Run, name: str, at: str | int = "end") -> list[tuple[float, Quantity]]:
@@ -56,7 +60,7 @@ def row(run: Run, name: str, at: str | int) -> Quantity:
     rows = run.records
     rows = rows[(rows["split"] == split) & (rows["metric"] == metric) & (rows["step"] == found["step"])]
     if not len(rows):
-        return Quantity(float(found["value"]), None, int(found["n"]))
+        return Quantity(float(found["value"]), None, int(found["n"]), lacking=True)
     index = split + "\n" + rows["edit"].astype(str) + "\n" + rows["order"].astype(str)
     return Quantity(
         float(found["value"]), pd.Series(rows["value"].to_numpy(), index=index.to_numpy()), len(rows)
@@ -112,7 +116,7 @@ def _success(last: bool | None) -> Callable[[Run], Quantity]:
             return Quantity(float(part.mean()), part, len(part))
         part = pd.Series(_tenth(rows["value"].to_numpy(), last))
         part.index = pd.Index(f"es {'last' if last else 'first'}\n{number}" for number in range(len(part)))
-        return Quantity(float(part.mean()), part, len(rows))
+        return Quantity(float(part.mean()), part, len(part))
 
     return find
 

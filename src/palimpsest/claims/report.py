@@ -48,8 +48,9 @@ def markdown(judged: Judged, spec: dict[str, Any]) -> str:
         "*holds*: in every seed, and the interval excludes the opposite; *fails*: the interval excludes the claim; "
         "*undecided*: the interval crosses, or there are fewer than 20 records a seed; *not run*: a needed run or "
         "editor is missing. A statistic is positive where the claim is right. In brackets: bootstrap interval over "
-        "records. Counts, times and sweeps have no records to draw from; theirs is the range of the seeds, and a "
-        "single seed decides nothing.", "",
+        "records. Numbers of keys, seconds, means whose records were not kept, and shapes of a sweep (a rank correlation, the "
+        "worst block) have none to draw from: theirs is the range of the seeds, and a single seed decides nothing. Checks that "
+        "a run makes itself are true or false.", "",
         "| | claim | paper | verdict | tests |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for claim, verdict, outcomes in judged:

@@ -99,6 +99,7 @@ def _stream(
         raise NotMeasuredError("no seed is common to all methods of the test")
     draws, level = int(spec.get("draws", DRAWS)), float(spec.get("level", LEVEL))
     values, drawn, counts = [], [], []
+    with_records, lacking = False, False
     for seed in seeds:
         cells = [
             (float(entry.get("times", 1)) * share, quantity)
@@ -114,7 +115,10 @@ def _stream(
             int(lifelong.value(own[seed], "edits") or 0) for own in chosen
         ]  # a handful of edits shows nothing
         counts.append(min(*made, *(quantity.n for _, quantity in cells)))
-    resampled = any(np.ptp(sample) > 0 for sample in drawn)
+        with_records |= any(quantity.records is not None for _, quantity in cells)
+        lacking |= any(quantity.lacking for _, quantity in cells)
+    # With the records of one term only, the interval would leave out what the other varies by.
+    resampled = with_records and not lacking
     if resampled:
         low, high = limits(np.mean(drawn, axis=0), level)
         verdict = decide(values, low, high)
@@ -214,7 +218,7 @@ def _over_blocks(
     most keys per edit. At the radius that most blocks share, the middle one of these, and over the seeds that have at
     least three blocks: the run at the default block is shared with tables of more seeds."""
     del spec
-    values, words, most = [], "", 0
+    values, shown, words, most = [], [], "", 0
     for table in _sweep(test, methods, runs).values():
         blocks = table.groupby("radius")["block"].nunique()
         shared = sorted(blocks[blocks == blocks.max()].index)
@@ -226,15 +230,21 @@ def _over_blocks(
         if test.part["statistic"] == "forgiving":
             good = ((own["before"] - own["trr"] <= 0.05) & (own["err"] >= 0.85)).mean()
             values.append(float(good) - 0.5 + 0.25 / len(own))  # exactly half is enough
-            words = f"{good:.0%} of {len(own)} blocks at radius {radius:g}"
+            shown.append((float(good),))
+            words = f"{{:.0%}} of {len(own)} blocks at radius {radius:g}"
         else:
             rest, last = own.iloc[:-1], own.iloc[-1]
             keys = own["keys"] / own["edits"]
             values.append(float(max(rest["err"].min() - last["err"], keys.iloc[-1] - keys.iloc[:-1].max())))
-            words = f"last block: ERR {last['err']:.3f}, others from {rest['err'].min():.3f}, at radius {radius:g}"
+            shown.append((last["err"], rest["err"].min(), keys.iloc[-1], keys.iloc[:-1].max()))
+            words = (
+                "last block: ERR {:.3f}, others from {:.3f}; keys per edit {:.2f}, others up to {:.2f}; "
+                f"at radius {radius:g}"
+            )
     if not values:
         raise NotMeasuredError(f"the sweep over blocks has {most} value(s), needs 3")
     verdict, low, high = over_seeds(values)
+    words = words.format(*np.mean(shown, axis=0))
     return outcome(test, verdict, words, values, low, high, len(values), drawn=False)
 
 

@@ -283,10 +283,11 @@ def draw_cost(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) 
 
 
 def _over_seeds(runs: Sequence[Run], read_value: Any) -> list[dict[str, Any]]:
+    """Per k mean, least and most of the seeds. Of several runs of a seed the first that measured k counts."""
     rows = []
     for k in simultaneous.sizes(runs):
-        found = [value for run in runs if (value := read_value(run, k)) is not None]
-        if found:
+        measured = [(run.seed, value) for run in runs if (value := read_value(run, k)) is not None]
+        if found := list(dict(reversed(measured)).values()):
             rows.append({"k": k, "mean": sum(found) / len(found), "low": min(found), "high": max(found)})
     return rows
 

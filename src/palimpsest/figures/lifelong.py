@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from palimpsest.figures.read import Method, Run
+from palimpsest.results import RADIUS_QUANTILES
 
 SCORES = {"qa": "token_f1", "classification": "accuracy", "generation": "perplexity"}
 SCORE_TITLES = {"token_f1": "F1", "accuracy": "accuracy", "perplexity": "perplexity"}
@@ -210,7 +211,10 @@ def codebook_history(run: Run) -> pd.DataFrame:
     """What the run kept about its codebook at every look: step, n_edits, keys, radii quantiles, counts of events."""
     rows = []
     for entry in (run.info.get("history") or {}).get("codebook") or ():
-        quantiles = dict(zip(RADIUS_QUANTILES, entry.get("radii") or (), strict=False))
+        radii = entry.get("radii") or [float("nan")] * len(
+            RADIUS_QUANTILES
+        )  # a codebook without keys has none
+        quantiles = dict(zip(RADIUS_QUANTILES, radii, strict=True))
         rows.append(
             {
                 "step": entry["step"],
@@ -221,6 +225,3 @@ def codebook_history(run: Run) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-RADIUS_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

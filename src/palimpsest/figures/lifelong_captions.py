@@ -38,6 +38,12 @@ def scores(runs: Sequence[Run]) -> str:
     return "Scores: " + ", ".join(said[task] for task in tasks if task in said) + "."
 
 
+def edits_made(runs: Sequence[Run]) -> str:
+    """At which looks seeds are joined."""
+    by_edits = any((run.spec.get("options") or {}).get("until_edits") for run in runs)
+    return f"Seeds are joined at the same number of {'edits made' if by_edits else 'items seen'}."
+
+
 def bands(runs: Sequence[Run]) -> str:
     """How the spread over seeds is drawn."""
     return "Bands: lowest to highest seed." if several_seeds(runs) else "One seed: no bands."

@@ -192,6 +192,19 @@ def perplexity(mean: float, std: float | None = None) -> str:
     return f"{mean:{form}}" if std is None else f"{mean:{form}} ± {std:{beside}}"
 
 
+def _edited_always(runs: Sequence[Run], methods: Sequence[Method]) -> str:
+    """Where, and by which methods, items are edited that the model gets right."""
+    parts = []
+    if "generation" in lifelong.tasks_of(runs):
+        parts.append("every sentence of a biography is edited")
+    others = [run for run in runs if lifelong.task_of(run) != "generation"]
+    every = [run for run in others if lifelong.value(run, "edits") == lifelong.value(run, "seen")]
+    eager = [method.title for method in methods if any(method.fits(run) for run in every)]
+    if eager and len(every) < len(others):
+        parts.append(f"every item by {', '.join(eager)}")
+    return f", except that {' and '.join(parts)}" if parts else ""
+
+
 def _words(
     spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method], points: pd.DataFrame
 ) -> list[str]:
@@ -201,7 +214,7 @@ def _words(
         "TRR: score on upstream prompts; ERR: on all edits made; Avg: their mean; ARR: perplexity of texts that were "
         "right from the start.",
         f"{captions.spread(runs)}; ± of seconds: over single edits. An item is edited only if the model errs "
-        "on it (edits), except that every sentence of a biography is edited, and every question by GRACE as published.",
+        f"on it (edits){_edited_always(runs, methods)}.",
         "Unedited: the same prompts before any edit (ERR: the whole stream).",
         lifelong_captions.ahead(runs),
     ]

@@ -221,7 +221,7 @@ def draw_training_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], 
         )
         caption = captions.caption(
             spec,
-            f"Pre-training of the models made here. {words}.",
+            f"Pre-training of the models made here, one training each: no bands. {words}.",
             "Pale: as logged; strong: smoothed.",
             metrics=False,
         )

@@ -88,10 +88,8 @@ def known_outside(runs: Iterable[Run]) -> bool:
     """Whether the unedited model has right answers out of scope that could be lost; passages of text have none."""
     before = []
     for run in runs:
-        rows = run.metrics[run.metrics["split"] == "outside"]
-        drop, drawdown = (rows.loc[rows["metric"] == name, "value"] for name in ("accuracy_drop", "drawdown"))
-        if len(drop) and len(drawdown):
-            before.append(drop.mean() + 1 - drawdown.mean())  # (before - after) + after
+        rows = run.metrics[(run.metrics["split"] == "outside") & (run.metrics["metric"] == "right_before")]
+        before += list(rows["value"])
     return not before or sum(before) / len(before) > 0.02
 
 

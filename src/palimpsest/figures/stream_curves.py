@@ -191,7 +191,7 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
         lifelong_captions.streams(runs),
         lifelong_captions.scores(runs),
         lifelong_captions.LEGEND,
-        "Edits made: mean over seeds at the same number of items seen.",
+        lifelong_captions.edits_made(runs),
         lifelong_captions.bands(runs),
         "Dotted: the unedited model (for ERR: its score on the whole stream).",
     ]

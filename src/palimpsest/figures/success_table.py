@@ -156,7 +156,7 @@ def _cell(point: pd.Series) -> str:
     mean = point.get("mean")
     if mean is None or pd.isna(mean):
         return ""
-    if point["low"] == point["high"] == mean:  # one seed of a number without records
+    if point["low"] == point["high"] == mean and quantity(str(point["column"])).whole:  # one seed, no records
         return f"{mean:z.3f}".replace("-", "−")
     return f"{mean:z.3f} [{point['low']:z.2f}, {point['high']:z.2f}]".replace("-", "−")
 

@@ -46,13 +46,7 @@ def inspected(spec: dict[str, Any], runs: Sequence[Run]) -> pd.DataFrame:
         rows = run.inspection
         if len(rows):
             rows = rows[rows["step"] == rows["step"].max()]
-            frames.append(
-                rows.assign(
-                    model=run.spec["model"],
-                    dataset=run.spec["dataset"],
-                    fixed=bool(run.settings.get("fixed_alpha")),
-                )
-            )
+            frames.append(rows.assign(model=run.spec["model"], dataset=run.spec["dataset"]))
     if not frames:
         raise DataError(
             f"no run of figure '{spec.get('name')}' has inspection rows",

@@ -18,8 +18,8 @@ from palimpsest.edits import Edit
 from palimpsest.metrics.retention import Asking
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs, encode, row_losses, say, target_logits, target_places, wanted
+from palimpsest.results import RADIUS_QUANTILES
 
-RADIUS_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TIMED_ROWS = 8
 TIMED_PASSES = 3
 MEASURED, PHRASINGS = 200, 5  # questions whose distances are measured, and rephrasings of each

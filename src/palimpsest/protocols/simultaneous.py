@@ -133,6 +133,7 @@ def record_values(
     for split, (was, after) in splits.items():
         if split in (*OUTSIDE, "outside"):
             values.append((split, "drawdown", success.drawdown(after)))
+            values.append((split, "right_before", success.edit_success(was)))
             values.append((split, "accuracy_drop", success.accuracy_drop(was, after)))
             values.append((split, "drift", success.drift(after)))
         elif split not in (AGREEING, OPPOSING):
