@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 GATE_MODES = ("refuse", "warn", "off")
 TASKS = ("qa", "classification", "generation")
+READ_THE_END = ("lifelong", "simultaneous")  # protocols whose rows carry a decoder's end token
 
 
 @dataclass(frozen=True)
@@ -112,16 +113,16 @@ def choose_edits(
     Raises:
         DataError: too few edits; or, for an editor that learns, edits among those it was to be trained with.
     """
-    count, lifelong = int(spec["edits"]), spec.get("protocol") == "lifelong"
+    count, protocol = int(spec["edits"]), spec.get("protocol")
     sample = choose(
         edits,
         count,
         seed,
         known=known,
         order=options.sample,
-        conflicts="keep" if lifelong else options.conflicts,
-        fits=fits_into(model, spare=int(lifelong)),  # lifelong: the end token is read too
-        others=count if options.inspect or spec.get("protocol") == "simultaneous" else 0,
+        conflicts="keep" if protocol == "lifelong" else options.conflicts,
+        fits=fits_into(model, spare=int(protocol in READ_THE_END)),
+        others=count if options.inspect or protocol == "simultaneous" else 0,
         source=source,
         reserved=reserved,
     )
@@ -205,8 +206,7 @@ def fits_into(model: LanguageModel, spare: int = 0) -> Callable[[Edit], bool]:
 
 def batching_of(editor: Editor, options: Options) -> Batching:
     """How rows share a pass: the official padding lets padding change answers; without any, no row depends on its neighbours."""
-    official = getattr(editor.settings, "padding", "masked") == "official"
-    return Batching(tokens=options.batch_tokens, equal_length=official)
+    return Batching(tokens=options.batch_tokens, equal_length=editor.padding_counts)
 
 
 def text_meter(editor: Editor, options: Options, text: Path | str | None) -> Callable[[], TextLoss] | None:

@@ -178,7 +178,7 @@ def _execute(
 
 
 def _use_targets(editor: Any, spec: Mapping[str, Any], folder: Path | str) -> None:
-    if spec["protocol"] != "single_round" or not hasattr(editor, "use_targets"):
+    if spec["protocol"] != "single_round":
         raise SettingsError(
             f"run {spec['run']}: stored target vectors are for single-round runs of key-value editors; leave out --targets"
         )
@@ -322,7 +322,7 @@ def _identity(
         "dataset": {"name": spec["dataset"], "fingerprint": _data_fingerprint(spec, edits_file)},
         "statistics": used.describe() if hasattr(used, "describe") else None,
         "sample": chosen[:16],
-        "targets": getattr(editor, "stored_targets", None) is not None,
+        "targets": editor.stored_targets is not None,
     }
 
 

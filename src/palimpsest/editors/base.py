@@ -2,6 +2,9 @@
 
 To write one: a frozen dataclass `Settings` whose fields are the hyper-parameters, a subclass of `Editor` with `name`,
 `settings_type` and the methods marked below, and `EDITOR = TheClass` at the end of the file.
+
+Several editors may act on one model. Of those that write the same matrix, each is built when the others have edited, and they
+are removed in the reverse order: one whose matrix another editor has changed since refuses to write.
 """
 
 from __future__ import annotations
@@ -11,23 +14,27 @@ import functools
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from palimpsest import plain
+from palimpsest.editors.shared.speech import generate
 from palimpsest.editors.shared.usable import why_not
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, EditError, PalimpsestError, SettingsError
 from palimpsest.files import proves_damage, read_object, write_atomic, write_json
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.objectives import say
 from palimpsest.models.upper import Upper
 from palimpsest.provenance import file_fingerprint
+
+if TYPE_CHECKING:
+    from palimpsest.editors.shared.keyed import Keyed
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # of saved states; those of 1 had nothing that tied their two files together
@@ -95,9 +102,10 @@ class Editor(ABC):
     needs_decoder: ClassVar[bool] = False
     prepares_rounds: ClassVar[bool] = False  # `prepare` serves edits that each start from the untouched model
     learns: ClassVar[bool] = False  # is trained before it edits: `learner`, and make_editor(trained=...)
-    reads_whole_rows: ClassVar[bool] = (
-        False  # it decides over the whole sequence: nothing may be kept between tokens
-    )
+    # It decides over the whole sequence: nothing may be kept between tokens. Forgotten, this gives other answers silently.
+    reads_whole_rows: ClassVar[bool] = False
+    padding_counts: bool = False  # answers depend on padding: only rows of equal length may share a pass
+    stored_targets: Any = None  # target vectors searched beforehand, where it was told to use some
 
     def __init__(self, model: LanguageModel, settings: Any, statistics: Any = None, seed: int = 0):
         self.model = model
@@ -184,8 +192,7 @@ class Editor(ABC):
             except ONE_EDITS_FAULT as error:
                 log.warning("%s: a batch of %d edits failed: %s", self.name, len(usable), error)
                 failed += [FailedEdit(edit_name(edit), str(error)) for edit in usable]
-        missing = {failure.edit for failure in failed}
-        applied = [edit_name(edit) for edit in batch if edit_name(edit) not in missing]
+        applied = _all_but(batch, failed)
         lost = [one for one in failed if isinstance(one, LostEdit)]
         failed = [one for one in failed if not isinstance(one, LostEdit)]
         return EditReport(applied, failed, time.perf_counter() - start, notes, lost)
@@ -209,7 +216,6 @@ class Editor(ABC):
         """Roll back to the untouched model and a fresh state, keeping what was drawn at random."""
         self.remove()
 
-    @torch.no_grad()
     def generate(self, prompts: str | Sequence[str], max_new_tokens: int = 20) -> list[str]:
         """What the edited model says after one or several prompts, greedily: text, or the name of a class.
 
@@ -219,40 +225,7 @@ class Editor(ABC):
         Raises:
             DataError: a prompt is empty, or fills the whole context.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        texts = isinstance(prompts, Sequence) and all(
-            isinstance(prompt, str) and prompt for prompt in prompts
-        )
-        if not texts or not prompts:
-            raise DataError(f"generate() takes texts that are not empty, not {prompts!r:.80}")
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise SettingsError(f"max_new_tokens = {max_new_tokens!r}; expected a whole number above 0")
-        if self.model.kind == "encoder":
-            return [said.text for said in say(self.model, list(prompts))]
-        tokenizer, decoder = self.model.tokenizer, self.model.kind == "decoder"
-        side, tokenizer.padding_side = tokenizer.padding_side, "left" if decoder else "right"
-        try:
-            batch = tokenizer(list(prompts), return_tensors="pt", padding=True).to(self.model.device)
-        finally:
-            tokenizer.padding_side = side
-        longest, context = batch["input_ids"].shape[1], self.model.context
-        room = context - longest if decoder else context
-        if room < 1 or longest > context:
-            raise DataError(
-                f"the prompt has {longest} tokens, and {self.model.name} reads at most {context}",
-                record=repr(max(prompts, key=len)[:60]),
-                field="prompt",
-                remedy="Shorten it",
-            )
-        output = self.model.network.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=min(max_new_tokens, room),
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        said = output[:, batch["input_ids"].shape[1] :] if decoder else output
-        return tokenizer.batch_decode(said, skip_special_tokens=True)
+        return generate(self.model, prompts, max_new_tokens)
 
     def inspect(
         self, prompts: str | Sequence[str], subjects: Sequence[str | None] | None = None
@@ -286,8 +259,21 @@ class Editor(ABC):
         return None
 
     def margin(self) -> int:
-        """Tokens the method puts before a prompt while it edits."""
+        """Tokens that editing reads besides prompt and target: contexts before them, a decoder's end token after them."""
         return 0
+
+    def put_in_place(self) -> None:  # noqa: B027  most methods have nothing that could hang there before
+        """Hang in before the first edit what else hangs from it on: a run then checks that it changes no answer."""
+
+    def keyed(self) -> Keyed | None:
+        """The editor itself, where it answers from a codebook: a lifelong run notes keys and radii, and takes entries back."""
+        return None
+
+    def use_targets(self, folder: Path | str) -> None:
+        """Take target vectors from a search made beforehand."""
+        raise SettingsError(
+            f"stored target vectors are for single-round runs of editors that search some, not for {self.name}; leave them out"
+        )
 
     def _check(self, batch: Sequence[Edit]) -> tuple[list[Edit], list[FailedEdit]]:
         margin = self.margin()
@@ -295,6 +281,17 @@ class Editor(ABC):
         usable = [edit for edit, reason in zip(batch, reasons, strict=True) if reason is None]
         paired = zip(batch, reasons, strict=True)
         return usable, [FailedEdit(edit_name(edit), reason) for edit, reason in paired if reason is not None]
+
+
+def _all_but(batch: Sequence[Edit], failed: Sequence[FailedEdit]) -> list[str]:
+    """Names of the edits that did not fail; where several have one name, as many are left out as failed."""
+    missing, applied = Counter(failure.edit for failure in failed), list[str]()
+    for name in map(edit_name, batch):
+        if missing[name] > 0:
+            missing[name] -= 1
+        else:
+            applied.append(name)
+    return applied
 
 
 def edit_name(edit: Edit) -> str:

@@ -40,7 +40,7 @@ from palimpsest.editors.shared.hook_layers import (
 )
 from palimpsest.editors.shared.key_system import NOTHING, Past
 from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
-from palimpsest.editors.shared.weights import EditedWeights
+from palimpsest.editors.shared.weights import EditedWeights, refuse_other_layers
 from palimpsest.edits import Edit
 from palimpsest.models.memory import block_bytes, in_parts
 from palimpsest.models.tokens import TokenBatch, encode_prompts, subject_index, tokenise
@@ -105,6 +105,7 @@ class ComebaHk(KeyValueEditor):
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
+        self.padding_counts = settings.padding == "official"
         self.hooked = (
             HookLayers(model, settings.layers, settings.alpha_z, settings.padding) if settings.hooks else None
         )
@@ -127,8 +128,8 @@ class ComebaHk(KeyValueEditor):
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """One step of the algorithm."""
-        edits, targets, failed = self.search_targets(batch, record)
         before = self._keep()
+        edits, targets, failed = self.search_targets(batch, record)
         try:
             if self.hooked:
                 self._write_hooks(self.hooked, edits, targets, record)
@@ -145,6 +146,8 @@ class ComebaHk(KeyValueEditor):
 
     def _keep(self) -> dict[str, Any]:
         """References are enough to go back to: every writer replaces tensors, none changes them."""
+        if self.weights:
+            self.weights.refuse_foreign()
         written = self.hooked.difference if self.hooked else self.weights.updates if self.weights else {}
         return {
             "written": dict(written),
@@ -280,28 +283,32 @@ class ComebaHk(KeyValueEditor):
         return EditorState(tensors, {"alpha": alpha, "alpha_history": history, "contexts": self.contexts})
 
     def load_state(self, state: EditorState) -> None:
-        """Take over a state."""
-        device = self.model.device
+        """Take over a state. All of it is read before anything is changed, so that none is half loaded."""
+        device, contexts = self.model.device, state.plain["contexts"]
+        history = [{int(k): v for k, v in alpha.items()} for alpha in state.plain["alpha_history"]]
+        found = {layer: Past.load(state.tensors, layer, device) for layer in self.settings.layers}
         if self.hooked:
+            refuse_other_layers("difference", state.tensors, self.hooked.difference)
+            alpha = {layer: float(state.plain["alpha"][str(layer)]) for layer in self.hooked.layers}
             for layer in self.hooked.layers:
                 self.hooked.set_difference(layer, state.tensors[f"difference.{layer}"].to(device))
-                self.hooked.alpha[layer] = float(state.plain["alpha"][str(layer)])
+            self.hooked.alpha = alpha
             self.hooked.attach()
         elif self.weights:
             self.weights.load(state.tensors)
-        found = {layer: Past.load(state.tensors, layer, device) for layer in self.settings.layers}
         self.remembered = {layer: past for layer, past in found.items() if not past.empty}
-        self.alpha_history = [{int(k): v for k, v in alpha.items()} for alpha in state.plain["alpha_history"]]
-        self.set_contexts(state.plain["contexts"])
+        self.alpha_history = history
+        self.set_contexts(contexts)
 
     def remove(self) -> None:
-        """Take the hooks off (or restore the weights) and forget all keys."""
+        """Take the hooks off (or restore the weights) and forget all keys; the contexts are those this editor drew."""
         if self.hooked:
             self.hooked.detach()
             self.hooked.clear()
         elif self.weights:
             self.weights.restore()
         self._fresh()
+        self.set_contexts(self.drawn_contexts)
 
     def state_bytes(self) -> int:
         """D = W_h - W_0, or the changes of the matrices; constant in the number of edits (claim C21)."""

@@ -122,6 +122,10 @@ class FineTuning(Editor):
         """The edited matrix."""
         return self.settings.site
 
+    def margin(self) -> int:
+        """The end token, which a decoder's own loss counts."""
+        return int(self.settings.loss == "own" and self.model.kind == "decoder")
+
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Adam until the stop rule says so or the passes are used up."""
         before = self.weights.snapshot()

@@ -134,8 +134,9 @@ class FineTuningEwc(FineTuning):
 
     def load_state(self, state: EditorState) -> None:
         """Take over a state."""
+        recent = [Edit.from_dict(edit) for edit in state.plain["recent"]]
         super().load_state(state)
-        self.recent = [Edit.from_dict(edit) for edit in state.plain["recent"]]
+        self.recent = recent
 
     def remove(self) -> None:
         """Restore the weights and forget the edits."""

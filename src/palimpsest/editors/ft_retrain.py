@@ -106,8 +106,9 @@ class FineTuningRetrain(FineTuning):
 
     def load_state(self, state: EditorState) -> None:
         """Take over a state."""
+        past = [Edit.from_dict(edit) for edit in state.plain["past"]]
         super().load_state(state)
-        self.past = [Edit.from_dict(edit) for edit in state.plain["past"]]
+        self.past = past
 
     def remove(self) -> None:
         """Restore the weights and forget the edits."""

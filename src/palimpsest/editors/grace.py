@@ -273,9 +273,7 @@ class Grace(AdapterEditor):
     def _label(self, inputs: Inputs) -> tuple[int, ...]:
         """What says whether two edits want the same: the target's tokens; as released, with the masked prompt's too."""
         target = tuple(token for token in inputs.targets[0].tolist() if token != NONE)
-        if (
-            self._as_released("mean_labels") and self.model.kind == "decoder"
-        ):  # prompt and end token are masked
+        if self._as_released("mean_labels") and self.model.kind == "decoder":  # prompt and end are masked
             return (*[NONE] * (int(inputs.query[0]) + 1), *target[:-1], NONE)
         return target
 
@@ -323,6 +321,10 @@ class Grace(AdapterEditor):
         """As all adapters; not where asking itself adds keys (Q8)."""
         return None if self.official and self.settings.steps == 1 else super().deciding(rows)
 
+    def keyed(self) -> Grace:
+        """Itself."""
+        return self
+
     def inspect(
         self, prompts: str | Sequence[str], subjects: Sequence[str | None] | None = None
     ) -> list[dict[str, Any]]:
@@ -357,9 +359,8 @@ class Grace(AdapterEditor):
         Raises:
             PalimpsestError: the codebook holds no such edit; nothing has changed then.
         """
-        if isinstance(edit, str):
-            return self.codebook.forget(edit)
-        return self.codebook.forget(edit_name(edit), edit.target)
+        name, target = (edit, None) if isinstance(edit, str) else (edit_name(edit), edit.target)
+        return self.codebook.forget(name, target)
 
     # keeping -----------------------------------------------------------------------------------------------------------
 

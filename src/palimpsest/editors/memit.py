@@ -45,8 +45,8 @@ class Memit(KeyValueEditor):
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """z on the current weights, then layer by layer."""
-        edits, targets, failed = self.search_targets(batch, record)
         before = self.weights.snapshot()
+        edits, targets, failed = self.search_targets(batch, record)
         try:
             self.write(edits, targets, self._solve, self.weights.add, cut=True, record=record)
             refuse_broken(self.model, edits)
@@ -64,12 +64,14 @@ class Memit(KeyValueEditor):
 
     def load_state(self, state: EditorState) -> None:
         """Write saved updates into the model."""
+        contexts = state.plain["contexts"]  # a state without them must not be half loaded
         self.weights.load(state.tensors)
-        self.set_contexts(state.plain["contexts"])
+        self.set_contexts(contexts)
 
     def remove(self) -> None:
-        """Restore the weights."""
+        """Restore the weights, and the contexts that this editor drew."""
         self.weights.restore()
+        self.set_contexts(self.drawn_contexts)
 
     def state_bytes(self) -> int:
         """The changed matrices."""

@@ -61,7 +61,7 @@ class Rome(KeyValueEditor):
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
         self.weights = EditedWeights(model, settings.layers)
-        self._ahead: dict[tuple[str, str], TargetVectors] = {}  # of the untouched model, by prompt and target
+        self._ahead: dict[tuple[str, str, str | None], TargetVectors] = {}  # of the untouched model
         self._untouched = True
 
     def prepare(self, coming: Sequence[Edit]) -> None:
@@ -74,7 +74,7 @@ class Rome(KeyValueEditor):
         search = SEARCHES[self.settings.target_search]
         found = search(self.model, usable, flat, self.settings.search("mlp"))
         for row, edit in enumerate(usable):
-            self._ahead[edit.prompt, edit.target] = found.rows([row])
+            self._ahead[edit.prompt, edit.target, edit.subject] = found.rows([row])
 
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """Rank-one updates, one by one."""
@@ -99,7 +99,7 @@ class Rome(KeyValueEditor):
 
     def _edit_one(self, edit: Edit, record: dict[str, Any] | None) -> None:
         layer = self.settings.layers[0]
-        ahead = self._ahead.get((edit.prompt, edit.target)) if self._untouched else None
+        ahead = self._ahead.get((edit.prompt, edit.target, edit.subject)) if self._untouched else None
         _, targets, _ = self.search_targets([edit], record, site="mlp", found=ahead)
         flat = [context for group in self.contexts for context in group]
         mean_key = self._key(edit, flat)
@@ -141,14 +141,18 @@ class Rome(KeyValueEditor):
 
     def load_state(self, state: EditorState) -> None:
         """Write a saved update into the model."""
+        contexts = state.plain["contexts"]  # a state without them must not be half loaded
         self.weights.load(state.tensors)
-        self.set_contexts(state.plain["contexts"])
+        self.set_contexts(contexts)
         self._ahead.clear()
         self._untouched = not any(bool(update.any()) for update in self.weights.updates.values())
 
     def remove(self) -> None:
-        """Restore the weights. What was prepared for the untouched model stays."""
+        """Restore the weights, and the contexts that this editor drew. What was prepared with these stays."""
         self.weights.restore()
+        if self.contexts != self.drawn_contexts:  # those of a state that was loaded
+            self._ahead.clear()
+            self.set_contexts(self.drawn_contexts)
         self._untouched = True
 
     def state_bytes(self) -> int:

@@ -78,7 +78,7 @@ class LanguageModel:
         if self.kind != "decoder":
             raise ModelError(
                 f"{who} needs a decoder-only language model, but {self.name} is of kind {self.kind!r} "
-                f"(family {self.family.name}). Choose another model, or one of the editors grace, defer, memory, ft"
+                f"(family {self.family.name}). Choose a decoder, or something that does not need one"
             )
 
     def need_one_device(self, who: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.editors.base import Editor, EditorState, edit_name
+from palimpsest.editors.shared.keyed import Keyed
 from palimpsest.edits import Edit
 from palimpsest.metrics.retention import Asking
 from palimpsest.models.loading import LanguageModel
@@ -31,8 +32,8 @@ EXAMPLES, EXAMPLES_LOOKED_AT = (
 
 def keys_of(editor: Editor) -> int | None:
     """Number of keys of an editor that has a codebook, else None."""
-    codebook = getattr(editor, "codebook", None)
-    return None if codebook is None else len(codebook)
+    keyed = editor.keyed()
+    return None if keyed is None else len(keyed.codebook)
 
 
 def codebook_note(editor: Editor) -> dict[str, Any] | None:
@@ -40,14 +41,15 @@ def codebook_note(editor: Editor) -> dict[str, Any] | None:
 
     `first_radius` is that of a new key (eps_init), also where the settings give a ratio of distances.
     """
-    codebook = getattr(editor, "codebook", None)
-    if codebook is None:
+    keyed = editor.keyed()
+    if keyed is None:
         return None
+    codebook = keyed.codebook
     radii = codebook.radii.double().cpu()
     quantiles = torch.tensor(RADIUS_QUANTILES, dtype=torch.float64)
     return {
         "keys": len(codebook),
-        "first_radius": getattr(editor, "radius", None),
+        "first_radius": keyed.radius,
         "radii": torch.quantile(radii, quantiles).tolist() if len(radii) else [],
         "events": dict(codebook.actions),
     }
@@ -63,10 +65,11 @@ def key_distances(editor: Editor, edits: Sequence[Edit]) -> dict[str, Any] | Non
     # Edits of one question have the same held-out rephrasings.
     questions = list({edit.rephrasings: edit for edit in reversed(edits) if edit.rephrasings}.values())
     questions = questions[::-1][:MEASURED]
-    if getattr(editor, "codebook", None) is None or len(questions) < 2:
+    keyed = editor.keyed()
+    if keyed is None or len(questions) < 2:
         return None
     prompts = [prompt for edit in questions for prompt in (edit.prompt, *edit.rephrasings[:PHRASINGS])]
-    states: Tensor = editor.queries(prompts).double()  # type: ignore[attr-defined]
+    states: Tensor = keyed.queries(prompts).double()
     starts = [0]
     for edit in questions:
         starts.append(starts[-1] + 1 + len(edit.rephrasings[:PHRASINGS]))
@@ -150,21 +153,17 @@ class Checks:
         self.distances: dict[str, Any] | None = None
 
     def built(self, editor: Editor) -> None:
-        """After the editor is built and before the first edit, its adapter (if any) in place: the same logits, bit for bit."""
-        adapter = getattr(editor, "adapter", None)
-        if (
-            adapter is not None
-        ):  # otherwise it hangs from the first edit on, and this would look at the model alone
-            adapter.attach()
+        """After the editor is built and before the first edit, what it hangs in in place: the same logits, bit for bit."""
+        editor.put_in_place()  # otherwise this would look at the model alone
         self.distances = key_distances(editor, self.edits)
         self.found["identity"] = torch.equal(self._logits(self.rows), self.logits)
 
     def edited(self, editor: Editor) -> None:
         """After the stream: the weights are those of the unedited model, and entries can be taken out one by one."""
         self.found["weights_unchanged"] = self.model.take_fingerprint() == self.model.fingerprint
-        codebook = getattr(editor, "codebook", None)
-        if codebook is not None and len(codebook):
-            found = self._reversible(editor, codebook)
+        keyed = editor.keyed()
+        if keyed is not None and len(keyed.codebook):
+            found = self._reversible(editor, keyed)
             if found is not None:
                 self.found["reversible"] = found
 
@@ -181,13 +180,14 @@ class Checks:
         """All logits from which the rows' targets are predicted [k, v], by the model as it is now."""
         return target_logits(self.model, rows).clone()
 
-    def _reversible(self, editor: Any, codebook: Any) -> bool | None:
+    def _reversible(self, editor: Editor, keyed: Keyed) -> bool | None:
         """Whether taking an entry back changes nothing but what it answered, for entries from all over the codebook.
 
         When all edits of an entry are undone, the prompt it was made for has its unedited logits again unless another
         entry covers it, the logits of prompts that other entries answer stay, and so do all other entries' keys,
         radii, values and labels; bit for bit. None when no edit of the stream is held by any entry.
         """
+        codebook, adapter = keyed.codebook, keyed.adapter
         by_name = {edit_name(edit): edit for edit in self.edits}
         held = [number for number, taught in enumerate(codebook.taught) if set(taught.edits) & set(by_name)]
         chosen = [held[place * len(held) // TIMED_ROWS] for place in range(TIMED_ROWS)] if held else []
@@ -197,10 +197,10 @@ class Checks:
         first = [next(name for name in codebook.taught[number].edits if name in by_name) for number in chosen]
         rows = self._rows([by_name[name] for name in first])
         of_row = target_places(rows)[0]
-        editor.adapter.detach()
+        adapter.detach()
         unedited = self._logits(rows)
-        editor.adapter.attach()
-        edited, answers = self._logits(rows), editor.adapter.latest
+        adapter.attach()
+        edited, answers = self._logits(rows), adapter.latest
         saved, fine = _copy(editor.state()), True
         for row, number in enumerate(chosen):
             value, names = codebook.values[number].clone(), list(codebook.taught[number].edits)
@@ -208,9 +208,9 @@ class Checks:
             if answers is not None:  # rows that this entry answers, by its value
                 own = answers.fired & (answers.value == value).all(dim=1)
             for name in reversed(names):
-                editor.undo(name)
+                keyed.undo(name)
             fine &= _without(saved, number, editor.state())
-            now, left = self._logits(rows), editor.adapter.latest
+            now, left = self._logits(rows), adapter.latest
             covered = left is not None and bool(left.fired[row])
             fine &= covered or torch.equal(now[of_row == row], unedited[of_row == row])
             fine &= torch.equal(now[~own[of_row]], edited[~own[of_row]])

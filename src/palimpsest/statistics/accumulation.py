@@ -205,6 +205,9 @@ def packed_rows(
 ) -> Iterator[list[int]]:
     """Passages one after another, an end-of-text token after each, cut into rows of `context` tokens.
 
+    A tokenizer that puts a token before every text (Llama's `<s>`) adds none here: a row is running text, cut anywhere. The
+    prompts of edits do start with it; their keys are those of later tokens.
+
     Args:
         longest: tokens that are read of a passage; `None` = all.
     """

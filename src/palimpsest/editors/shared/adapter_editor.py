@@ -15,11 +15,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name, require
+from palimpsest.editors.base import (
+    ONE_EDITS_FAULT,
+    Editor,
+    EditorState,
+    FailedEdit,
+    edit_name,
+    require,
+)
 from palimpsest.editors.shared.adam import Adam
 from palimpsest.editors.shared.gated_adapter import REPLACEMENTS, Asked, Decision, GatedAdapter
 from palimpsest.edits import Edit
-from palimpsest.errors import DataError, DivergedEdit, EditError, PalimpsestError
+from palimpsest.errors import DivergedEdit, PalimpsestError
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import encode_prompts_only
 from palimpsest.models.upper import Upper
@@ -57,7 +64,7 @@ class AdapterSettings:
 
 
 class AdapterEditor(Editor):
-    """An editor whose whole effect is one gated adapter."""
+    """An editor whose whole effect is one gated adapter. A subclass calls its `_fresh` at the end of its `__init__`."""
 
     identity_fields: ClassVar[tuple[str, ...]] = (
         "layer",
@@ -80,11 +87,15 @@ class AdapterEditor(Editor):
 
     @abstractmethod
     def _teach(self, edit: Edit, record: dict[str, Any] | None) -> None:
-        """Make one edit. Raises EditError or DataError; the editor must then be as before the call."""
+        """Make one edit. Where it raises, the editor must be as before the call."""
 
     @abstractmethod
     def _fresh(self) -> None:
         """Forget all edits."""
+
+    @abstractmethod
+    def _give(self) -> EditorState:
+        """What was learned: copies."""
 
     @abstractmethod
     def _take(self, state: EditorState) -> None:
@@ -111,12 +122,17 @@ class AdapterEditor(Editor):
     def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
         """The edits one after the other; one that cannot be made leaves everything as it was before it."""
         failed = []
+        before = self.state() if len(batch) > 1 else None  # one alone takes itself back
         self.adapter.attach()
         for edit in batch:
             try:
                 self._teach(edit, record)
-            except (EditError, DataError) as error:
+            except ONE_EDITS_FAULT as error:
                 failed.append(FailedEdit(edit_name(edit), str(error)))
+            except BaseException:  # out of memory, an interrupt: nobody would be told which edits are made
+                if before is not None:
+                    self.load_state(before)
+                raise
         return failed
 
     def minimise(self, parameters: Sequence[Tensor], loss: Callable[[], Tensor]) -> list[float]:
@@ -148,6 +164,14 @@ class AdapterEditor(Editor):
             return None if latest is None else latest.fired.detach()
 
         yield acted
+
+    def put_in_place(self) -> None:
+        """The adapter hangs from the first edit on."""
+        self.adapter.attach()
+
+    def margin(self) -> int:
+        """The end token, which a decoder's own loss counts."""
+        return int(self.model.kind == "decoder")
 
     def lowest_block(self) -> int | None:
         """The block of the adapter: what lies below is never changed."""
@@ -186,10 +210,6 @@ class AdapterEditor(Editor):
         found.tensors["generator"] = self.generator.get_state().clone()
         found.plain["belongs_to"] = self.identity()
         return found
-
-    @abstractmethod
-    def _give(self) -> EditorState:
-        """What was learned: copies."""
 
     def load_state(self, state: EditorState) -> None:
         """Take over a state.

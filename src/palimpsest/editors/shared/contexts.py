@@ -25,6 +25,7 @@ def sample_contexts(
     Args:
         lengths: (number of tokens, start word included; number of texts) of each group; texts take the start words in turn.
             Where start words have different numbers of tokens, the shortest gets `tokens` and all grow by the same.
+            What a tokenizer puts before every text (`<s>`) is read while sampling, and is neither counted nor kept.
     """
     generator = torch.Generator().manual_seed(seed)
     groups: list[tuple[str, ...]] = [("",)]
@@ -41,7 +42,9 @@ def _continue(
     rows = torch.arange(len(words))
     lengths = batch.lengths.cpu()
     ids, mask = batch.input_ids, batch.attention_mask
-    while int(lengths.min()) < tokens:
+    special = torch.isin(ids.cpu(), torch.tensor(model.tokenizer.all_special_ids, dtype=torch.long))
+    added = (special & mask.cpu().bool()).sum(dim=1)
+    while int((lengths - added).min()) < tokens:
         if ids.shape[1] <= int(lengths.max()):
             ids = torch.cat([ids, torch.full_like(ids[:, :1], int(model.tokenizer.pad_token_id))], dim=1)
             mask = torch.cat([mask, torch.zeros_like(mask[:, :1])], dim=1)
@@ -52,7 +55,8 @@ def _continue(
         ids[rows, lengths] = choices.gather(1, drawn)[:, 0].to(ids)
         mask[rows, lengths] = 1
         lengths = lengths + 1
-    texts = model.tokenizer.batch_decode([row[: int(n)] for row, n in zip(ids.cpu(), lengths, strict=True)])
+    rows_read = [row[: int(n)] for row, n in zip(ids.cpu(), lengths, strict=True)]
+    texts = model.tokenizer.batch_decode(rows_read, skip_special_tokens=True)
     return [" ".join(text.split()) for text in texts]
 
 
@@ -62,6 +66,6 @@ def put_before(context: str, prompt: str) -> str:
 
 
 def longest_context(model: LanguageModel, groups: Sequence[Sequence[str]]) -> int:
-    """Tokens that the longest context and the full stop after it put before a prompt."""
+    """Tokens that the longest context and the full stop after it put before a prompt (which has its own special tokens)."""
     texts = [f"{context}." for group in groups for context in group]
-    return max(len(ids) for ids in model.tokenizer(texts)["input_ids"])
+    return max(len(ids) for ids in model.tokenizer(texts, add_special_tokens=False)["input_ids"])

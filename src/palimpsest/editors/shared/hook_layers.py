@@ -112,12 +112,13 @@ class HookLayers:
 
     @contextmanager
     def noting(self) -> Iterator[dict[int, Decision]]:
-        """Note what each layer decides during passes in the block (the latest pass wins)."""
-        self.decisions = {}
+        """Note what each layer decides during passes in the block (the latest pass wins); the innermost of several notes."""
+        outer, noted = self.decisions, dict[int, Decision]()
+        self.decisions = noted
         try:
-            yield self.decisions
+            yield noted
         finally:
-            self.decisions = None
+            self.decisions = outer
 
     def _hook(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:

@@ -134,7 +134,6 @@ class KeyValueEditor(Editor, ABC):
     needs_decoder: ClassVar[bool] = True
     shares_targets: ClassVar[bool] = False
     settings: KeyValueSettings
-    stored_targets: StoredTargets | None = None
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
@@ -165,6 +164,7 @@ class KeyValueEditor(Editor, ABC):
         self.set_contexts(
             given if given is not None else sample_contexts(model, settings.context_lengths, seed)
         )
+        self.drawn_contexts = self.contexts  # a state brings its own; `remove` goes back to these
 
     def set_contexts(self, groups: Sequence[Sequence[str]]) -> None:
         """Groups of context texts; kept with the state because keys depend on them (spec quirk 15)."""

@@ -84,6 +84,10 @@ class EditedMatrices(EditedWeights):
         """The linear map of a matrix."""
         return self.matrices[layer].module
 
+    def called(self, layer: int) -> str:
+        """What errors call a matrix."""
+        return f"the matrix {self.matrices[layer].name}"
+
 
 def edit_inputs(
     model: LanguageModel, prompts: Sequence[str], targets: Sequence[str], end_token: bool

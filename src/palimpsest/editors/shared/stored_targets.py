@@ -24,6 +24,12 @@ from palimpsest.files import read_object, write_atomic, write_json
 from palimpsest.provenance import file_fingerprint
 
 TENSORS, DESCRIPTION = "targets.safetensors", "targets.json"
+KEY = (
+    "name",
+    "prompt",
+    "target",
+    "subject",
+)  # z is searched at the subject's last token: it belongs to the key
 
 
 @dataclass
@@ -32,7 +38,7 @@ class StoredTargets:
 
     Attributes:
         vectors: z, h_0, losses and whether each search stayed finite, for all edits.
-        edits: [name, prompt, target] of each.
+        edits: [name, prompt, target, subject] of each.
         about: fingerprint of the model, the search, contexts: what must agree with the run that uses them.
     """
 
@@ -67,6 +73,8 @@ class StoredTargets:
             tensors = load_file(folder / TENSORS)
             losses = [[float(value) for value in row] for row in content["losses"]]
             vectors = TargetVectors(tensors["z"], tensors["initial"], losses, tensors["finite"])
+            if any(len(key) != len(KEY) for key in content["edits"]):  # files of before the subject was noted
+                raise ValueError(f"its edits are not noted by {', '.join(KEY)}")
             return cls(vectors, content["edits"], dict(content["about"]))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise PalimpsestError(
@@ -114,8 +122,8 @@ def keys_of(edits: Sequence[Edit]) -> list[list[str]]:
     return [list(_key(edit)) for edit in edits]
 
 
-def _key(edit: Edit) -> tuple[str, str, str]:
-    return (edit.identifier or edit.prompt, edit.prompt, edit.target)
+def _key(edit: Edit) -> tuple[str, ...]:
+    return (edit.identifier or edit.prompt, edit.prompt, edit.target, edit.subject or "")
 
 
 def _text(losses: Sequence[float]) -> list[str]:

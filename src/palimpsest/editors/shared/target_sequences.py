@@ -51,7 +51,7 @@ def build_sequences(model: LanguageModel, edits: Sequence[Edit], contexts: Seque
     """Tokenise everything the search of a batch needs. The first context must be the bare one ("")."""
     prompts = [[put_before(context, edit.prompt) for context in contexts] for edit in edits]
     flat = [join(prompt, edit.target) for edit, row in zip(edits, prompts, strict=True) for prompt in row]
-    guards = [KL_PROMPT.format("{}").replace("{}", str(edit.subject)) for edit in edits]
+    guards = [KL_PROMPT.format(edit.subject) for edit in edits]
     rewriting, guarding = iter(tokenise(model, flat)), iter(tokenise(model, guards))
 
     rows: list[list[int]] = []

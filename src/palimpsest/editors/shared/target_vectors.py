@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from palimpsest.editors.shared.adam import BETAS, EPSILON
 from palimpsest.editors.shared.lanes import Lanes, pack, run_once
 from palimpsest.editors.shared.target_sequences import TargetSequences, build_sequences
 from palimpsest.edits import Edit
@@ -34,7 +35,6 @@ from palimpsest.models.memory import that_fit
 from palimpsest.models.partial import causal_mask, embed, read_out, row_positions, run_blocks
 
 log = logging.getLogger(__name__)
-ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ def pass_bytes(model: LanguageModel, sequences: TargetSequences, search: Search)
 @dataclass
 class _Adam:
     """Adam on the rows of delta. Written out because a converged row must be frozen and leave, which a library
-    optimiser's momentum would not allow; a test compares it with torch.optim.Adam."""
+    optimiser's momentum would not allow; a test compares it with torch.optim.Adam. Not `adam.Adam`, whose arithmetic rounds
+    elsewhere (`lerp_`): published target vectors would move in their last digits."""
 
     mean: Tensor
     square: Tensor
@@ -169,11 +170,11 @@ class _Adam:
 
     def step(self, delta: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
         self.count += 1
-        self.mean = ADAM_BETAS[0] * self.mean + (1 - ADAM_BETAS[0]) * gradient
-        self.square = ADAM_BETAS[1] * self.square + (1 - ADAM_BETAS[1]) * gradient**2
-        mean = self.mean / (1 - ADAM_BETAS[0] ** self.count)
-        square = self.square / (1 - ADAM_BETAS[1] ** self.count)
-        return delta - rate * mean / (square.sqrt() + ADAM_EPSILON)
+        self.mean = BETAS[0] * self.mean + (1 - BETAS[0]) * gradient
+        self.square = BETAS[1] * self.square + (1 - BETAS[1]) * gradient**2
+        mean = self.mean / (1 - BETAS[0] ** self.count)
+        square = self.square / (1 - BETAS[1] ** self.count)
+        return delta - rate * mean / (square.sqrt() + EPSILON)
 
     def only(self, rows: Tensor) -> None:
         self.mean, self.square = self.mean[rows], self.square[rows]

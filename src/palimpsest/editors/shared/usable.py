@@ -16,7 +16,7 @@ def why_not(edit: Edit, model: LanguageModel, who: str, needs_subject: bool, mar
 
     Args:
         who: the editor or the search, for the sentence.
-        margin: tokens that are put before the prompt.
+        margin: tokens that are read besides: before the prompt, or after the target.
     """
     if needs_subject and not edit.subject:
         return f"{who} needs to know the subject of the prompt; give Edit(subject=...)"
