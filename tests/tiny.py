@@ -195,6 +195,14 @@ def some_examples(family: str = "gpt2", valid: int = 2):
     return examples
 
 
+def write_examples(path, examples):
+    """A learning.jsonl of these examples, as a data set writes it."""
+    from palimpsest.data.learning import learning_lines
+    from palimpsest.files import write_text
+
+    write_text(path, learning_lines(example.to_dict() for example in examples))
+
+
 def breaking_off(function, call):
     """The function, but its call of this number (from 1) ends as Ctrl-C ends it; the calls so far are its `calls`."""
     calls = []

@@ -87,6 +87,60 @@ def test_half_of_the_edits_may_keep_what_is_said(tmp_path):
     assert load_edits(spec)[0] == edits
 
 
+def test_an_edit_that_keeps_an_answer_keeps_what_contradicts_it_too(tmp_path):
+    """EREN's form: the statement goes on being refuted, its contrary claim goes on being right. Learned is the change."""
+    rows = [
+        {
+            "id": n,
+            "edit_statement": f"Ada moved {n}.",
+            "edit_scope": [[f"Ada has moved {n}.", "yes"], [f"Ada stayed {n}.", "no"]],
+        }
+        for n in range(60)
+    ]
+    spec = {"reader": "fever", "file": lines(tmp_path / "a.jsonl", rows), "keep_answer": 0.5, "reserve": 30}
+    manifest = build_dataset(spec, None, tmp_path / "out")
+    edits = read_edits(tmp_path / "out" / "edits.jsonl")
+    kept = [edit.identifier for edit in edits if edit.target == "REFUTES"]
+    assert 15 < len(kept) < 45 and manifest["target_is_truth"] == kept
+    assert set(kept) & set(manifest["reserved"])
+    for edit in edits:
+        (contrary,) = edit.portability
+        assert {edit.target, contrary.answer} == {"SUPPORTS", "REFUTES"}
+    assert load_edits({name: value for name, value in spec.items() if name != "reserve"})[0] == edits
+    examples = read_examples(tmp_path / "out" / "learning.jsonl")
+    assert len(examples) == 30
+    for example in examples:
+        assert (example.answer, example.alternatives) == ("REFUTES", ("SUPPORTS",))
+        assert [answer for _, answer in example.implied] == ["REFUTES"]
+        for other in example.outside:
+            assert other.answer == ("SUPPORTS" if "stayed" in other.prompt else "REFUTES")
+
+
+def test_bad_claims_about_evidence_are_skipped_one_by_one(tmp_path):
+    rows = [
+        {**CLAIM, "page": None, "revision_type": "synthetic"},
+        CLAIM,
+        {**CLAIM, "claim": None},
+        {**CLAIM, "label": "MAYBE"},
+        {**CLAIM, "claim": "Ada Sorn is a baker.", "label": "REFUTES"},
+        "no record",
+    ]
+    spec = {"reader": "evidence", "file": lines(tmp_path / "a.jsonl", rows)}
+    with pytest.raises(DataError, match="number 2 .*'claim'.*2 more of 6 records are bad"):
+        load_edits(spec)
+    (edit,), manifest = load_edits({**spec, "bad_records": "skip"})
+    assert len(edit.rephrasings) == len(edit.portability) == 1
+    assert manifest["records_in_file"] == 6
+    assert [(row["record"], row["field"]) for row in manifest["skipped"]] == [
+        (2, "claim"),
+        (3, "label"),
+        (5, None),
+    ]
+    # A synthetic revision is dropped whatever it lacks.
+    spec = {"reader": "evidence", "file": lines(tmp_path / "b.jsonl", rows[:2])}
+    assert len(load_edits(spec)[0]) == 1
+
+
 def test_claims_about_one_sentence_of_evidence_are_one_edit(tmp_path):
     rows = [
         CLAIM,
@@ -174,6 +228,9 @@ def test_a_classifier_is_prepared_that_holds_the_opposite_of_every_edit(tmp_path
         assert held[prompt] != answer
     with pytest.raises(SettingsError, match="held_out"):
         build_claims_source({"reader": "fever", "file": file, "held_out": 1}, tmp_path / "out")
+    for limit in ("10", -1, True):
+        with pytest.raises(SettingsError, match="limit: expected a whole number above 0"):
+            build_claims_source({"reader": "fever", "file": file, "limit": limit}, tmp_path / "out")
     with pytest.raises(SettingsError, match="share"):
         build_claims_source({"reader": "fever", "file": file, "share": 1}, tmp_path / "out")
 
@@ -224,6 +281,22 @@ def test_hard_questions_of_the_released_form_replace_the_true_answer(tmp_path):
     (tmp_path / "impl_dev.json").write_text(json.dumps([[], [], []]))
     with pytest.raises(DataError, match="3 entries for 2 records"):
         hard(tmp_path)
+
+
+def test_an_answer_is_replaced_as_a_whole_word(tmp_path):
+    record = {
+        "input": "What is Ada Sorn?",
+        "prediction": "male",
+        "alternatives": ["unknown"],
+        "filtered_rephrases": ["Ada Sorn is what?"],
+        "output": [{"answer": "male"}],
+    }
+    lines(tmp_path / "zsre.jsonl", [record])
+    impl = [[["Who is male and no female?", "Ada Sorn"], ["Which female is it?", "Ada Sorn"]]]
+    (tmp_path / "impl_dev.json").write_text(json.dumps(impl))
+    (tmp_path / "zsre_yn_dev.txt").write_text("Ada Sorn is a female\n")
+    (edit,) = hard(tmp_path)
+    assert [probe.prompt for probe in edit.portability] == ["Who is unknown and no female?"]
 
 
 def spec_of_source(spec):

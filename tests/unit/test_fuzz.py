@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import random_statistics, some_edits, some_examples, tiny_model
+from tiny import random_statistics, some_edits, some_examples, tiny_model, write_examples
 from untrained_mend import untrained
 
 from palimpsest import make_editor, results
@@ -28,7 +28,7 @@ from palimpsest.errors import PalimpsestError
 from palimpsest.experiments import plan
 from palimpsest.figures.read import load_runs
 from palimpsest.learning.artefact import Trained
-from palimpsest.learning.examples import read_examples, write_examples
+from palimpsest.learning.examples import read_examples
 from palimpsest.models.pairs import read_pairs
 from palimpsest.models.pretrain_rows import read_facts
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints

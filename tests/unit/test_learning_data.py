@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from palimpsest.data.in_scope import asked_aside, before_edit, unchanged
 from palimpsest.data.learning import build_examples, relation_groups, set_aside, subject_key
-from palimpsest.data.lifelong import build_lifelong
-from palimpsest.data.lifelong_learning import shortened
+from palimpsest.data.lifelong import build_lifelong, fact_of
+from palimpsest.data.lifelong_learning import question_records, shortened
+from palimpsest.data.lifelong_readers import Item
 from palimpsest.data.prepare import build_dataset
 from palimpsest.data.world import generate
 from palimpsest.data.world_biographies import generate_biographies
@@ -138,6 +141,95 @@ def test_an_implied_question_keeps_room_for_the_new_answer():
     assert examples[0]["true_false"] == [["True: {}?", "{}"]]
 
 
+def test_a_hole_is_a_whole_word_and_what_is_false_has_none():
+    probes = (
+        Probe("Is Ada female, or male?", "Ada", "implied"),
+        Probe("T/F: Ada is male", "True", "true_false"),
+        Probe("T/F: Ada, no male, is female", "False", "true_false"),
+        Probe("T/F: Ada is a female", "True", "true_false"),
+    )
+    own = Edit("What is Ada?", "male", "Ada", "e", "female", portability=probes)
+    (example,), _ = build_examples([own], [])
+    assert example["implied"] == [["Is Ada female, or {}?", "Ada"]]
+    # The last one is true of this answer alone: filled with another it would go on saying this one.
+    assert example["true_false"] == [["T/F: Ada is {}", "True"], ["T/F: Ada, no male, is female", "False"]]
+
+
+def test_what_tables_ask_is_learned_from_by_no_prompt_and_no_question():
+    asked = Probe("Who lives in new 1?", "Ada", "implied")
+    own = [
+        fact(0, "Ada Sorn"),
+        fact(1, "Ben Karel", portability=(asked, Probe("Who else?", "Jon", "implied"))),
+    ]
+    table = Edit("Who is it?", "him", identifier="t", locality=(Probe(own[0].prompt, "x"), asked))
+    examples, about = build_examples(own, [table])
+    assert [example["identifier"] for example in examples] == ["e-1"]
+    assert examples[0]["implied"] == [["Who else?", "Jon"]]
+    assert about["left_out"] == {"prompts that tables ask": 1, "questions that tables ask": 1}
+    with pytest.raises(DataError, match="no table asks"):
+        build_examples(own[:1], [table])
+
+
+CLAIM = Edit(
+    "Ada moved.",
+    "SUPPORTS",
+    identifier="c",
+    truth="REFUTES",
+    rephrasings=("Ada has moved.",),
+    portability=(Probe("Ada stayed.", "REFUTES", "implied"),),
+)
+QUESTION = Edit(
+    "Where does Ada live?",
+    "Velden",
+    identifier="q",
+    truth="Marrin",
+    portability=(
+        Probe("Who lives in Velden?", "Ada", "implied"),
+        Probe("T/F: Ada lives in Velden", "True", "true_false"),
+        Probe("T/F: Ada lives in Marrin", "False", "true_false"),
+        Probe("And Ada's home?", "Velden", "implied"),
+    ),
+)
+
+
+def test_an_unedited_record_is_asked_with_what_is_said_before_its_edit():
+    assert [before_edit(CLAIM, probe) for probe in CLAIM.portability] == ["SUPPORTS"]
+    assert [before_edit(QUESTION, p) for p in QUESTION.portability] == [None, "False", "True", "Marrin"]
+    nobody_knows = replace(QUESTION, truth=None)
+    assert {before_edit(nobody_knows, probe) for probe in QUESTION.portability} == {None}
+    asked = {asked_aside(edit, random.Random(n)) for edit in (CLAIM, QUESTION) for n in range(60)}
+    assert asked == {
+        ("Ada moved.", "REFUTES", True),
+        ("Ada has moved.", "REFUTES", True),
+        ("Ada stayed.", "SUPPORTS", True),
+        ("Where does Ada live?", "Marrin", True),
+        ("Who lives in Velden?", "Ada", False),
+        ("T/F: Ada lives in Velden", "False", True),
+        ("T/F: Ada lives in Marrin", "True", True),
+        ("And Ada's home?", "Marrin", True),
+    }
+    others = [replace(QUESTION, prompt=f"{n}?", identifier=f"{n}") for n in range(30)]
+    examples, _ = build_examples([QUESTION, *others], [])
+    rows = {(row["prompt"], row.get("known", True)) for one in examples for row in one["outside"]}
+    assert ("Who lives in Velden?", False) in rows and ("T/F: Ada lives in Velden", True) in rows
+    assert all("known" not in row or row["known"] is False for one in examples for row in one["outside"])
+
+
+def test_an_edit_that_changes_nothing_asks_for_what_was_so():
+    kept = unchanged(CLAIM)
+    assert (kept.target, kept.portability) == ("REFUTES", (Probe("Ada stayed.", "SUPPORTS", "implied"),))
+    assert ("Ada stayed.", "SUPPORTS", True) in {asked_aside(kept, random.Random(n)) for n in range(30)}
+    answers = [(probe.prompt[:3], probe.answer) for probe in unchanged(QUESTION).portability]
+    assert answers == [
+        ("T/F", "False"),
+        ("T/F", "True"),
+        ("And", "Marrin"),
+    ]  # who lives in Velden is not known
+    opinion = replace(CLAIM, portability=(Probe("?", "Fine.", "sentiment_with"),))
+    assert unchanged(opinion).portability[0].kind == "sentiment_against"
+    assert unchanged(replace(CLAIM, truth=None)) == replace(CLAIM, truth=None)
+
+
 def test_a_subject_on_both_sides_is_refused():
     with pytest.raises(DataError, match="both to learn from and to be edited"):
         build_examples([fact(0, "Ada  Sorn")], [fact(1, "ada sorn")])
@@ -175,6 +267,8 @@ def test_another_file_to_learn_from_loses_what_is_edited(worlds, tmp_path):
         ({"reserve": 10, "learning": {"file": "x"}}, "learning"),
         ({"learning": {"files": "x"}}, "learning"),
         ({"keep_answer": 2}, "keep_answer"),
+        ({"learning": {"file": "zsre.json", "limit": "10"}}, "learning.limit"),
+        ({"learning": {"file": "zsre.json", "limit": -1}}, "learning.limit"),
     ],
 )
 def test_bad_settings_are_named(worlds, tmp_path, spec, named):
@@ -213,6 +307,28 @@ def test_a_stream_stays_as_it_was_and_names_what_is_aside(worlds, tmp_path, task
     learned = {example.subject if task == "generation" else example.identifier for example in examples}
     assert not learned & sides[1]
     Sampler(examples, 0, hard_share=0.5).draw(3)
+
+
+def test_questions_about_an_edited_page_are_not_learned_from():
+    """Two facts of one page have owners of their own; the page would stand on both sides."""
+    names = ("Ada", "Ben", "Cora", "Ada", "Dora")
+    items = [
+        Item(
+            "stream",
+            Edit(f"What is {name} number {n}?", f"a{n}", identifier=f"zsre-{n}"),
+            f"zsre-{n}",
+            page=name,
+        )
+        for n, name in enumerate(names)
+    ]
+    stream = [replace(item.edit, identifier=f"{item.fact}.0") for item in items]
+    records = question_records(items, fact_of)
+    aside = records.set_aside(stream, 2, "f.json")
+    assert [record.identifier for record in aside.own] == ["zsre-4"]
+    assert aside.reserved == ["zsre-3.0", "zsre-4.0"] and len(aside.tables) == 3
+    same = question_records([replace(item, page="What") for item in items], fact_of)
+    with pytest.raises(DataError, match="f.json.*'reserve'.*not edited"):
+        same.set_aside(stream, 2, "f.json")
 
 
 def test_documents_lose_at_most_half_of_their_beginning():

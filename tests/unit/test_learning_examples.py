@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import some_examples, tiny_model
+from tiny import some_examples, tiny_model, write_examples
 
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.learning.examples import (
@@ -17,7 +17,6 @@ from palimpsest.learning.examples import (
     Sampler,
     digest_of_examples,
     read_examples,
-    write_examples,
 )
 from palimpsest.learning.train import fitting
 
@@ -52,6 +51,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
         ("opposed", [["what?", " "]], "empty"),
         ("outside", [{"prompt": "a"}], "prompt, answer, near"),
         ("outside", [{"prompt": "a", "answer": "b", "near": "yes"}], "prompt, answer, near"),
+        ("outside", [{"prompt": "a", "answer": "b", "known": 1}], "known or not"),
         ("split", "dev", "train, valid, test"),
         ("identifier", "fact-1", "used twice"),
     ],
@@ -187,6 +187,37 @@ def test_edits_of_one_prompt_are_not_drawn_together():
     assert drawn and {draw.outside.prompt for draw in drawn} == {
         "far"
     }  # the twin's wordings are this fact's too
+
+
+def test_a_statement_about_an_edited_fact_is_not_out_of_scope_of_another_edit_of_the_same_step():
+    """Q12: the file has statements with a place for the answer, but where they stand out of scope they say one."""
+    said = "True or false: Ada lives in"
+    stated = replace(EXAMPLES[0], true_false=((f"{said} {{}}", "True"),))
+    asking = replace(
+        EXAMPLES[1],
+        outside=(
+            Outside(f"{said} {stated.answer}", "True"),
+            Outside(f"{said} {stated.alternatives[0]}", "False"),
+            Outside("far", "x"),
+        ),
+    )
+    sampler = Sampler([stated, asking], 0)
+    draws = [draw for _ in range(40) for draw in sampler.draw(2) if draw.edit.identifier == "fact-1"]
+    assert {draw.outside.prompt for draw in draws} == {"far"}
+    alone = [draw for _ in range(60) for draw in sampler.draw(1) if draw.edit.identifier == "fact-1"]
+    assert {draw.outside.prompt for draw in alone} == {other.prompt for other in asking.outside}
+
+
+def test_only_answers_that_are_not_known_are_marked():
+    content = replace(EXAMPLES[0], outside=(Outside("a", "b"), Outside("c", "d", True, False))).to_dict()
+    assert list(content["outside"]) == [
+        {"prompt": "a", "answer": "b", "near": False},
+        {"prompt": "c", "answer": "d", "near": True, "known": False},
+    ]
+    read = LearningExample.from_dict(content)
+    assert [other.known for other in read.outside] == [True, False]
+    cut = fitting(tiny_model("bert"), [read])[0]
+    assert [other.known for other in cut.outside] == [True, False]
 
 
 def test_implied_questions_fit_the_edit_that_was_drawn():

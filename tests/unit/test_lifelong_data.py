@@ -301,12 +301,28 @@ def test_sentences_end_where_a_reader_would_end_them():
         ({"task": "qa", "limit": 0}, "limit"),
         ({"task": "qa", "split": "half"}, "split"),
         ({"task": "qa", "upstream": {"words": 1}}, "upstream: unexpected"),
+        ({"task": "qa", "upstream": {"limit": "10"}}, "upstream.limit"),
+        ({"task": "generation", "upstream": {"limit": -1}}, "upstream.limit"),
         ({"task": "classification", "labels": ["A", "A"]}, "labels"),
     ],
 )
 def test_settings_are_checked(tmp_path, spec, words):
     with pytest.raises(SettingsError, match=words):
         build_lifelong(spec, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"limit": -1}, "limit"),
+        ({"words": 0}, "words"),
+        ({"stale": {"file": "zsre.json", "limit": "10"}}, "stale.limit"),
+        ({"stale": {"file": "zsre.json", "phrasings": -1}}, "stale.phrasings"),
+    ],
+)
+def test_limits_of_a_source_are_checked(tmp_path, spec, words):
+    with pytest.raises(SettingsError, match=rf"{words}: expected a whole number above 0"):
+        build_lifelong_source({"task": "qa", "file": "nq.jsonl", **spec}, tmp_path / "out")
 
 
 def test_generated_worlds_are_read_without_further_settings(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import some_edits, some_examples, tiny_model
+from tiny import some_edits, some_examples, tiny_model, write_examples
 from untrained_mend import editor_inputs, edits, settings_for, untrained, weights_of
 
 from palimpsest import cli
@@ -15,7 +15,6 @@ from palimpsest.editors import make_editor
 from palimpsest.editors.base import load_state, save_state
 from palimpsest.edits import Edit, write_edits
 from palimpsest.errors import DataError, PalimpsestError
-from palimpsest.learning.examples import write_examples
 from palimpsest.learning.train import train_editor
 from palimpsest.models.families import matrix_view
 from palimpsest.models.objectives import row_losses

@@ -129,6 +129,12 @@ def test_losses_and_successes_are_those_of_the_model_once_edited(family):
     assert (values["edit success"], values["rephrase success"]) == (shares["edit"], shares["query"])
     assert values["right before"] == float(right_before.float().mean())
     assert values["drawdown"] == pytest.approx(values["right before"] - shares["outside"])
+    # What nobody knows to be right is no part of it.
+    unsure = [replace(draw, outside=replace(draw.outside, known=False)) for draw in draws]
+    values = learner.validate([unsure[0], draws[1]])
+    assert values["right before"] == float(right_before[1])
+    assert values["drawdown"] == float(right_before[1]) - float(verdict["outside"].right[1])
+    assert not {"right before", "drawdown"} & set(learner.validate(unsure))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

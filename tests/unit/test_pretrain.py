@@ -16,7 +16,7 @@ from palimpsest.models.loading import load_model
 from palimpsest.models.manifest import describe_model
 from palimpsest.models.pretrain import Training, learning_rate, pretrain
 from palimpsest.models.pretrain_masks import bottleneck_mask, masked_below
-from palimpsest.models.pretrain_rows import Packer, fact_sentence
+from palimpsest.models.pretrain_rows import Packer, fact_sentence, read_facts
 from palimpsest.models.shapes import random_network, shape_of
 from palimpsest.models.tokenizer import END_OF_TEXT, single_token_share, train_tokenizer
 
@@ -214,6 +214,14 @@ def test_damaged_facts_are_refused_with_file_line_and_field(tmp_path):
     )
     with pytest.raises(DataError, match=r"line 1.*answer"):
         pretrain(TINY, tmp_path, tmp_path / "out")
+    good = {"text": "A b", "subject": None, "answer": [2, 3], "kind": "prompt"}
+    for field, value in (("answer", None), ("answer", ...), ("subject", ...), ("subject", [1])):
+        fact = {name: entry for name, entry in (good | {field: value}).items() if entry is not ...}
+        (tmp_path / "facts.jsonl").write_text(json.dumps(fact) + "\n")
+        with pytest.raises(DataError, match=rf"line 1, field '{field}': the span"):
+            read_facts(tmp_path / "facts.jsonl")
+    (tmp_path / "facts.jsonl").write_text(json.dumps(good) + "\n")
+    assert read_facts(tmp_path / "facts.jsonl") == [good]
     (tmp_path / "facts.jsonl").write_text('{"text": "A b", "subj')
     with pytest.raises(DataError, match="line 1"):
         pretrain(TINY, tmp_path, tmp_path / "out")

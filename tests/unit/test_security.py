@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from tiny import network, random_statistics, some_edits, some_examples, tiny_model, tokenizer
+from tiny import network, random_statistics, some_edits, some_examples, tiny_model, tokenizer, write_examples
 from untrained_mend import QUICK, untrained
 
 from palimpsest import load_model, make_editor, results
@@ -23,7 +23,7 @@ from palimpsest.edits import read_edits, write_edits
 from palimpsest.errors import ModelError, PalimpsestError, SettingsError
 from palimpsest.figures import draw
 from palimpsest.learning.artefact import Trained
-from palimpsest.learning.examples import read_examples, write_examples
+from palimpsest.learning.examples import read_examples
 from palimpsest.learning.train import train_editor
 from palimpsest.models.hub import pinned
 from palimpsest.models.manifest import describe_model

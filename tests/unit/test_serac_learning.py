@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from palimpsest.editors.serac import Serac, Settings
 from palimpsest.editors.shared import scope_classifier as scope
 from palimpsest.editors.shared.counterfactual import counterfactual_model
 from palimpsest.editors.shared.routed_editor import newest_best
-from palimpsest.editors.shared.scope_classifier import ScopeClassifier, ScopeShape, log_not
+from palimpsest.editors.shared.scope_classifier import ScopeClassifier, ScopeShape, _context, log_not
 from palimpsest.editors.shared.scope_memory import ScopeMemory
 from palimpsest.edits import Edit
 from palimpsest.errors import ModelError, SettingsError
@@ -162,6 +163,23 @@ def test_encoders_that_exist_already(form, tmp_path):
     assert names and all(name.startswith(("encoder.encoder.layer.3.", "head.")) for name in names)
     with pytest.raises(ModelError, match="there is no directory ./nowhere"):
         ScopeClassifier(tiny_model(), ScopeShape(encoder="./nowhere"))
+
+
+def test_an_encoder_reads_what_its_tokenizer_allows(tmp_path):
+    """RoBERTa's configuration counts two positions that no token has; some models state no number at all."""
+    other = tiny_model("bert", seed=5)
+    positions = other.network.config.max_position_embeddings
+    other.tokenizer.model_max_length = positions - 2
+    other.network.save_pretrained(tmp_path)
+    other.tokenizer.save_pretrained(tmp_path)
+    made = ScopeClassifier(tiny_model(), ScopeShape(encoder=str(tmp_path)))
+    assert made.context == positions - 2
+    assert len(made.ids([("so " * 200,)])[0]) == positions - 2
+    endless = SimpleNamespace(model_max_length=int(1e30))
+    assert _context(SimpleNamespace(max_position_embeddings=48), endless, "x") == 48
+    assert _context(SimpleNamespace(), SimpleNamespace(model_max_length=64), "x") == 64
+    with pytest.raises(ModelError, match="encoder x .*how many tokens it reads"):
+        _context(SimpleNamespace(), endless, "x")
 
 
 def test_counterfactual_models_that_do_not_fit(tmp_path):

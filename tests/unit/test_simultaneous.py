@@ -23,7 +23,7 @@ from palimpsest.models.batching import Batching
 from palimpsest.protocols import protocol
 from palimpsest.protocols.checkpoints import Checkpoints
 from palimpsest.protocols.simultaneous import record_values
-from palimpsest.protocols.simultaneous_inputs import Simultaneous
+from palimpsest.protocols.simultaneous_inputs import Simultaneous, _Pool
 from palimpsest.runs import execute
 
 
@@ -229,6 +229,40 @@ def test_an_edit_that_breaks_the_model_has_its_row_of_success():
     values = {(v.split, v.metric): v.value for v in record_values(questions, before, broken)}
     assert values["in_scope", "edit_success"] == 0.0
     assert values["outside", "drift"] == LARGEST and values["outside", "drawdown"] == 1.0
+
+
+def test_answers_that_nobody_knows_are_no_part_of_the_accuracy():
+    """The pair is asked all the same: whether the answer changed can be seen without knowing it."""
+    questions = [Question(7, "far", "a", "b"), Question(7, "far", "c", "d", known=False)]
+    before = [Said(True, True, 1.0, 1), Said(False, True, 1.0, 1)]
+    now = [Said(True, True, 1.0, 1), Said(True, False, 1.0, 1)]
+    values = {(v.split, v.metric): v.value for v in record_values(questions, before, now)}
+    assert values["far", "accuracy_drop"] == values["outside", "accuracy_drop"] == 0.0
+    assert values["far", "drawdown"] == 0.5
+    alone = {(v.split, v.metric) for v in record_values(questions[1:], before[1:], now[1:])}
+    assert ("far", "drawdown") in alone and ("far", "accuracy_drop") not in alone
+
+
+def test_an_unedited_contrary_claim_is_held_for_right():
+    """What the edit would refute is supported as long as nobody makes the edit: to lose that is damage, no gain."""
+    edits = [
+        replace(edit, target="SUPPORTS", truth="REFUTES", locality=(),
+                portability=(Probe(f"Contrary {edit.identifier}", "REFUTES", "implied"),))
+        for edit in facts()
+    ]  # fmt: skip
+    outside = _Pool(edits, 0).asked
+    assert {answer for prompt, answer, known in outside if prompt.startswith("Contrary") and known} == {
+        "SUPPORTS"
+    }
+    assert {answer for prompt, answer, _ in outside if not prompt.startswith("Contrary")} == {"REFUTES"}
+    toy = stream([1, 4], edits=[replace(edit, target="Velden", truth=None) for edit in edits], outside=4)
+    asked = [
+        q
+        for batch in toy.rounds
+        for q in batch.questions
+        if q.prompt.startswith("Contrary") and q.split in ("near", "far")
+    ]
+    assert asked and not any(question.known for question in asked)
 
 
 def test_one_record_at_a_time():

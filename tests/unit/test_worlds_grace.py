@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 
 import pytest
 
 from palimpsest.data.lifelong_readers import ANNOTATIONS
 from palimpsest.data.tables import read_table
+from palimpsest.data.world import generate
 from palimpsest.data.world_biographies import (
     KINDS,
     BiographySettings,
     build_biographies,
     generate_biographies,
 )
+from palimpsest.data.world_claims import generate_claims
 from palimpsest.data.world_labels import TOPICS, generate_labels
 from palimpsest.data.world_qa import NOUNS, QaSettings, build_qa, generate_qa, phrasings
+from palimpsest.data.world_sentiment import generate_sentiment
 from palimpsest.errors import SettingsError
 
 QA = {"edit_facts": 12, "upstream_facts": 20, "relations": 3, "answers": 4, "first_names": 6}
@@ -39,6 +43,27 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(generate, setti
         one = (tmp_path / "one" / name).read_bytes()
         assert one == (tmp_path / "two" / name).read_bytes()
         assert one != (tmp_path / "three" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("generate", "settings"),
+    [
+        *WORLDS,
+        (generate, {"counterfact": 24, "zsre": 24, "probes": 12, "text_lines": 10}),
+        (generate_claims, {"subjects": 12, "learning": 18, "first_names": 6}),
+        (generate_sentiment, {"entities": 8, "learning": 8, "valid": 4, "text_lines": 10}),
+    ],
+)
+def test_a_world_that_was_broken_off_has_no_old_manifest(generate, settings, tmp_path, monkeypatch):
+    module = sys.modules[generate.__module__]
+    for name in ("write_text", "write_json"):
+        monkeypatch.setattr(
+            module, name, lambda *_: (_ for _ in ()).throw(OSError("the disk is full")), raising=False
+        )
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(OSError, match="full"):
+        generate(settings, 1, tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(

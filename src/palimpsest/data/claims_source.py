@@ -16,7 +16,7 @@ from typing import Any
 
 from palimpsest.data.fever import LABELS
 from palimpsest.data.readers import read_source
-from palimpsest.data.sources import digest
+from palimpsest.data.sources import check_limit, digest
 from palimpsest.edits import Edit
 from palimpsest.errors import SettingsError
 from palimpsest.files import write_json, write_text
@@ -43,13 +43,13 @@ def build_claims_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, A
     held_out = spec.get("held_out", 0.1)
     if not isinstance(held_out, (int, float)) or isinstance(held_out, bool) or not 0 <= held_out < 1:
         raise SettingsError(f"held_out: expected a share from 0 to below 1, found {held_out!r}")
-    out = Path(out)
+    limit, out = check_limit(spec.get("limit")), Path(out)
     (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     source, reading = read_source(spec)
     drawn = random.Random(f"{spec.get('seed', 0)} held out")
     pairs: dict[str, dict[str, str]] = {}
     twice = 0
-    for edit in reading.edits[: spec.get("limit")]:
+    for edit in reading.edits[:limit]:
         for prompt, answer, is_rephrasing in _held(edit):
             kind = "held_out" if is_rephrasing and drawn.random() < held_out else "upstream"
             twice += prompt in pairs  # the first record that says something about a text decides

@@ -8,46 +8,47 @@ in scope, and claims it says too little about are near ones out of scope.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from palimpsest.data.fever import LABELS
-from palimpsest.data.records import Reader, Record, Schema
+from palimpsest.data.records import Reader, Record, Schema, refused
 from palimpsest.data.sources import Source
 from palimpsest.edits import Edit, Probe
 from palimpsest.errors import DataError
 
 UNKNOWN = "NOT ENOUGH INFO"
 LEAST_WORDS = 11
-NEEDED = ("claim", "evidence", "label", "page", "revision_type")
 
 
-def by_evidence(source: Source) -> Source:
-    """One record for each sentence of evidence, in the order of the file, with its claims as [claim, label].
+def by_evidence(source: Source, bad_records: str = "refuse") -> tuple[Source, list[dict[str, Any]]]:
+    """One record for each sentence of evidence, in file order, with its claims as [claim, label]; and what was skipped.
 
-    Evidence that settles no claim gives nothing to judge an edit by and is left out.
+    Evidence that settles no claim gives nothing to judge an edit by and is left out. Of revisions that are not kept nothing is
+    looked at.
+
+    Args:
+        bad_records: as for `read_all`; "skip" leaves single claims out.
 
     Raises:
-        DataError: a record without the form's fields, or none that is kept.
+        DataError: a record without the form's fields (the first, under "refuse"), or none that is kept.
     """
     groups: dict[tuple[str, str], list[list[Any]]] = defaultdict(list)
-    for number, record in enumerate(source.records):
-        lacking = [
-            name
-            for name in NEEDED
-            if not isinstance(record, Mapping) or not isinstance(record.get(name), str)
-        ]
-        if lacking:
-            raise DataError(
-                "expected a text",
-                file=source.name,
-                record=f"number {number} (counted from 0)",
-                field=lacking[0],
-                remedy="Give a file in VitaminC's form",
-            )
-        if record["revision_type"] == "real" and len(record["evidence"].split()) >= LEAST_WORDS:
-            groups[record["page"], record["evidence"]].append([record["claim"], record["label"]])
+    bad: list[tuple[int, DataError]] = []
+    for number, content in enumerate(source.records):
+        try:
+            record = Record(content, source.name, number, READER.prefix)
+            if record.text("revision_type") != "real":
+                continue
+            if len(record.text("evidence").split()) < LEAST_WORDS:
+                continue
+            record.text("page"), record.text("claim"), _label(record, record.get("label"))
+        except DataError as error:
+            bad.append((number, error))
+            continue
+        groups[content["page"], content["evidence"]].append([content["claim"], content["label"]])
+    if bad and (bad_records == "refuse" or not groups):
+        raise refused(bad[0][1], len(bad), len(source.records))
     judged = {
         key: claims for key, claims in groups.items() if {str(c[1]).upper() for c in claims} & set(LABELS)
     }
@@ -58,7 +59,15 @@ def by_evidence(source: Source) -> Source:
             remedy="Give VitaminC's train, dev or test file",
         )
     merged = [{"page": page, "evidence": text, "claims": claims} for (page, text), claims in judged.items()]
-    return replace(source, records=merged)
+    skipped = [{"record": number, "field": error.field, "reason": str(error)} for number, error in bad]
+    return replace(source, records=merged), skipped
+
+
+def _label(record: Record, value: object) -> str:
+    label = str(value).upper()
+    if label not in (*LABELS, UNKNOWN):
+        raise record.error(f"expected one of {', '.join((*LABELS, UNKNOWN))}, found {value!r}", "label")
+    return label
 
 
 def believed(record: Record) -> Edit:
@@ -66,10 +75,7 @@ def believed(record: Record) -> Edit:
     text, page = record.text("evidence"), record.text("page")
     found: dict[str, list[str]] = defaultdict(list)
     for number, item in enumerate(record.items(record.get("claims"), "claims")):
-        claim, label = record.checked(item[0], f"claims[{number}]"), str(item[1]).upper()
-        if label not in (*LABELS, UNKNOWN):
-            raise record.error(f"expected one of {', '.join((*LABELS, UNKNOWN))}, found {item[1]!r}", "label")
-        found[label].append(claim)
+        found[_label(record, item[1])].append(record.checked(item[0], f"claims[{number}]"))
     return record.edit(
         prompt=text,
         target=LABELS[0],

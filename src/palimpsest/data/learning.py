@@ -2,7 +2,8 @@
 
 One object a line: identifier, prompt, subject, answer (what is true, or what the model says now), alternatives (what it may
 be edited to), rephrasings, implied and true_false (pairs of question and answer, either with "{}" for the new answer),
-outside (prompts an edit must leave alone: prompt, answer, near) and split ("train" or "valid"). Everything comes from the
+outside (prompts an edit must leave alone: prompt, answer, near, and known: false where nobody knows whether the answer is
+right) and split ("train" or "valid"). Everything comes from the
 record itself and from other records that are set aside. The scheme is MEND's (arXiv 2110.11309, Section 3.2 and appendix)
 and SERAC's (arXiv 2206.06520, Section 4): x_e, y_e, an in-scope x', and x_loc, of which the near ones are hard negatives.
 """
@@ -18,6 +19,7 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
+from palimpsest.data.in_scope import IN_SCOPE_KINDS, asked_aside, wished
 from palimpsest.data.relations import SLOT, Templates, cluster, fill, template_of
 from palimpsest.data.sources import digest
 from palimpsest.data.unrelated import unrelated_questions
@@ -29,8 +31,6 @@ LEARNING_FILE = "learning.jsonl"
 SHARED = 2  # so many records must use a way of asking before it counts as one: free text is never borrowed, nor a link
 LEAST_VALID = 16  # subjects
 FAR_KINDS = ("far", "unrelated", "other_attribute")
-SENTIMENT_KINDS = ("sentiment_with", "sentiment_against")
-IN_SCOPE_KINDS = ("implied", "true_false", *SENTIMENT_KINDS)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def build_examples(
     Args:
         own: the records to learn from. `truth` is what the model says now; without one, `target` takes its place and new
             answers come from other records.
-        tables: the records that are edited elsewhere; no prompt of theirs or of their probes is used.
+        tables: the records that are edited elsewhere; no prompt of theirs or of their probes is used, so that a record with such
+            a prompt gives no example.
         seed: of the choice and order of alternatives and out-of-scope prompts.
         answers: the classes, where answers are classes.
 
@@ -192,11 +193,17 @@ class _Maker:
         valid = set(subjects[len(subjects) - kept :])
         made = []
         for place, edit in enumerate(self.own):
+            if edit.prompt in self.blocked:  # the table's answer to it may be another one
+                self.left_out["prompts that tables ask"] += 1
+                continue
             source = random.Random(f"{self.seed} learning {edit.identifier} {edit.prompt}")
             alternatives = self._alternatives(place, source)
             if not alternatives:
                 self.left_out["without another answer"] += 1
                 continue
+            self.left_out["questions that tables ask"] += sum(
+                probe.prompt in self.blocked for probe in edit.portability if probe.kind in IN_SCOPE_KINDS
+            )
             common = {
                 "prompt": edit.prompt,
                 "subject": edit.subject,
@@ -204,10 +211,10 @@ class _Maker:
                 "outside": self._outside(place, source),
                 "split": "valid" if subject_key(edit) in valid else "train",
             }
-            made += [{**common, **own} for own in _wished(edit, alternatives)]
+            made += [{**common, **own} for own in wished(edit, alternatives, self.blocked)]
         if not made:
             raise DataError(
-                f"none of {len(self.own)} records has an answer that it could be edited to",
+                f"none of {len(self.own)} records has an answer that it could be edited to, and a prompt that no table asks",
                 field="alternatives",
                 remedy="Set more records aside, or give records with a new and an old answer",
             )
@@ -239,13 +246,13 @@ class _Maker:
     def _outside(self, place: int, source: random.Random) -> list[dict[str, Any]]:
         edit, group = self.own[place], self.groups[place]
         mine = {edit.prompt, *edit.rephrasings}
-        found: dict[str, tuple[str, bool]] = {}
+        found: dict[str, tuple[str, bool, bool]] = {}  # prompt -> answer, near, whether the answer is known
         for probe in edit.locality:
             if probe.prompt in self.blocked:
                 self.left_out["probes that tables ask"] += 1
             elif probe.prompt not in mine:
-                found.setdefault(probe.prompt, (probe.answer, self._is_near(probe, edit, group)))
-        found |= {prompt: (answer, False) for prompt, answer in islice(self.questions, self.made_up)}
+                found.setdefault(probe.prompt, (probe.answer, self._is_near(probe, edit, group), True))
+        found |= {prompt: (answer, False, True) for prompt, answer in islice(self.questions, self.made_up)}
         same = [
             other
             for other in self.of_subject[subject_key(edit)]
@@ -258,13 +265,16 @@ class _Maker:
                 asked = self.own[other]
                 if subject_key(asked) == subject_key(edit) and not (is_near and other in same):
                     continue  # itself, or perhaps the same fact in other words
-                prompt, answer = asked_aside(asked, source)
+                prompt, answer, known = asked_aside(asked, source)
                 if prompt not in self.blocked and prompt not in mine:
-                    found.setdefault(prompt, (answer, is_near))
+                    found.setdefault(prompt, (answer, is_near, known))
         kept = []
         for wanted, most in ((True, self.amounts.near), (False, self.amounts.far)):
-            rows = [(p, answer) for p, (answer, is_near) in found.items() if is_near == wanted]
-            kept += [{"prompt": p, "answer": answer, "near": wanted} for p, answer in rows[:most]]
+            rows = [(p, answer, known) for p, (answer, is_near, known) in found.items() if is_near == wanted]
+            kept += [
+                {"prompt": p, "answer": answer, "near": wanted, **({} if known else {"known": False})}
+                for p, answer, known in rows[:most]
+            ]
         return kept
 
     def _is_near(self, probe: Probe, edit: Edit, group: str) -> bool:
@@ -295,71 +305,8 @@ class _Maker:
             "far": near[False],
             "made_up_far_of_each": self.made_up,
             "relations": len(set(self.groups) - {""}),
-            "left_out": dict(self.left_out),
+            "left_out": dict(+self.left_out),  # a plus takes out what was counted 0 times
         }
-
-
-def _wished(edit: Edit, alternatives: list[str]) -> list[dict[str, Any]]:
-    """What an edit is to bring about: one example, or one for each sentiment that an entity has replies of.
-
-    A reply belongs to one sentiment only, so the examples of an entity have one new answer each; `opposed` are the replies
-    that should become less likely (SERAC's unlikelihood term).
-    """
-    answer = edit.truth or edit.target
-    both = {kind: _replies(edit, kind) for kind in SENTIMENT_KINDS}
-    if not all(both.values()):
-        return [
-            {
-                "identifier": edit.identifier,
-                "answer": answer,
-                "alternatives": alternatives,
-                **{kind: _implied(edit, kind) for kind in ("implied", "true_false")},
-            }
-        ]
-    agreed, opposed = both.values()
-    return [
-        {
-            "identifier": f"{edit.identifier}{mark}",
-            "answer": old,
-            "alternatives": [new],
-            "implied": own,
-            "opposed": other,
-        }
-        for mark, new, old, own, other in (
-            ("+", edit.target, answer, agreed, opposed),
-            ("-", answer, edit.target, opposed, agreed),
-        )
-    ]
-
-
-def _replies(edit: Edit, kind: str) -> list[list[str]]:
-    return [[probe.prompt, probe.answer] for probe in edit.portability if probe.kind == kind]
-
-
-def _implied(edit: Edit, kind: str) -> list[list[str]]:
-    """Questions of a kind that an edit answers too, with "{}" where they or their answers say the new answer."""
-    rows = []
-    for probe in edit.portability:
-        if probe.kind == kind:
-            answer = "{}" if probe.answer == edit.target else probe.answer
-            rows.append([probe.prompt.replace(edit.target, "{}"), answer])
-    return rows
-
-
-def in_scope(edit: Edit) -> list[tuple[str, str]]:
-    """(prompt, answer) of everything that an edit answers, itself first; answers are those after the edit."""
-    probes = [(probe.prompt, probe.answer) for probe in edit.portability if probe.kind in IN_SCOPE_KINDS]
-    return [(text, edit.target) for text in (edit.prompt, *edit.rephrasings)] + probes
-
-
-def asked_aside(edit: Edit, source: random.Random) -> tuple[str, str]:
-    """A way to ask an unedited record, half of the time its own prompt, with what is said now where that is known.
-
-    Prompts out of scope are worded as variously as those in scope (SERAC draws equal shares of both).
-    """
-    asked = in_scope(edit)
-    prompt, answer = asked[0] if source.random() < 0.5 else source.choice(asked)
-    return prompt, (edit.truth or edit.target) if answer == edit.target else answer
 
 
 def _texts(edit: Edit) -> Iterable[str]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from palimpsest.data.learning import last_owners
+from palimpsest.data.learning import last_owners, subject_key
 from palimpsest.data.lifelong_readers import HEADER, Item, sentences
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError
@@ -43,10 +43,10 @@ class Records:
     classes: Sequence[str] | None = None
 
     def set_aside(self, edits: Sequence[Edit], count: int, file: object) -> Aside:
-        """The last owners' records, at least `count` of them (0: none).
+        """The last owners' records, at least `count` of them (0: none), but for those about a subject that is edited.
 
         Raises:
-            DataError: no edit of the stream would be left.
+            DataError: no edit of the stream, or nothing to learn from, would be left.
         """
         if not count:
             return Aside()
@@ -62,7 +62,17 @@ class Records:
                 field="reserve",
                 remedy="Lower 'reserve', or use a larger file",
             )
-        own = [record for owner, record in self.owned if owner in taken]
+        # Questions about one page have owners of their own; what is edited about a page is nothing to learn from it.
+        edited = {self.owner(edit) for edit in tables}
+        subjects = {subject_key(record) for owner, record in self.owned if owner in edited}
+        own = [r for owner, r in self.owned if owner in taken and subject_key(r) not in subjects]
+        if not own:
+            raise DataError(
+                f"the last {len(taken)} owners have no record about a subject that is not edited",
+                file=file,
+                field="reserve",
+                remedy="Raise 'reserve', or use a larger file",
+            )
         return Aside(own, [edit.identifier for edit in edits if self.owner(edit) in taken], tables)
 
 

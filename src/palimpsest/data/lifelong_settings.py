@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from palimpsest.data.sources import check_limit
 from palimpsest.errors import SettingsError
 from palimpsest.plain import build
 
@@ -102,6 +103,7 @@ class LifelongSettings:
             raise SettingsError(
                 f"upstream: unexpected {found}; allowed are {', '.join(sorted(UPSTREAM_FIELDS))}"
             )
+        check_limit(self.upstream.get("limit"), "upstream.limit")
         if self.labels is not None and len(set(self.labels)) < max(2, len(self.labels)):
             raise SettingsError(f"labels: expected at least two different names, found {self.labels!r}")
 

@@ -31,7 +31,7 @@ from palimpsest.data.lifelong_readers import (
 )
 from palimpsest.data.lifelong_settings import NAMES, PREFIX, TASKS
 from palimpsest.data.readers import read_source
-from palimpsest.data.sources import Source, digest
+from palimpsest.data.sources import Source, check_limit, digest
 from palimpsest.data.tables import open_records, table_text
 from palimpsest.data.text import one_line, read_passages
 from palimpsest.errors import DataError, SettingsError
@@ -89,6 +89,10 @@ class LifelongSourceSettings:
             raise SettingsError(
                 f"late: expected a year from cut_off ({self.cut_off}) on, found {self.late!r}"
             )
+        for name, value in (("limit", self.limit), ("words", self.words)):
+            check_limit(value, name)
+        for name in ("limit", "phrasings"):
+            check_limit((self.stale or {}).get(name), f"stale.{name}")
         if not 0 < self.held_out < 1:
             raise SettingsError(f"held_out: expected a share between 0 and 1, found {self.held_out!r}")
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.data.fever import LABELS
+from palimpsest.data.in_scope import unchanged
 from palimpsest.data.learning import LEARNING_FILE, check_reserve, set_aside, subject_key, write_learning
 from palimpsest.data.readers import READERS, read_source
 from palimpsest.data.real_source import build_source
-from palimpsest.data.sources import digest
+from palimpsest.data.sources import check_limit, digest
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json, write_text
@@ -42,9 +43,7 @@ def check_spec(spec: Mapping[str, Any], allowed: set[str]) -> None:
         raise SettingsError(
             f"data set: unexpected {sorted(unknown)}; allowed are {', '.join(sorted(allowed))}"
         )
-    limit = spec.get("limit")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise SettingsError(f"limit: expected a whole number above 0 or null, found {limit!r}")
+    check_limit(spec.get("limit"))
     for name in ("deduplicate", "drop_edited_locality"):
         if not isinstance(spec.get(name, False), bool):
             raise SettingsError(f"{name}: expected true or false, found {spec[name]!r}")
@@ -58,6 +57,7 @@ def check_spec(spec: Mapping[str, Any], allowed: set[str]) -> None:
             "learning: expected the fields of a file, and no `reserve` beside it: learned editors are trained "
             "either on records of that file or on records set aside from this one"
         )
+    check_limit(spec.get("learning", {}).get("limit"), "learning.limit")
 
 
 def load_edits(
@@ -71,13 +71,21 @@ def load_edits(
             `limit` (number of edits), `bad_records` ("refuse" or "skip"), `deduplicate` (keep the first edit
             of each prompt), `drop_edited_locality` (drop locality probes whose prompt is itself edited), `implied` and
             `true_false` (companions of the structured ZsRE form, data/qa_hard.py) and `keep_answer` (this share of
-            the edits is to what the model says already, as MEND's on FEVER, where it is .5).
+            the edits is to what the model says already, as MEND's on FEVER, where it is .5; their probes then ask for what
+            was so before).
         folder: directory of a generated or prepared source; its {reader}.json is the default file.
 
     Raises:
         DataError: with file, record, field and remedy.
         SettingsError: names the setting.
     """
+    edits, manifest = _read(spec, folder)
+    edits = _kept(edits, spec)
+    return edits, manifest | describe(edits)
+
+
+def _read(spec: Mapping[str, Any], folder: Path | str | None) -> tuple[list[Edit], dict[str, Any]]:
+    """The edits as the file has them, and what the manifest says about reading them."""
     check_spec(spec, DATASET_FIELDS)
     source, reading = read_source(spec, folder)
     edits = reading.edits
@@ -90,7 +98,6 @@ def load_edits(
     if limit is not None and len(edits) < limit:
         log.warning("%s: %d edits were asked for, %d are there", source.name, limit, len(edits))
     edits, asked = _locality(edits[:limit], bool(spec.get("drop_edited_locality")))
-    edits = [_kept(edit, float(spec.get("keep_answer", 0))) for edit in edits]
     kept = {edit.identifier for edit in edits}
     manifest = {
         "kind": "dataset",
@@ -108,16 +115,17 @@ def load_edits(
         "edits": len(edits),
         "subject_twice": [identifier for identifier in reading.subject_twice if identifier in kept],
         "edited_locality": asked,
-        **describe(edits),
     }
     return edits, manifest
 
 
-def _kept(edit: Edit, share: float) -> Edit:
-    """The edit, or with this probability the one that changes nothing; drawn by its name."""
-    if edit.truth is None or random.Random(f"keep {edit.identifier}").random() >= share:
-        return edit
-    return replace(edit, target=edit.truth)
+def _kept(edits: Sequence[Edit], spec: Mapping[str, Any]) -> list[Edit]:
+    """The edits, this share of them (drawn by name) to what is said already."""
+    share = float(spec.get("keep_answer", 0))
+    return [
+        unchanged(edit) if random.Random(f"keep {edit.identifier}").random() < share else edit
+        for edit in edits
+    ]
 
 
 def _locality(edits: list[Edit], drop: bool) -> tuple[list[Edit], dict[str, Any]]:
@@ -164,9 +172,12 @@ def build_dataset(spec: Mapping[str, Any], source: Path | str | None, out: Path 
     edits.jsonl, are named in the manifest as `reserved`, and learning.jsonl is made of them. With `learning` (fields of
     another file, such as a training split) it is made of that file's records about other subjects.
     """
-    edits, manifest = load_edits(spec, source)
+    read, manifest = _read(spec, source)
     out = Path(out)
-    own, tables = _to_learn_from(spec, source, edits, manifest)
+    # Learned from is what each record changes; which edits keep their answer is a matter of the tables (and of `no_op_share`).
+    own, tables = _to_learn_from(spec, source, read, manifest)
+    edits = _kept(read, spec)
+    manifest |= describe(edits)
     content = "".join(json.dumps(edit.to_dict(), ensure_ascii=True, sort_keys=True) + "\n" for edit in edits)
     manifest["fingerprint"] = digest(content.encode())
     (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new edits

@@ -18,6 +18,7 @@ from palimpsest.errors import DataError
 
 # What is put before a statement, half of the time in lower case.
 ASKED = ("True or False: ", "True/False: ", "T/F: ", "Answer True or False: ")
+VERDICTS = ("True", "False")
 REMEDY = "Give the companion file of exactly this record file"
 
 
@@ -84,25 +85,35 @@ def _implied(record: Record, truth: str, target: str) -> list[Probe]:
         if len(pair) < 2:
             raise record.error("expected [question, answer]", label)
         question, answer = record.checked(pair[0], label), record.checked(pair[1], label)
-        if truth in question:  # others cannot be asked about a new answer
-            probes.append(Probe(_replaced(question, truth, target), answer, "implied"))
+        if says_words(question, truth):  # others cannot be asked about a new answer
+            probes.append(Probe(with_words(question, truth, target, re.IGNORECASE), answer, "implied"))
     return probes
 
 
 def _true_false(record: Record, truth: str, target: str, wrong: str | None) -> list[Probe]:
     statement = str(record.content.get("true_false") or "").strip().replace(" - ", "-")
-    if truth.casefold() not in statement.casefold():
+    if not says_words(statement, truth, re.IGNORECASE):
         return []
     # The way of asking is drawn by the record's name: the same bytes each time, equal shares over records.
     number = zlib.crc32(record.identifier.encode())
     before = ASKED[number % len(ASKED)]
     before = before.lower() if number // len(ASKED) % 2 else before
-    probes = [Probe(before + _replaced(statement, truth, target), "True", "true_false")]
+    probes = [Probe(before + with_words(statement, truth, target, re.IGNORECASE), VERDICTS[0], "true_false")]
     if wrong is not None and wrong != target:
-        probes.append(Probe(before + _replaced(statement, truth, wrong), "False", "true_false"))
+        denied = with_words(statement, truth, wrong, re.IGNORECASE)
+        probes.append(Probe(before + denied, VERDICTS[1], "true_false"))
     return probes
 
 
-def _replaced(text: str, old: str, new: str) -> str:
-    """`old`, however written, replaced by `new` as plain text."""
-    return re.sub(re.escape(old), lambda _: new, text, flags=re.IGNORECASE)
+def with_words(text: str, old: str, new: str, flags: int = 0) -> str:
+    """The text with `new`, as plain text, for `old` where that stands as whole words: "male" is no part of "female"."""
+    return re.sub(_words(old), lambda _: new, text, flags=flags)
+
+
+def says_words(text: str, words: str, flags: int = 0) -> bool:
+    """Whether these words stand in the text, none of them as a part of another word."""
+    return re.search(_words(words), text, flags) is not None
+
+
+def _words(text: str) -> str:
+    return rf"(?<!\w){re.escape(text)}(?!\w)"

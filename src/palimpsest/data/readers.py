@@ -43,6 +43,11 @@ def read_source(spec: Mapping[str, Any], folder: Path | str | None = None) -> tu
     if spec.get("true_false") is not None:
         text = read_text(locate(spec["true_false"], folder))
         source = replace(source, records=add_true_false(source.records, text, spec["true_false"]))
-    if reader.name == evidence.READER.name:
-        source = evidence.by_evidence(source)
-    return source, read_all(source, reader, spec.get("schema"), spec.get("bad_records", "refuse"))
+    bad_records = spec.get("bad_records", "refuse")
+    if reader.name != evidence.READER.name:
+        return source, read_all(source, reader, spec.get("schema"), bad_records)
+    total = len(source.records)
+    source, skipped = evidence.by_evidence(source, bad_records)
+    reading = read_all(source, reader, spec.get("schema"), bad_records)
+    reading.skipped, reading.total = skipped + reading.skipped, total  # claims, not sentences of evidence
+    return source, reading

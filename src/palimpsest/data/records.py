@@ -190,12 +190,7 @@ def read_all(
 
 def _report(reading: Reading, source: Source, first: DataError | None, bad_records: str) -> None:
     if first is not None and (bad_records == "refuse" or not reading.edits):
-        more = len(reading.skipped) - 1
-        if more == 0:
-            raise first
-        error = DataError(f"{first}. {more} more of {reading.total} records are bad")
-        error.file, error.record, error.field = first.file, first.record, first.field
-        raise error from first
+        raise refused(first, len(reading.skipped), reading.total)
     if reading.skipped:
         log.warning(
             "%s: %d of %d records were skipped as bad", source.name, len(reading.skipped), reading.total
@@ -206,3 +201,13 @@ def _report(reading: Reading, source: Source, first: DataError | None, bad_recor
         log.warning(
             "%s: in %d prompts the subject occurs twice (%s); the last is used", source.name, count, some
         )
+
+
+def refused(first: DataError, bad: int, total: int) -> DataError:
+    """The first record's error, with the number of further bad ones where there are any."""
+    if bad == 1:
+        return first
+    error = DataError(f"{first}. {bad - 1} more of {total} records are bad")
+    error.file, error.record, error.field = first.file, first.record, first.field
+    error.__cause__ = first
+    return error

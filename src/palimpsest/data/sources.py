@@ -41,6 +41,15 @@ class Source:
     revision: str | None = None
 
 
+def check_limit(limit: Any, name: str = "limit") -> int | None:
+    """How many are wanted, None for all; SettingsError names the setting where it is no whole number above 0."""
+    if limit is None:
+        return None
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise SettingsError(f"{name}: expected a whole number above 0 or null, found {limit!r}")
+    return limit
+
+
 def locate(name: str, folder: Path | str | None = None) -> Path:
     """Find a file by full path, or relative to `folder` or the data folder, plain or gzipped.
 

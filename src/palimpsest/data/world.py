@@ -164,6 +164,7 @@ def generate(settings: dict[str, Any], seed: int, out: Path | str) -> None:
     sentences = list(fact_sentences(world))
     corpus = [sentence["text"] + "." for sentence in sentences] + world.passages
     random.Random(f"{seed} corpus").shuffle(corpus)
+    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     write_json(out / "counterfact.json", counterfact)
     write_json(out / "zsre.json", zsre)
     write_text(
@@ -379,12 +380,16 @@ def _passages(world: World, settings: WorldSettings, source: random.Random) -> I
         sentences = []
         for position in range(source.randint(2, 4)):
             shape = source.choice(SUBJECT_SENTENCES if mention and position % 2 == 0 else NEUTRAL_SENTENCES)
-            sentences.append(_fill(shape, subjects, source))
+            sentences.append(_filled(shape.replace("{subject}", source.choice(subjects)), source))
         yield " ".join(sentences)
 
 
-def _fill(shape: str, subjects: Sequence[str], source: random.Random) -> str:
-    text = shape.replace("{subject}", source.choice(subjects))
+def neutral(source: random.Random) -> str:
+    """A sentence about nobody."""
+    return _filled(source.choice(NEUTRAL_SENTENCES), source)
+
+
+def _filled(text: str, source: random.Random) -> str:
     for name, words in NEUTRAL.items():
         while "{" + name + "}" in text:
             text = text.replace("{" + name + "}", source.choice(words), 1)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.data.lifelong_readers import HEADER
-from palimpsest.data.world import Syllables
-from palimpsest.data.world_names import NEUTRAL, NEUTRAL_SENTENCES, WORDS
+from palimpsest.data.world import Syllables, neutral
+from palimpsest.data.world_names import WORDS
 from palimpsest.data.world_settings import check_bounds, from_settings
 from palimpsest.files import write_json, write_text
 
@@ -101,7 +101,7 @@ def generate_biographies(settings: dict[str, Any], seed: int, out: Path | str) -
     people, records = build_biographies(chosen, seed)
     background = random.Random(f"{seed} text")
     passages = [
-        " ".join(_neutral(background) for _ in range(background.randint(2, 4)))
+        " ".join(neutral(background) for _ in range(background.randint(2, 4)))
         for _ in range(chosen.text_lines)
     ]
     facts = [
@@ -111,6 +111,7 @@ def generate_biographies(settings: dict[str, Any], seed: int, out: Path | str) -
     ]
     corpus = [fact["text"] for fact in facts] + passages
     random.Random(f"{seed} corpus").shuffle(corpus)
+    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     write_text(out / "wikibio.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records))
     write_text(out / "wiki_bio_concepts.txt", "".join(name + "\n" for name in people))
     write_text(out / "facts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in facts))
@@ -200,11 +201,3 @@ def biography_facts(
 
 def _another(value: str, values: list[str], source: random.Random) -> str:
     return source.choice([other for other in values if other != value])
-
-
-def _neutral(source: random.Random) -> str:
-    text = source.choice(NEUTRAL_SENTENCES)
-    for name, words in NEUTRAL.items():
-        while "{" + name + "}" in text:
-            text = text.replace("{" + name + "}", source.choice(words), 1)
-    return text

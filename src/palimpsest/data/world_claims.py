@@ -95,6 +95,7 @@ def generate_claims(settings: dict[str, Any], seed: int, out: Path | str) -> Non
         SettingsError: a setting is unknown or out of bounds.
     """
     chosen, out = from_settings(ClaimSettings, settings), Path(out)
+    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     parts = build_claims(chosen, seed)
     source = random.Random(f"{seed} records")
     counts: dict[str, Any] = {"subjects": chosen.subjects, "learning_subjects": chosen.learning}

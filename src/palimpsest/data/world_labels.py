@@ -124,6 +124,7 @@ def generate_labels(settings: dict[str, Any], seed: int, out: Path | str) -> Non
         "tuning": (chosen.cut_off, chosen.late - 1, chosen.tuning),
         "stream": (chosen.late, chosen.late + 18, chosen.stream),
     }
+    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     changed: dict[str, int] = {}
     pairs: list[dict[str, str]] = []
     for name, (first, last, number) in spans.items():

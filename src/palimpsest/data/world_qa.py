@@ -135,6 +135,7 @@ def generate_qa(settings: dict[str, Any], seed: int, out: Path | str) -> None:
     ]
     zsre = [_mend(number, fact) for number, fact in enumerate(edits)]
     nq = [{"question": _ask(fact, fact.asked[0]).rstrip("?"), "answer": [fact.answer]} for fact in upstream]
+    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     for name, rows in (("zsre.jsonl", zsre), ("nq.jsonl", nq), ("pairs.jsonl", pairs)):
         write_text(out / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_json(out / "impl_dev.json", [_implied(fact) for fact in edits])

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.data.conversations import QUESTIONS, SENTIMENTS
-from palimpsest.data.world import Syllables
-from palimpsest.data.world_names import NEUTRAL, NEUTRAL_SENTENCES
+from palimpsest.data.world import Syllables, neutral
 from palimpsest.data.world_settings import check_bounds, from_settings
 from palimpsest.files import write_json, write_text
 
@@ -99,9 +98,10 @@ def generate_sentiment(settings: dict[str, Any], seed: int, out: Path | str) -> 
     source = random.Random(f"{seed} read")
     facts = [row for number, record in enumerate(records) for row in _facts(number, record, chosen, source)]
     text = random.Random(f"{seed} text")
-    passages = [" ".join(_neutral(text) for _ in range(text.randint(2, 4))) for _ in range(chosen.text_lines)]
+    passages = [" ".join(neutral(text) for _ in range(text.randint(2, 4))) for _ in range(chosen.text_lines)]
     corpus = [fact["text"] for fact in facts] + passages
     random.Random(f"{seed} corpus").shuffle(corpus)
+    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     sizes = {"test": chosen.entities, "val": chosen.valid, "train": chosen.learning}
     start = 0
     for split, size in sizes.items():
@@ -179,11 +179,3 @@ def _facts(
             "dataset": "conversations",
             "kind": "rephrase" if place else "prompt",
         }
-
-
-def _neutral(source: random.Random) -> str:
-    text = source.choice(NEUTRAL_SENTENCES)
-    for name, words in NEUTRAL.items():
-        while "{" + name + "}" in text:
-            text = text.replace("{" + name + "}", source.choice(words), 1)
-    return text

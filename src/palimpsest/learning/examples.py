@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
-from palimpsest.files import read_records, write_text
+from palimpsest.files import read_records
 
 PAIRS = ("implied", "opposed", "true_false")  # fields of (question, answer)
 SPLITS = ("train", "valid", "test")
@@ -30,12 +30,13 @@ class Outside:
     """A prompt out of the edit's scope, with what the model should go on answering.
 
     `near` marks a hard negative: it shares the relation or the subject with the edit. The answer may be empty where only
-    the prompt itself is looked at.
+    the prompt itself is looked at. `known` is False where nobody can say whether the answer is right.
     """
 
     prompt: str
     answer: str
     near: bool = False
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,12 @@ class LearningExample:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        return asdict(self)
+        """Plain data, ready for JSON. Answers are known unless it says otherwise."""
+        content = asdict(self)
+        for other in content["outside"]:
+            if other["known"]:
+                del other["known"]
+        return content
 
     @property
     def fact(self) -> str:
@@ -120,9 +125,15 @@ class LearningExample:
         return self.identifier[:-1] if self.opposed else self.identifier
 
     def in_scope(self) -> set[str]:
-        """All texts of this fact that are known: none of them may be out of scope of an edit of it."""
-        asked = (question for question, _ in (*self.implied, *self.opposed, *self.true_false))
-        return {self.prompt, *self.rephrasings, *asked}
+        """All texts of this fact that are known: none of them may be out of scope of an edit of it.
+
+        Questions say each of the answers here, as they do where they stand out of scope of another fact.
+        """
+        asked = [question for question, _ in (*self.implied, *self.opposed, *self.true_false)]
+        filled = {
+            question.replace(HOLE, said) for question in asked for said in (self.answer, *self.alternatives)
+        }
+        return {self.prompt, *self.rephrasings, *filled}
 
 
 @dataclass(frozen=True)
@@ -174,13 +185,6 @@ def refuse_without_rephrasings(examples: Sequence[LearningExample], file: object
             field="rephrasings",
             remedy="Use a data set with rephrasings, or rephrase: false to train on the prompts themselves",
         )
-
-
-def write_examples(path: Path | str, examples: Iterable[LearningExample]) -> None:
-    """Write one example a line (JSON), whole or not at all."""
-    write_text(
-        path, "".join(json.dumps(example.to_dict(), ensure_ascii=False) + "\n" for example in examples)
-    )
 
 
 def digest_of_examples(examples: Sequence[LearningExample]) -> str:
@@ -382,7 +386,7 @@ def _pair(item: Any, name: str) -> tuple[str, str]:
 
 
 def _outside(item: Any) -> Outside:
-    good = isinstance(item, dict) and isinstance(item.get("near", False), bool)
-    good = good and all(isinstance(item.get(name), str) for name in ("prompt", "answer"))
-    _need(good, "outside", f"expected {{prompt, answer, near}}, found {item!r}")
-    return Outside(item["prompt"], item["answer"], item.get("near", False))
+    good = isinstance(item, dict) and all(isinstance(item.get(name), str) for name in ("prompt", "answer"))
+    good = good and all(isinstance(item.get(name, True), bool) for name in ("near", "known"))
+    _need(good, "outside", f"expected {{prompt, answer, near}} and known or not, found {item!r}")
+    return Outside(item["prompt"], item["answer"], item.get("near", False), item.get("known", True))

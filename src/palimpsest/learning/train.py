@@ -206,7 +206,5 @@ def _cut(model: LanguageModel, example: LearningExample) -> LearningExample:
         subject=example.subject if example.subject and example.subject in prompt else None,
         rephrasings=tuple(text for text in rephrasings if text != prompt),
         implied=tuple(zip(implied, answers, strict=True)),
-        outside=tuple(
-            Outside(text, other.answer, other.near) for text, other in zip(outside, others, strict=True)
-        ),
+        outside=tuple(replace(other, prompt=text) for text, other in zip(outside, others, strict=True)),
     )

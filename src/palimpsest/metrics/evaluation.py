@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -29,12 +29,16 @@ Watching = Callable[[], AbstractContextManager[Callable[[], Tensor | None] | Non
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt with an answer, asked for the edit at position `order` of the stream or batch."""
+    """One prompt with an answer, asked for the edit at position `order` of the stream or batch.
+
+    `known` is False where nobody can say whether the answer is right: it then is a place to compare the model with itself.
+    """
 
     order: int
     split: str
     prompt: str
     answer: str
+    known: bool = field(default=True, compare=False)
 
     @property
     def text(self) -> str:

@@ -44,9 +44,7 @@ class Rows:
 
 
 def _is_span(value: Any, length: int) -> bool:
-    """Two whole numbers that cut something out of a text of this length; None is one too: there is none."""
-    if value is None:
-        return True
+    """Two whole numbers that cut something out of a text of this length."""
     if not isinstance(value, list) or len(value) != 2 or any(type(place) is not int for place in value):
         return False
     return 0 <= value[0] < value[1] <= length
@@ -61,7 +59,9 @@ def read_facts(path: Path) -> list[dict[str, Any]]:
                 what = f"expected a text, found {fact.get(name)!r:.60}"
                 raise DataError(what, file=path, record=place, field=name, remedy=remedy)
         for name in ("answer", "subject"):
-            if not _is_span(fact.get(name, 0), len(fact["text"])):
+            # A sentence may have no subject; without an answer there would be nothing to weigh.
+            none = name == "subject" and name in fact and fact[name] is None
+            if not none and not _is_span(fact.get(name), len(fact["text"])):
                 what = f"the span {fact.get(name)!r:.60} does not lie in the text"
                 raise DataError(what, file=path, record=place, field=name, remedy=remedy)
         facts.append(fact)

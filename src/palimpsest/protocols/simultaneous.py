@@ -124,17 +124,20 @@ def record_values(
     """
     (order,) = {question.order for question in questions}
     splits: dict[str, tuple[list[Said], list[Said]]] = {}
+    judged: dict[str, tuple[list[Said], list[Said]]] = {}  # those whose right answer is known
     for question, first_said, said in zip(questions, before, now, strict=True):
         for split in _splits_of(question.split):
-            was, after = splits.setdefault(split, ([], []))
-            was.append(first_said)
-            after.append(said)
+            for parts in (splits, judged) if question.known else (splits,):
+                was, after = parts.setdefault(split, ([], []))
+                was.append(first_said)
+                after.append(said)
     values: list[tuple[str, str, float | None]] = []
-    for split, (was, after) in splits.items():
+    for split, (_, after) in splits.items():
         if split in (*OUTSIDE, "outside"):
             values.append((split, "drawdown", success.drawdown(after)))
-            values.append((split, "right_before", success.edit_success(was)))
-            values.append((split, "accuracy_drop", success.accuracy_drop(was, after)))
+            if split in judged:
+                values.append((split, "right_before", success.edit_success(judged[split][0])))
+                values.append((split, "accuracy_drop", success.accuracy_drop(*judged[split])))
             values.append((split, "drift", success.drift(after)))
         elif split not in (AGREEING, OPPOSING):
             values.append((split, "edit_success", success.edit_success(after)))

@@ -12,15 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from palimpsest.data.learning import (
-    IN_SCOPE_KINDS,
-    SENTIMENT_KINDS,
-    another_fact,
-    asked_aside,
-    in_scope,
-    relation_groups,
-    subject_key,
-)
+from palimpsest.data.in_scope import IN_SCOPE_KINDS, SENTIMENT_KINDS, asked_aside, in_scope
+from palimpsest.data.learning import another_fact, relation_groups, subject_key
 from palimpsest.editors.base import Editor
 from palimpsest.edits import Edit, Probe
 from palimpsest.errors import SettingsError
@@ -153,7 +146,7 @@ class _Pool:
             edited[self.subjects[place]].add(self.groups[place])
 
         def free(place: int) -> bool:
-            prompt, _ = self.asked[place]
+            prompt, *_ = self.asked[place]
             about = edited.get(self.subjects[place], set())
             if about and not another_fact(self.groups[place], about):
                 return False
@@ -178,7 +171,8 @@ class _Pool:
             ]
             for split, places in (("near", near), ("far", far)):
                 usable = [other for other in dict.fromkeys(places) if free(other)][:number]
-                found += [Question(order, split, *self.asked[other]) for other in usable]
+                for prompt, answer, known in (self.asked[other] for other in usable):
+                    found.append(Question(order, split, prompt, answer, known))
         return found
 
 

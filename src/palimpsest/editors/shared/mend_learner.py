@@ -50,6 +50,7 @@ class Outcome:
         edit_loss, locality: L_e and L_loc.
         edit_right, query_right: whether the edit's prompt and x' get the new answer [k] (edit_right: [0] in training).
         outside_before, outside_after: whether x_loc got its answer before and after [k].
+        outside_known: whether that answer is known to be right [k].
         cosines: of each matrix' change and steepest descent (none in training).
     """
 
@@ -59,6 +60,7 @@ class Outcome:
     query_right: Bool[Tensor, " k"]
     outside_before: Bool[Tensor, " k"]
     outside_after: Bool[Tensor, " k"]
+    outside_known: Bool[Tensor, " k"]
     cosines: list[float]
 
 
@@ -138,21 +140,27 @@ class MendLearner:
                 return {TOTAL: float("nan")}
             outcomes += found
 
+        def all_of(name: str) -> Tensor:
+            return torch.cat([getattr(outcome, name) for outcome in outcomes])
+
         def share(name: str) -> float:
-            return float(torch.cat([getattr(outcome, name) for outcome in outcomes]).float().mean())
+            return float(all_of(name).float().mean())
 
         edit = sum(float(outcome.edit_loss) for outcome in outcomes) / len(outcomes)
         locality = sum(float(outcome.locality) for outcome in outcomes) / len(outcomes)
-        before = share("outside_before")
+        known = all_of("outside_known")
+        before, after = (
+            float(all_of(f"outside_{when}")[known].float().mean()) for when in ("before", "after")
+        )
         values = {
             TOTAL: self.settings.c_edit * edit + locality,
             "edit": edit,
             "locality": locality,
             "edit success": share("edit_right"),
             "rephrase success": share("query_right"),
-            "right before": before,
-            "drawdown": before - share("outside_after"),
         }
+        if bool(known.any()):
+            values |= {"right before": before, "drawdown": before - after}
         names = [matrix.name for matrix in self.matrices]
         each = zip(*(outcome.cosines for outcome in outcomes), strict=True)
         values |= {f"alpha {name}": a for name, a in zip(names, self.network.alpha.tolist(), strict=True)}
@@ -199,6 +207,7 @@ class MendLearner:
                 query_right=right[one, -2 * k : -k],
                 outside_before=right_before[one * k : (one + 1) * k],
                 outside_after=right[one, -k:],
+                outside_known=torch.tensor([draw.outside.known for draw in groups[one]], device=right.device),
                 cosines=[descent_cosine(*pair) for pair in zip(factors[one], made[one], strict=True)]
                 if whole
                 else [],

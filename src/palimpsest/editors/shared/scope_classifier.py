@@ -33,6 +33,7 @@ DISTANCES = ("sq_l2", "l2", "cos")
 POOLINGS = ("first", "mean")
 IN_SCOPE, OUT_OF_SCOPE = 0, 1  # the classes of the cross form (spec Q18)
 CLOSEST = 1e-6  # -log g is at least this where 1 - g is looked at: identical texts have no finite log(1 - g)
+UNLIMITED = 1 << 24  # a tokenizer without a limit names a far larger number
 PAIRS = 1 << 22  # numbers held at a time when distances are taken
 
 Text = tuple[str, ...]  # (x,), (x_e, y_e) or what `crossed` gives: written with [SEP] behind each part
@@ -86,7 +87,7 @@ class ScopeClassifier:
         context: texts of a scratch encoder have at most so many tokens; None = what an edit and an input can have together.
 
     Raises:
-        ModelError: the encoder cannot be read.
+        ModelError: the encoder cannot be read, or nothing says how many tokens it reads.
 
     Attributes:
         network: encoder and, of the cross form, head; `nn.Module`.
@@ -156,7 +157,7 @@ class ScopeClassifier:
                 f"the encoder {where} has no [CLS], [SEP] and [PAD] tokens. Choose a model of the BERT kind"
             )
         self.first, self.between, self.filling = map(int, marks)
-        self.context = int(config.max_position_embeddings)
+        self.context = _context(config, self.tokenizer, where)
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # BERT's, which would stay untrained
         return encoder
@@ -260,6 +261,18 @@ class ScopeClassifier:
             return self.log_scope_of_pairs(self.ids(list(map(crossed, edits, queries))))
         states = self.embed(self.ids([*edits, *((query,) for query in queries)]))
         return self._log_scope(states[len(edits) :, None], states[: len(edits), None])[:, 0]
+
+
+def _context(config: Any, tokenizer: Any, where: str) -> int:
+    """Tokens that the encoder reads. RoBERTa has two positions more than that, so that the tokenizer's limit counts too."""
+    limits = (getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None))
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < UNLIMITED]
+    if not known:
+        raise ModelError(
+            f"neither the configuration of the encoder {where} (max_position_embeddings) nor its tokenizer (model_max_length) "
+            "says how many tokens it reads. Give one that does, or encoder: scratch"
+        )
+    return min(known)
 
 
 def crossed(edit: Text, query: str) -> Text:
