@@ -43,7 +43,7 @@ report: $(STAMP)
 	$(BIN)/snakemake --cores 1 --configfile config/$(SCALE).yaml --report results/report.zip
 
 gallery: $(STAMP)
-	$(BIN)/palimpsest gallery --figures figures --out docs/gallery
+	$(BIN)/palimpsest gallery --figures figures --results results --out docs/gallery
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

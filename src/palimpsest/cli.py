@@ -300,10 +300,16 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     _path(parser, "--results", "directory that holds runs/")
     _out(parser, "directory for claims.csv and claims.md")
 
-    parser = _add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out, o.only),
+    parser = _add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out, o.only, o.results),
                   "Copy the finished pictures and tables into the documentation.",
                   "What `make gallery` calls after a run at scale mini.")  # fmt: skip
     _path(parser, "--figures", "directory the workflow has drawn into")
+    _path(
+        parser,
+        "--results",
+        "directory that holds runs/: the page says of which commits they are",
+        required=False,
+    )
     parser.add_argument(
         "--only", nargs="*", default=None, metavar="NAME", help="these figures and tables (default all)"
     )

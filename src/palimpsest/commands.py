@@ -230,11 +230,11 @@ def run_claims(spec: dict[str, Any], results: Path, out: Path) -> None:
     judge(spec, results, out)
 
 
-def run_gallery(figures: Path, out: Path, only: list[str] | None = None) -> None:
+def run_gallery(figures: Path, out: Path, only: list[str] | None = None, results: Path | None = None) -> None:
     """Copy pictures and tables into the documentation."""
     from palimpsest.figures.gallery import collect
 
-    collect(figures, out, only)
+    collect(figures, out, only, results)
 
 
 def preset_settings(editor: str, preset: str, over: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fabricated_runs import SPLITS, fabricate
 from palimpsest import figures, results
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.figures import bootstrap, gallery, read, style, tables
+from palimpsest.files import write_json
 
 CHANCE = {"memit": (0.5, 0.2, 0.6), "comeba_hk": (0.8, 0.4, 0.9)}
 
@@ -275,6 +276,18 @@ def test_gallery_shows_every_figure_and_forgets_old_ones(tmp_path):
     assert (
         "![fig_a](fig_a.png)" in index and "content of table_b.caption.md" in index and "claims.md" in index
     )
+    for seed, (scale, commit, dirty) in enumerate(
+        [("mini", "a" * 40, False), ("mini", "b" * 40, True), ("smoke", "c" * 40, False)]
+    ):
+        run = {
+            "spec": {"scale": scale},
+            "started": f"2026-01-0{seed + 1}T10:00:00",
+            "git": {"commit": commit, "dirty": dirty},
+        }
+        write_json(tmp_path / "results" / "runs" / "r" / f"seed={seed}" / "run.json", run)
+    gallery.collect(source, target, results=tmp_path / "results")
+    said = "2 runs from 2026-01-01 to 2026-01-02, at commits aaaaaaaa, bbbbbbbb (changed)."
+    assert said in (target / "README.md").read_text()
     gallery.collect(source, tmp_path / "one", only=["table_b"])
     assert not (tmp_path / "one" / "fig_a.png").exists() and (tmp_path / "one" / "table_b.png").exists()
     with pytest.raises(DataError, match="There are: fig_a, table_b"):
