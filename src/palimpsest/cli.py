@@ -304,12 +304,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
                   "Copy the finished pictures and tables into the documentation.",
                   "What `make gallery` calls after a run at scale mini.")  # fmt: skip
     _path(parser, "--figures", "directory the workflow has drawn into")
-    _path(
-        parser,
-        "--results",
-        "directory that holds runs/: the page says of which commits they are",
-        required=False,
-    )
+    _path(parser, "--results", "directory that holds runs/, to name their commits", required=False)
     parser.add_argument(
         "--only", nargs="*", default=None, metavar="NAME", help="these figures and tables (default all)"
     )
