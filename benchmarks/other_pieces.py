@@ -22,7 +22,9 @@ def batch_growth(name: str, count: int, device: str, dtype: str) -> dict:
     editor = make_editor(name, model, settings, known)
     for layer in layers:
         assert editor.covariance(layer).factor is not None
-    make_editor(name, model, settings | {"steps": 2}, known).edit(edits(2))
+    warming = make_editor(name, model, settings | {"steps": 2}, known)
+    warming.edit(edits(2))
+    warming.remove()  # two editors cannot write one matrix
     with taking(device) as taken:
         report = editor.edit(batch)
     return {"edits": count, "failed": len(report.failed), "fast": taken.plain(count)}

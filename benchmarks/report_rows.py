@@ -26,6 +26,7 @@ EDITORS = (
     "ft_ewc",
     "ft_retrain",
 )
+FLAT = 1.2  # an edit after 10,000 may take so many times as long as one after 10, and its cost still counts as flat
 # Of the plan for this release: (piece, what, how many times)
 TARGETS = (
     ("edit-gpt2-small-memit", "MEMIT, GPT-2-small shape, CPU", 20.0),
@@ -238,15 +239,22 @@ def target_rows(results: Results) -> list[list[str]]:
         found = [results.get(f"stream-{editor}-{size}") for size in (STREAMS[0], STREAMS[-1])]
         if all(found):
             first, last = (one["measured"]["fast"]["seconds"] for one in found if one)
-            verdict = "reached" if last <= 1.2 * first else "**missed**"
+            verdict = "reached" if last <= FLAT * first else "**missed**"
             rows.append(
                 [
                     f"{editor}: an edit after 10,000 against one after 10",
-                    "1 x",
+                    f"at most {FLAT:g} x",
                     f"{number(last / first)} x",
                     verdict,
                 ]
             )
         else:
-            rows.append([f"{editor}: an edit after 10,000 against one after 10", "1 x", MISSING, MISSING])
+            rows.append(
+                [
+                    f"{editor}: an edit after 10,000 against one after 10",
+                    f"at most {FLAT:g} x",
+                    MISSING,
+                    MISSING,
+                ]
+            )
     return rows

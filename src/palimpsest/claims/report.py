@@ -71,10 +71,27 @@ def markdown(judged: Judged, spec: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# What a statistic is where it is no sum of the means that the test's line shows.
+SHAPES = {
+    "majority": "the comparison that decides a majority",
+    "slope": "slope per 100 edits",
+    "level": "change along the stream, against its limit",
+    "early_drop": "fall at the beginning of the stream",
+    "steadiest": "range along the stream, against the others' smallest",
+    "interior_maximum": "best inner value, against both ends",
+    "sweep_lowest": "lowest other value, against the first",
+    "sweep_spread": "range over the sweep, against its limit",
+    "sweep_decline": "rises and fall along the sweep, against their limits",
+    "outlier": "median at the subject, against the other tokens' 95th percentile",
+}
+
+
 def place(outcome: Outcome) -> str:
-    """Model, data set and metric of a test."""
+    """Model, data set and metric of a test, and what its statistic is where the numbers do not show it."""
     test = outcome.test
-    return f"{test.model}, {' and '.join(map(dataset_title, test.datasets))}, {', '.join(test.metrics)}"
+    named = f"{test.model}, {' and '.join(map(dataset_title, test.datasets))}, {', '.join(test.metrics)}"
+    shape = SHAPES.get(test.part["statistic"])
+    return f"{named} ({shape})" if shape else named
 
 
 def paper_numbers(claim: dict[str, Any]) -> str:

@@ -220,7 +220,9 @@ def definitions(names: Iterable[str], runs: Sequence[Run]) -> str:
     if shown & {"dd", "dd_near", "dd_far", "es_minus_dd"}:
         words.append("DD: share of prompts out of scope whose answer changed")
     if shown & {"dd_near", "dd_far"}:
-        words.append("near: of the same relation or subject")
+        words.append(
+            "near: of the same relation or subject; far: of another (the record's own questions of both kinds count in DD alone)"
+        )
     if "drop" in shown:
         words.append("accuracy drop: share of right answers out of scope before, minus after")
     if "perplexity" in shown:

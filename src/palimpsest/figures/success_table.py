@@ -168,6 +168,17 @@ def _printed_cell(point: pd.Series) -> str:
     return "" if point["editor"] == UNEDITED.editor else "–"
 
 
+def _elsewhere(runs: Sequence[Run], methods: Sequence[Method]) -> str:
+    """Methods that stand in some blocks only, with the models they ran on."""
+    every = simultaneous.places({}, runs)
+    words = []
+    for method in methods:
+        own = simultaneous.places({}, [run for run in runs if method.fits(run)])
+        if len(own) < len(every):
+            words.append(f"{method.title} (on {', '.join(dict.fromkeys(model for model, _ in own))} alone)")
+    return ", ".join(words)
+
+
 def _words(
     spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method], points: pd.DataFrame
 ) -> list[str]:
@@ -190,6 +201,8 @@ def _words(
     ]
     if missing:
         words.append(f"Not run: {', '.join(missing)}.")
+    if elsewhere := _elsewhere(runs, [method for method in methods if method.title not in missing]):
+        words.append(f"Not run on all: {elsewhere}.")
     words.append("Bold: the best measured value of its block.")
     if has_printed:
         words.append("A dash: the paper prints no number.")
