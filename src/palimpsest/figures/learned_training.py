@@ -20,6 +20,7 @@ COLUMNS = ("step", "split", "loss", "value")
 TOTAL = "total"
 DEFAULT = "default"
 _ACROSS = 4
+_FEW = 3  # with more trainings in a panel those on training edits would hide the others
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
@@ -39,7 +40,9 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             remedy="Give files results/editors/{trained}/seed=N/training.csv",
         )
     found = [(entry, curve(Path(entry["file"])), read_json(_description(entry))) for entry in entries]
-    keys = list(dict.fromkeys(_key(entry) for entry in entries))
+    keys = sorted(
+        dict.fromkeys(_key(entry) for entry in entries), key=lambda key: key[0]
+    )  # editor after editor
     looks = _looks(list(dict.fromkeys(_short(entry) for entry in entries)))
     across = min(_ACROSS, len(keys))
     down = -(-len(keys) // across)
@@ -55,7 +58,6 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
                 axis.set_ylabel("loss")
             if number + across >= len(keys):
                 axis.set_xlabel("steps")
-        style.panel_letters(axes[: len(keys)])
         handles = [
             Line2D([], [], color=colour, ls=dashes, label=name) for name, (colour, dashes) in looks.items()
         ]
@@ -107,12 +109,17 @@ def _panel(
     for entry, table, description in parts:
         colour, dashes = looks[_short(entry)]
         seen, valid = _total(table, "train"), _total(table, "valid")
-        axis.plot(seen["step"], seen["value"], color=colour, lw=0.6, alpha=0.35)
+        if len(parts) <= _FEW:
+            axis.plot(seen["step"], seen["value"], color=colour, lw=0.6, alpha=0.35)
         axis.plot(valid["step"], valid["value"], color=colour, ls=dashes, lw=1.3)
         kept = valid[valid["step"] == description["best_step"]]
         axis.plot(kept["step"], kept["value"], color=colour, marker="o", ms=4.5, mec="white", ls="none")
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)))
+    low, high = axis.get_ylim()
+    narrow = high < 10 * low  # then powers of ten and their thirds may leave a single tick
+    axis.yaxis.set_major_locator(
+        LogLocator(10, subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if narrow else (1.0, 3.0))
+    )
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlim(left=0)
@@ -148,8 +155,8 @@ def _caption(spec: dict[str, Any], found: Sequence[tuple[dict[str, Any], pd.Data
     words = [
         f"{len(found)} trainings, {span} steps each; seed {', '.join(map(str, seeds))} serves all runs of a model and "
         "data set.",
-        "Strong: total loss on the fixed validation edits; pale: on training edits; dot: the state that is kept. Losses "
-        "of different objectives cannot be compared.",
+        f"Strong: total loss on the fixed validation edits; pale, in panels of up to {_FEW} trainings: on training edits; dot: "
+        "the state that is kept. Losses of different objectives cannot be compared.",
     ]
     worst = [
         f"{entry['title']} on {entry['model']}, {captions.dataset_title(entry['dataset'])}: {dropped}"
