@@ -265,9 +265,11 @@ def test_crossover_puts_both_protocols_together(runs, tmp_path):
         "value"
     ]
     assert kept == pytest.approx(rows.mean(), abs=1e-5)
-    assert set(table.query("protocol == 'lifelong'")["method"]) == {
-        "GRACE"
-    }  # what a block did not run is not in it
+    stream = table.query("protocol == 'lifelong'")
+    assert set(stream["method"]) == {"Unedited", "GRACE"}  # what a block did not run is not in it
+    before = stream.query("method == 'Unedited'").set_index("quantity")["mean"]
+    assert before["trr"] == pytest.approx(16.0, rel=0.05) and pd.isna(before["edits"])
+    assert "| Unedited |" in (tmp_path / "table.md").read_text()
     curves = pd.read_csv(tmp_path / "curves.csv")
     assert set(curves["quantity"]) == {"reliability", "generality", "locality", "err", "arr", "trr"}
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from palimpsest import published
 from palimpsest.errors import DataError
@@ -156,8 +157,13 @@ def draw_radii(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path)
             )
         axes[0][0].set_ylabel("radius", labelpad=6)
         axes[1][0].set_ylabel("edits", labelpad=6)
-        handles, labels = axes[1][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=1.2)
+        happened = pd.concat(tables).reindex(columns=list(_EVENT_COLOURS)).fillna(0.0).any()
+        handles = [
+            Patch(color=_EVENT_COLOURS[event], label=_EVENT_TITLES[event])
+            for event in _EVENT_COLOURS
+            if happened[event]
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=1.2)
         style.panel_letters([axis for row in axes for axis in row])
         style.stamp(figure, captions.stamp_text(spec))
         words = [
@@ -181,11 +187,7 @@ def _radii_panel(axis: Axes, mean: pd.DataFrame, history: pd.DataFrame) -> None:
         axis.plot(own["n_edits"], own["q0.5"], color=colour, lw=0.6, alpha=0.6)
     axis.plot(mean["n_edits"], mean["q0.5"], color=colour, marker="X", mec="white", mew=0.5)
     axis.set_yscale("log")
-    bottom, top = axis.get_ylim()
-    few = top / bottom < 100
-    axis.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    style.log_ticks(axis)
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
 
@@ -198,7 +200,6 @@ def _events_panel(axis: Axes, mean: pd.DataFrame) -> None:
         mean["n_edits"],
         *(mean[event].fillna(0.0) for event in shown),
         colors=[_EVENT_COLOURS[event] for event in shown],
-        labels=[_EVENT_TITLES[event] for event in shown],
         lw=0,
     )
     axis.set_xlim(left=0)

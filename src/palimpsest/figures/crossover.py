@@ -11,7 +11,7 @@ import pandas as pd
 from palimpsest.figures import captions, lifelong, lifelong_captions, read, style, tables
 from palimpsest.figures.lifelong import LOWER_IS_BETTER
 from palimpsest.figures.lifelong_table import score
-from palimpsest.figures.read import Method, Run
+from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.figures.stream_curves import draw_panel, method_legend
 
 # What the edits keep, what other phrasings of them get, what else stays: the two protocols' names of the same things.
@@ -42,7 +42,8 @@ def draw_table(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path)
         "Consecutive editing: reliability, generality and locality, teacher-forced token accuracies; every edit is made. "
         "Lifelong: ERR, hold-out and TRR; an item is edited only if the model errs on it.",
         lifelong_captions.ahead([run for run in runs if _lifelong(run)]),
-        f"{captions.spread(runs)}. Bold: the best of its block. Not shown: methods that a block did not run.",
+        f"{captions.spread(runs)}. Unedited: the same prompts before any edit. Bold: the best of its block. "
+        "Not shown: methods that a block did not run.",
     ]
     caption = captions.caption(spec, *words, metrics=False)
     return tables.save_table(_layout(points), name, out, points, caption, captions.stamp_text(spec))
@@ -134,14 +135,17 @@ def _points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]
         here = _at(runs, place)
         streams = place[0] in lifelong.SCORES
         quantities = ("err", "holdout", "trr") if streams else CONSECUTIVE
-        for method in methods:
-            own = [run for run in here if method.fits(run)]
+        for method in [UNEDITED, *methods]:
+            before = method is UNEDITED
+            own = here if before else [run for run in here if method.fits(run)]
             if not own:
                 continue
             for column, quantity in zip(
                 COLUMNS, (*quantities, "arr", "edits", "keys", "seconds_per_edit"), strict=True
             ):
-                if quantity == "seconds_per_edit":
+                if before:
+                    found = _unedited(own, quantity)
+                elif quantity == "seconds_per_edit":
                     found = lifelong.seconds_over_seeds(own)
                 elif quantity == "edits" and not streams:
                     found = lifelong.spread(float(run.info["edits_applied"]) for run in own)
@@ -163,11 +167,23 @@ def _points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]
     return rows
 
 
+def _unedited(runs: Sequence[Run], quantity: str) -> lifelong.Spread | None:
+    """A score before any edit, over the seeds; all methods' runs of a seed start from the same model and items."""
+    if quantity in ("edits", "keys", "seconds_per_edit"):
+        return None
+    return lifelong.over_seeds(list({run.seed: run for run in runs}.values()), quantity, "start")
+
+
 def _layout(points: pd.DataFrame) -> tables.Table:
+    """Blocks of rows; a column that no block has is left out, and what an unedited model has is never the best."""
     groups, emphasis = [], set()
+    empty = points.groupby("column")["mean"].count()
+    columns = [column for column in COLUMNS if empty[column]]
+    points = points[points["column"].isin(columns)]
     for number, (block, part) in enumerate(points.groupby("block", sort=False)):
         lower = part["task"].iloc[0] in LOWER_IS_BETTER
         scores = part[part["column"].isin(COLUMNS[:4])].dropna(subset=["mean"])
+        scores = scores[scores["method"] != UNEDITED.title]
         best = {
             quantity: own["mean"].min() if lower or quantity == "arr" else own["mean"].max()
             for quantity, own in scores.groupby("quantity")
@@ -176,12 +192,12 @@ def _layout(points: pd.DataFrame) -> tables.Table:
         for index, (title, own) in enumerate(part.groupby("method", sort=False)):
             cells = [str(title)]
             for _, point in own.iterrows():
-                if best.get(point["quantity"]) == point["mean"]:
+                if title != UNEDITED.title and best.get(point["quantity"]) == point["mean"]:
                     emphasis.add((number, index, len(cells)))
                 cells.append(_cell(point, lower))
             rows.append(cells)
         groups.append((str(block), rows))
-    return tables.Table(["Method", *COLUMNS], groups, frozenset(emphasis))
+    return tables.Table(["Method", *columns], groups, frozenset(emphasis))
 
 
 def _cell(point: pd.Series, lower: bool) -> str:

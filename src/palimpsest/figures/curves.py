@@ -154,7 +154,7 @@ SERIES: dict[str, Callable[[Run], tuple[Any, ...]]] = {
 def series_title(series: str, key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
     """How a value of a setting is written at the line's end."""
     if series == "lambda":
-        return f"λ = {key[2]:g}" if key[1] else f"λ = {key[2]:g} $d_k$"
+        return f"λ = {key[2]:g}" if key[1] else f"λ = {key[2]:.3g} $d_k$"
     if series == "alpha":
         return f"α = {key[1]:g} fixed" if key[0] else f"$α_0$ = {key[1]:g}"
     if series == "layers":

@@ -37,7 +37,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         axes = figure.subplots(1, panels, squeeze=False)[0]
         for axis, place in zip(axes, places, strict=False):
             points += _edit_panel(axis, methods, lifelong.at_place(timed, place), place)
-            axis.set_title(lifelong.TASK_TITLES[place[0]], pad=8)
+            axis.set_title(lifelong.TASK_TITLES[place[0]], pad=8, fontsize=8.5)
         axes[0].set_ylabel("seconds per edit")
         _same_y(axes[: len(places)])
         if len(forward):
@@ -162,7 +162,7 @@ def _forward_panel(axis: Axes, forward: pd.DataFrame) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axis.set_xlabel("keys in the codebook")
     axis.set_ylabel("forward time / unedited")
-    axis.set_title("Forward pass", pad=8)
+    axis.set_title("Forward pass", pad=8, fontsize=8.5)
     handles = [
         Line2D(
             [],

@@ -93,7 +93,7 @@ def _points(spec: dict[str, Any], runs: list[Run], methods: list[Method]) -> lis
                         "dataset": dataset,
                         "method": title,
                         "lambda": lam,
-                        "row": f"{title}, λ = {lam:g}" + ("" if absolute else " $d_k$"),
+                        "row": f"{title}, λ = {lam:.3g}" + ("" if absolute else " $d_k$"),
                         "metric": metric,
                         **found._asdict(),
                         "colour": style.method_colour(method.editor),

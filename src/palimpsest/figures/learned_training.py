@@ -10,7 +10,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from palimpsest.errors import DataError
 from palimpsest.figures import captions, style
@@ -115,13 +115,7 @@ def _panel(
         kept = valid[valid["step"] == description["best_step"]]
         axis.plot(kept["step"], kept["value"], color=colour, marker="o", ms=4.5, mec="white", ls="none")
     axis.set_yscale("log")
-    low, high = axis.get_ylim()
-    narrow = high < 10 * low  # then powers of ten and their thirds may leave a single tick
-    axis.yaxis.set_major_locator(
-        LogLocator(10, subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if narrow else (1.0, 3.0))
-    )
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    style.log_ticks(axis)
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     editor, model, dataset = key

@@ -11,7 +11,7 @@ import pandas as pd
 
 from palimpsest.figures import captions, lifelong, lifelong_captions, read, tables
 from palimpsest.figures.lifelong import LOWER_IS_BETTER, PRINTED, Spread
-from palimpsest.figures.read import Method, Run
+from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.published import PrintedValue, find_printed
 
 # Heading -> quantity; the third column is the average of both retentions, or ARR in the generation task.
@@ -19,7 +19,6 @@ COLUMNS = ("TRR", "ERR", "Avg or ARR", "edits", "keys", "s / edit")
 # Of tables with questions: the same answers, scored as SQuAD does and by exact match.
 ANSWERS = {"ERR, SQuAD F1": "err_squad", "ERR, exact": "err_exact"}
 _NO_SCORE = ("edits", "keys", "seconds_per_edit", *ANSWERS.values())
-_UNEDITED = Method("unedited", "default", "Unedited")
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
@@ -41,7 +40,7 @@ def measured_points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence
     }
     for place in lifelong.places_of(spec, runs):
         here = lifelong.at_place(runs, place)
-        rows += _rows(spec, place, _UNEDITED, here, at="start")
+        rows += _rows(spec, place, UNEDITED, here, at="start")
         for method in methods:
             if place[0] in only.get((method.editor, method.variant), (place[0],)):
                 own = [] if method.not_run else [run for run in here if method.fits(run)]
@@ -105,7 +104,7 @@ def _printed(spec: dict[str, Any], task: str, method: Method, quantity: str) -> 
     if not published.get("table") or task not in PRINTED:
         return None
     dataset, model = PRINTED[task]
-    if method is _UNEDITED:
+    if method is UNEDITED:
         metric = {"trr": "upstream_score", "err": "edits_score"}.get(quantity)
         table, title = published.get("before", ""), ""
         return (

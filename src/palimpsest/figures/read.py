@@ -134,6 +134,9 @@ class Method:
         return editor == self.editor and self.variant in ("*", variant)
 
 
+UNEDITED = Method("unedited", "default", "Unedited")  # the row of the model before any edit
+
+
 def methods_of(spec: dict[str, Any], runs: Sequence[Run]) -> list[Method]:
     """The methods that the figure's spec lists, or else those found in the runs."""
     listed = spec.get("methods") or []

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from palimpsest.files import write_atomic, write_text
 
@@ -161,6 +162,24 @@ def unit_axis(axis: Axes, low: float = 0.0) -> None:
     axis.set_ylim(low - 0.03, 1.03)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axis.set_yticklabels(["0", ".25", ".5", ".75", "1"])
+
+
+def log_ticks(axis: Axes) -> None:
+    """Ticks of a logarithmic y axis whose values are plotted, as plain numbers: dense enough that a narrow range has two."""
+    low, high = axis.get_ylim()
+    decades = np.log10(high / low)
+    steps = (
+        (1, 1.5, 2, 3, 5, 7)
+        if decades < 1.2
+        else (1, 2, 5)
+        if decades < 2
+        else (1, 3)
+        if decades < 4
+        else (1,)
+    )
+    axis.yaxis.set_major_locator(LogLocator(10, subs=steps, numticks=12))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def spread_apart(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -13,11 +13,10 @@ import pandas as pd
 
 from palimpsest.figures import captions, lifelong_captions, read, simultaneous, tables
 from palimpsest.figures.bootstrap import DRAWS, LEVEL
-from palimpsest.figures.read import Method, Run
+from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.figures.simultaneous import DRIFTS, OF_RIGHT_ANSWERS, quantity
 
 COLUMNS = ("es", "rephrase", "dd", "dd_near", "dd_far", "es_minus_dd")
-UNEDITED = Method("unedited", "default", "Unedited")
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
