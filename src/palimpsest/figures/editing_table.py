@@ -123,7 +123,7 @@ def _cells(point: pd.Series) -> list[str]:
     if point["status"] != "measured":
         return ["not run", printed, ""]
     measured = f"{point['mean']:.3f} [{point['low']:.2f}, {point['high']:.2f}]"
-    difference = f"{point['difference']:+.3f}".replace("-", "−") if pd.notna(point["difference"]) else ""
+    difference = f"{point['difference']:+z.3f}".replace("-", "−") if pd.notna(point["difference"]) else ""
     return [measured, printed, difference]
 
 
