@@ -218,7 +218,8 @@ def _over_blocks(
     most keys per edit. At the radius that most blocks share, the middle one of these, and over the seeds that have at
     least three blocks: the run at the default block is shared with tables of more seeds."""
     del spec
-    values, shown, words, most = [], [], "", 0
+    values, words, most = [], "", 0
+    shown: list[tuple[float, ...]] = []
     for table in _sweep(test, methods, runs).values():
         blocks = table.groupby("radius")["block"].nunique()
         shared = sorted(blocks[blocks == blocks.max()].index)
