@@ -233,11 +233,19 @@ def log_of(out: Path) -> str:
 def make_world(folder: Path) -> None:
     """A tiny model, its statistics, edits of which one cannot be made, learning examples, a source, and a text."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from tiny import CITIES, PEOPLE, TEXTS, random_statistics, some_edits, some_examples, tiny_model
+    from tiny import (
+        CITIES,
+        PEOPLE,
+        TEXTS,
+        random_statistics,
+        some_edits,
+        some_examples,
+        tiny_model,
+        write_examples,
+    )
 
     from palimpsest.data.world import generate
     from palimpsest.edits import Edit, write_edits
-    from palimpsest.learning.examples import write_examples
 
     model = tiny_model("gpt2")
     model.network.save_pretrained(folder / "model")
