@@ -24,12 +24,7 @@ from palimpsest.files import read_object, write_atomic, write_json
 from palimpsest.provenance import file_fingerprint
 
 TENSORS, DESCRIPTION = "targets.safetensors", "targets.json"
-KEY = (
-    "name",
-    "prompt",
-    "target",
-    "subject",
-)  # z is searched at the subject's last token: it belongs to the key
+KEY = ("name", "prompt", "target", "subject")  # z is searched at the subject's last token
 
 
 @dataclass

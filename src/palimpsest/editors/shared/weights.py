@@ -27,9 +27,8 @@ class EditedWeights:
     def __init__(self, model: LanguageModel, layers: tuple[int, ...], site: str = "mlp_out"):
         self.model, self.layers, self.site = model, layers, site
         self._original = {layer: self.module(layer).weight.detach().clone() for layer in layers}
-        self._midway: set[int] = (
-            set()
-        )  # layers whose writing was interrupted: not as noted, and still our own
+        # Layers whose writing was interrupted: not as noted, and still our own.
+        self._midway: set[int] = set()
         self.updates: dict[int, Tensor] = {}
         for layer in layers:
             wide = torch.promote_types(model.dtype, torch.float32)
