@@ -203,24 +203,27 @@ def _search(model: LanguageModel, sequences: TargetSequences, search: Search) ->
     lanes = pack(model, source, running)
     adam = _Adam(torch.zeros_like(initial), torch.zeros_like(initial))
     before: Tensor | None = None
+    numbers = running.tolist()
     for step in range(search.steps):
         delta = progress.delta[running].requires_grad_(True)
         loss, log_p = edit_losses(model, lanes, delta, norm[running], search, before)
         before = log_p.detach() if before is None else before
         finite = torch.isfinite(loss)
         progress.finite[running] &= finite
-        for number, value in zip(running.tolist(), loss.tolist(), strict=True):
+        for number, value in zip(numbers, loss.tolist(), strict=True):
             progress.losses[number].append(value)
         going = finite & (loss >= search.stop_loss) if search.early_stop else finite
-        if step == search.steps - 1 or not going.any():
+        left = going.tolist()  # with the losses all that a step waits for, where the model lies on a GPU
+        if step == search.steps - 1 or not any(left):
             break
         gradient = torch.autograd.grad(torch.where(finite, loss, 0.0).sum(), delta)[0]
         moved = adam.step(delta.detach(), torch.nan_to_num(gradient), rate[running])
         moved = _project(moved, search.clamp * norm[running])
         progress.delta[running] = torch.where(going[:, None], moved, delta.detach())
-        if not going.all():
+        if not all(left):
             stay = torch.nonzero(going)[:, 0]
             before, running = before[stay], running[stay]
+            numbers = running.tolist()
             lanes = pack(model, source, running)
             adam.only(stay)
     return TargetVectors(initial + progress.delta, initial, progress.losses, progress.finite)
