@@ -105,7 +105,7 @@ def text(results: Results) -> str:
         "## Statistics",
         "",
         *table(
-            ["shape", "layers", "plain, tokens/s", "fast, tokens/s", "times", "of the product rate", "difference", "GPU"],
+            ["shape", "layers", "plain, tokens/s", "fast, tokens/s", "times", "the FLOPs allow", "of the product rate", "difference", "GPU"],
             covariance_rows(results),
         ),
         "## Solves",
