@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edit_pieces import difference
 from flops import covariance_fast, covariance_plain, sizes, solve
 from measure import product_rate, taking

@@ -30,7 +30,8 @@ from report_rows import (
 INTRODUCTION = """Made by `make bench` (`python benchmarks/bench.py --help`); do not edit. Random weights; each piece
 measures both forms in one process. *Plain*: one edit at a time; target vectors with all padded rows through all blocks and all
 logits, no early stop; every batch solved by a new factor; FT and GRACE with the whole network at every step; covariance
-with a pass for each layer. *Fast*: the editors as they are, also without early stop. On a CPU seconds are CPU seconds.
+with a pass for each layer that ends there, as the released code has it. *Fast*: the editors as they are, also without early stop.
+On a CPU seconds are CPU seconds.
 
 XL- and GPT-J-shaped models have full width but few blocks, steps and edits on a CPU; *whole model* is what the formulas of
 `benchmarks/flops.py` make of it (20 steps, all blocks): extrapolated, not measured."""
@@ -105,7 +106,7 @@ def text(results: Results) -> str:
         "## Statistics",
         "",
         *table(
-            ["shape", "layers", "plain, tokens/s", "fast, tokens/s", "times", "the FLOPs allow", "of the product rate", "difference", "GPU"],
+            ["shape", "layers", "plain, tokens/s", "fast, tokens/s", "times", "the FLOPs allow", "of the rate", "difference", "GPU"],
             covariance_rows(results),
         ),
         "## Solves",
