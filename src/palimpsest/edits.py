@@ -11,10 +11,12 @@ from typing import Any
 from palimpsest.errors import DataError
 from palimpsest.files import read_records, write_text
 
+UNSETTLED = "unsettled"  # kind of a near probe to which nobody knows the right answer; the one it holds stands for none
+
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt with the answer that is looked for after it. `kind` tells locality probes apart."""
+    """A prompt with the answer that is looked for after it. `kind` tells probes apart (`UNSETTLED`: of locality, near)."""
 
     prompt: str
     answer: str

@@ -11,7 +11,7 @@ from palimpsest.data.prepare import build_dataset, load_edits
 from palimpsest.data.qa_hard import ASKED
 from palimpsest.data.world_claims import RELATIONS, ClaimSettings, build_claims, generate_claims
 from palimpsest.data.world_qa import generate_qa
-from palimpsest.edits import read_edits
+from palimpsest.edits import UNSETTLED, read_edits
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.learning.examples import read_examples
 
@@ -116,7 +116,7 @@ def test_an_edit_that_keeps_an_answer_keeps_what_contradicts_it_too(tmp_path):
             assert other.answer == ("SUPPORTS" if "stayed" in other.prompt else "REFUTES")
 
 
-def test_bad_claims_about_evidence_are_skipped_one_by_one(tmp_path):
+def test_bad_claims_about_evidence_are_skipped_one_by_one(tmp_path, caplog):
     rows = [
         {**CLAIM, "page": None, "revision_type": "synthetic"},
         CLAIM,
@@ -128,7 +128,9 @@ def test_bad_claims_about_evidence_are_skipped_one_by_one(tmp_path):
     spec = {"reader": "evidence", "file": lines(tmp_path / "a.jsonl", rows)}
     with pytest.raises(DataError, match="number 2 .*'claim'.*2 more of 6 records are bad"):
         load_edits(spec)
-    (edit,), manifest = load_edits({**spec, "bad_records": "skip"})
+    with caplog.at_level("WARNING"):
+        (edit,), manifest = load_edits({**spec, "bad_records": "skip"})
+    assert "3 of 6 claims were skipped as bad" in caplog.text
     assert len(edit.rephrasings) == len(edit.portability) == 1
     assert manifest["records_in_file"] == 6
     assert [(row["record"], row["field"]) for row in manifest["skipped"]] == [
@@ -154,7 +156,7 @@ def test_claims_about_one_sentence_of_evidence_are_one_edit(tmp_path):
     assert (edit.prompt, edit.target, edit.subject) == (CLAIM["evidence"], "SUPPORTS", "Ada Sorn")
     assert edit.rephrasings == ("Ada Sorn is a sailor.",)
     assert [(p.prompt, p.answer) for p in edit.portability] == [("Ada Sorn is a baker.", "REFUTES")]
-    assert [(p.prompt, p.kind) for p in edit.locality] == [("Ada Sorn is tall.", "near")]
+    assert [(p.prompt, p.kind) for p in edit.locality] == [("Ada Sorn is tall.", UNSETTLED)]
     with pytest.raises(DataError, match="'label'"):
         load_edits({"reader": "evidence", "file": lines(tmp_path / "b.jsonl", [{**CLAIM, "label": None}])})
     with pytest.raises(DataError, match="at least 11 words"):

@@ -20,7 +20,7 @@ from palimpsest.data.world import generate
 from palimpsest.data.world_biographies import generate_biographies
 from palimpsest.data.world_labels import generate_labels
 from palimpsest.data.world_qa import generate_qa
-from palimpsest.edits import Edit, Probe, read_edits
+from palimpsest.edits import UNSETTLED, Edit, Probe, read_edits
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.learning.examples import Sampler, read_examples
 from palimpsest.protocols.sample import choose, read_reserved, refuse_reserved
@@ -132,6 +132,15 @@ def test_a_subjects_records_of_unknown_relation_are_neither_near_nor_far():
     named = [replace(edit, relation=f"r{edit.identifier}") if n < 2 else edit for n, edit in enumerate(own)]
     examples, _ = build_examples(named, [])
     assert {"prompt": own[1].prompt, "answer": "Marrin", "near": True} in examples[0]["outside"]
+
+
+def test_what_nobody_knows_is_near_and_not_known():
+    """A claim about which a sentence of evidence says too little: no answer to it is right or wrong."""
+    own = [fact(n, f"S{n}") for n in range(3)]
+    own[0] = replace(own[0], locality=(Probe("S0 is tall.", "REFUTES", UNSETTLED),))
+    examples, _ = build_examples(own, [])
+    found = [outside for outside in examples[0]["outside"] if outside["prompt"] == "S0 is tall."]
+    assert found == [{"prompt": "S0 is tall.", "answer": "REFUTES", "near": True, "known": False}]
 
 
 def test_an_implied_question_keeps_room_for_the_new_answer():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import some_edits, tiny_model
 
-from palimpsest.editors.base import Editor, EditorState, FailedEdit
+from palimpsest.editors.base import Editor, EditorState, EditReport, FailedEdit
 from palimpsest.edits import Edit, Probe
 from palimpsest.errors import DataError, EditError, PalimpsestError, SettingsError
 from palimpsest.metrics.answers import Batching
@@ -28,7 +28,7 @@ from palimpsest.protocols.checkpoints import (
 )
 from palimpsest.protocols.inspection import inspection_rows
 from palimpsest.protocols.sample import choose
-from palimpsest.protocols.stream import Stream
+from palimpsest.protocols.stream import Progress, Stream, edit_batch
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,18 @@ def test_single_round_judges_each_batch_on_a_fresh_model():
     losses = [loss for loss, _ in progress.text_losses]
     assert len(losses) == 3
     assert value_of(frame, step=3, metric="perplexity") == pytest.approx(np.exp(np.mean(losses)))
+
+
+def test_of_two_edits_of_one_name_as_many_are_recorded_as_fail(monkeypatch):
+    """Edits without identifier are called by their prompts, and a prompt may stand in a batch twice."""
+    the_stream = stream()
+    the_stream.evaluation.edits = [replace(some_edits(1)[0], identifier="")] * 2
+    name = the_stream.edits[0].prompt
+    report = EditReport(applied=[name], failed=[FailedEdit(name, "not this one")], seconds=0.1)
+    monkeypatch.setattr(the_stream.editor, "edit", lambda batch: report)
+    progress = Progress()
+    edit_batch(the_stream, progress, 1, range(2))
+    assert len(progress.applied) == len(progress.failed) == 1 and progress.done == 2
 
 
 @pytest.mark.parametrize("name", ["single_round", "consecutive"])

@@ -13,7 +13,7 @@ from tiny import CITIES, LABELS, PEOPLE, tiny_model
 
 from palimpsest import results
 from palimpsest.editors.base import Editor, EditorState
-from palimpsest.edits import Edit, Probe, write_edits
+from palimpsest.edits import UNSETTLED, Edit, Probe, write_edits
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json
 from palimpsest.metrics.asked import Said
@@ -162,13 +162,15 @@ def test_a_probe_that_names_another_edited_subject_is_not_asked():
     edits = facts()
     probes = (
         Probe(f"Where is {PEOPLE[1]} at home", "Velden", "near"),
-        Probe("The city was", "Velden", "near"),
+        Probe("The city was", "Velden", UNSETTLED),
     )
     edits[0] = replace(edits[0], locality=probes)
     for size, asked in ((1, probes), (4, probes[1:])):  # the last two are about the second person
         toy = stream([size], edits=edits)
         first = [q.prompt for q in toy.rounds[0].questions if q.order == 0 and q.split == "near"]
         assert [text for text in first if text in [p.prompt for p in probes]] == [p.prompt for p in asked]
+        unknown = {q.prompt for batch in toy.rounds for q in batch.questions if not q.known}
+        assert unknown == {probes[1].prompt}  # whether its answer is right is not judged, whether it stays is
 
 
 def test_draws_are_disjoint_nested_and_limited():

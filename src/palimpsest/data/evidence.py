@@ -7,6 +7,7 @@ in scope, and claims it says too little about are near ones out of scope.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 from palimpsest.data.fever import LABELS
 from palimpsest.data.records import Reader, Record, Schema, refused
 from palimpsest.data.sources import Source
-from palimpsest.edits import Edit, Probe
+from palimpsest.edits import UNSETTLED, Edit, Probe
 from palimpsest.errors import DataError
+
+log = logging.getLogger(__name__)
 
 UNKNOWN = "NOT ENOUGH INFO"
 LEAST_WORDS = 11
@@ -59,6 +62,8 @@ def by_evidence(source: Source, bad_records: str = "refuse") -> tuple[Source, li
             remedy="Give VitaminC's train, dev or test file",
         )
     merged = [{"page": page, "evidence": text, "claims": claims} for (page, text), claims in judged.items()]
+    if bad:
+        log.warning("%s: %d of %d claims were skipped as bad", source.name, len(bad), len(source.records))
     skipped = [{"record": number, "field": error.field, "reason": str(error)} for number, error in bad]
     return replace(source, records=merged), skipped
 
@@ -83,7 +88,7 @@ def believed(record: Record) -> Edit:
         truth=LABELS[1],
         rephrasings=tuple(claim for claim in dict.fromkeys(found[LABELS[0]]) if claim != text),
         portability=tuple(Probe(claim, LABELS[1], "implied") for claim in dict.fromkeys(found[LABELS[1]])),
-        locality=tuple(Probe(claim, LABELS[1], "near") for claim in dict.fromkeys(found[UNKNOWN])),
+        locality=tuple(Probe(claim, LABELS[1], UNSETTLED) for claim in dict.fromkeys(found[UNKNOWN])),
     )
 
 

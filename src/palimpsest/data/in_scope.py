@@ -28,8 +28,9 @@ def in_scope(edit: Edit) -> list[tuple[str, str]]:
 def before_edit(edit: Edit, probe: Probe) -> str | None:
     """What is said to a probe in scope before the edit, None where that is not known.
 
-    Of two classes it is the other one: what the edit makes false was held to be right (`claims_source` prepares models so), and
-    a statement is as true before as it is false after. An implied question that names the new answer says nothing about
+    Of two classes it is the other one: what the edit makes false was held to be right (`claims_source` prepares models so; of
+    claims about evidence it is an assumption, wrong for a third of the generated ones), and a statement is as true before as
+    it is false after. An implied question that names the new answer says nothing about
     what was answered before.
     """
     if edit.truth == edit.target:

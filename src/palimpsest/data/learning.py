@@ -23,7 +23,7 @@ from palimpsest.data.in_scope import IN_SCOPE_KINDS, asked_aside, wished
 from palimpsest.data.relations import SLOT, Templates, cluster, fill, template_of
 from palimpsest.data.sources import digest
 from palimpsest.data.unrelated import unrelated_questions
-from palimpsest.edits import Edit, Probe
+from palimpsest.edits import UNSETTLED, Edit, Probe
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_text
 
@@ -251,7 +251,8 @@ class _Maker:
             if probe.prompt in self.blocked:
                 self.left_out["probes that tables ask"] += 1
             elif probe.prompt not in mine:
-                found.setdefault(probe.prompt, (probe.answer, self._is_near(probe, edit, group), True))
+                known = probe.kind != UNSETTLED
+                found.setdefault(probe.prompt, (probe.answer, self._is_near(probe, edit, group), known))
         found |= {prompt: (answer, False, True) for prompt, answer in islice(self.questions, self.made_up)}
         same = [
             other
@@ -278,8 +279,8 @@ class _Maker:
         return kept
 
     def _is_near(self, probe: Probe, edit: Edit, group: str) -> bool:
-        if probe.kind in ("near", *FAR_KINDS):
-            return probe.kind == "near"
+        if probe.kind in ("near", UNSETTLED, *FAR_KINDS):
+            return probe.kind not in FAR_KINDS
         about = edit.subject is not None and edit.subject in probe.prompt
         return about or (bool(group) and self.shapes[group].match(probe.prompt) is not None)
 

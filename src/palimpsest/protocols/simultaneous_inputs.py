@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from palimpsest.data.in_scope import IN_SCOPE_KINDS, SENTIMENT_KINDS, asked_aside, in_scope
 from palimpsest.data.learning import another_fact, relation_groups, subject_key
 from palimpsest.editors.base import Editor
-from palimpsest.edits import Edit, Probe
+from palimpsest.edits import UNSETTLED, Edit, Probe
 from palimpsest.errors import SettingsError
 from palimpsest.metrics.asked import Asked
 from palimpsest.metrics.evaluation import Question
 from palimpsest.models.batching import Batching
 
-SPLIT_OF_PROBE = {name: name for name in ("near", "far", "unrelated")}
+SPLIT_OF_PROBE = {name: name for name in ("near", "far", "unrelated")} | {UNSETTLED: "near"}
 TRIES = 20  # draws for each far prompt, of which some are near or edited
 
 
@@ -177,4 +177,5 @@ class _Pool:
 
 
 def _of_probe(order: int, probe: Probe) -> Question:
-    return Question(order, SPLIT_OF_PROBE.get(probe.kind, "locality"), probe.prompt, probe.answer)
+    split = SPLIT_OF_PROBE.get(probe.kind, "locality")
+    return Question(order, split, probe.prompt, probe.answer, probe.kind != UNSETTLED)

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, Self, TypeVar
@@ -222,11 +223,15 @@ def edit_batch(stream: Streamed, progress: Progress, step: int, orders: range) -
     progress.seconds["edit"] += time.perf_counter() - start
     progress.step, progress.done = step, progress.done + len(batch)
     progress.applied += applied
-    reasons = {failure.edit: failure.reason for failure in failed}
+    reasons = defaultdict(
+        list
+    )  # an edit without identifier is called by its prompt, which may be edited twice
+    for failure in failed:
+        reasons[failure.edit].append(failure.reason)
     progress.failed += [
-        {"edit": edit_name(edit), "order": order, "step": step, "reason": reasons[edit_name(edit)]}
+        {"edit": edit_name(edit), "order": order, "step": step, "reason": reasons[edit_name(edit)].pop(0)}
         for order, edit in zip(orders, batch, strict=True)
-        if edit_name(edit) in reasons
+        if reasons[edit_name(edit)]
     ]
     progress.state_bytes = max(progress.state_bytes, int(stream.editor.state_bytes()))
     for layer, alpha in current_alpha(stream.editor).items():
