@@ -104,6 +104,10 @@ def test_claim_from_its_tests():
     assert verdict_of(outcomes("holds", "undecided")) == "undecided"
     assert verdict_of(outcomes("holds", "undecided", "not run")) == "not run"
     assert verdict_of(outcomes("fails", "not run")) == "fails"
+    # printed tables that agree among themselves are no finding of a run
+    assert verdict_of(outcomes("as printed", "as printed")) == "as printed"
+    assert verdict_of(outcomes("as printed", "undecided")) == "undecided"
+    assert verdict_of(outcomes("as printed", "holds")) == "holds"
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from palimpsest.claims.verdicts import (
+    AS_PRINTED,
     MIN_RECORDS,
     ClaimTest,
     NotMeasuredError,
@@ -216,7 +217,7 @@ def _printed(
             )
         value += float(entry.get("times", 1)) * cell.value
         words.append(f"{cell.method} {cell.metric} {cell.shown}")
-    verdict = decide([value], value, value)
+    verdict = AS_PRINTED if decide([value], value, value) == "holds" else "fails"
     evidence = f"as printed: {', '.join(words)}; statistic {value:+.3g}"
     return Outcome(test, verdict, evidence, value, value, value, (value,), len(words))
 

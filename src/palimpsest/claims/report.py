@@ -41,13 +41,19 @@ def write_report(
 def markdown(judged: Judged, spec: dict[str, Any]) -> str:
     """A table of all claims, then the numbers behind every verdict."""
     counts = Counter(verdict for _, verdict, _ in judged)
-    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    several = {"holds": "hold", "fails": "fail"}
+    summary = ", ".join(
+        f"{counts[verdict]} {several.get(verdict, verdict) if counts[verdict] > 1 else verdict}"
+        for verdict in VERDICTS
+        if counts[verdict]
+    )
     lines = [
         "# Claims and verdicts", "",
         f"{spec['source']}. {scale_words(spec.get('scale'))} {summary}.", "",
         "*holds*: in every seed, and the interval excludes the opposite; *fails*: the interval excludes the claim; "
         "*undecided*: the interval crosses, or there are fewer than 20 records a seed; *not run*: a needed run or "
-        "editor is missing. A statistic is positive where the claim is right. In brackets: bootstrap interval over "
+        "editor is missing; *as printed*: the papers' tables say so, nothing was measured here. "
+        "A statistic is positive where the claim is right. In brackets: bootstrap interval over "
         "records. Numbers of keys, seconds, means whose records were not kept, and shapes of a sweep (a rank correlation, the "
         "worst block) have none to draw from: theirs is the range of the seeds, and a single seed decides nothing. Checks that "
         "a run makes itself are true or false.", "",

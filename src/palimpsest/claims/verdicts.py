@@ -8,7 +8,8 @@ from typing import Any
 
 from palimpsest.errors import PalimpsestError
 
-VERDICTS = ("holds", "fails", "undecided", "not run")
+AS_PRINTED = "as printed"  # the papers' own tables say so; nothing was measured
+VERDICTS = ("holds", "fails", "undecided", "not run", AS_PRINTED)
 MIN_RECORDS = 20  # per seed; with fewer a bootstrap interval says nothing, so the verdict stays undecided
 
 
@@ -60,6 +61,8 @@ def decide(per_seed: Sequence[float], low: float, high: float, hedged: bool = Fa
 def verdict_of(outcomes: Sequence[Outcome]) -> str:
     """The verdict on a claim from those on its tests."""
     found = {outcome.verdict for outcome in outcomes}
+    if found == {AS_PRINTED}:
+        return AS_PRINTED
     if "fails" in found:
         return "fails"
     if "not run" in found or not found:
