@@ -111,7 +111,7 @@ def edits_problems(name: str, sizes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def is_stream(scale: Mapping[str, Any], dataset: str) -> bool:
-    """Whether a data set is a stream of a lifelong task: no gate and no list of known facts belong to it."""
+    """Whether a data set is a stream of a lifelong task: no list of known facts belongs to it."""
     return bool(scale["datasets"][dataset].get("task"))
 
 
@@ -119,6 +119,19 @@ def has_gate(scale: Mapping[str, Any], model: str, dataset: str) -> bool:
     """Whether the gate can examine a model on a data set: one that continues text, on single facts."""
     decoder = scale["models"][model].get("family") not in PAIR_FAMILIES
     return decoder and scale["datasets"][dataset].get("reader") in FACTS
+
+
+def gate_mode(scale: Mapping[str, Any], model: str, dataset: str, at_subject: bool) -> str:
+    """What a run does with the gate's verdict. `at_subject`: its editor writes at the subject's last token.
+
+    Streams of biographies are examined for such editors only, and a model that fails warns: the paper has their row there, so
+    it is made, named in captions, and counts for no claim.
+    """
+    mode = str(scale["gate"]["mode"])
+    if has_gate(scale, model, dataset) or mode == "off":
+        return mode
+    decoder = scale["models"][model].get("family") not in PAIR_FAMILIES
+    return "warn" if at_subject and decoder and is_stream(scale, dataset) else "off"
 
 
 def can_learn(scale: Mapping[str, Any], dataset: str) -> bool:

@@ -239,10 +239,10 @@ def _resolve(
     where = {
         "device": scale["device"],
         "dtype": scale["models"][model]["dtype"],
-        "gate": scale["gate"]["mode"],
+        "gate": places.gate_mode(scale, model, dataset, at_subject=bool(content.get("needs_statistics"))),
     }
     if not places.has_gate(scale, model, dataset):
-        where |= {"gate": "off", "known_only": False}
+        where["known_only"] = False
     options = {**scale["protocol"], **where, "inspect": False, **(entry.get("run_options") or {})}
     if entry["protocol"] == places.ONE_BY_ONE and sizes.get("until_edits"):
         options["until_edits"] = sizes["until_edits"]

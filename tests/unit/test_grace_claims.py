@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -16,7 +17,7 @@ from palimpsest.claims.judge import judge
 from palimpsest.claims.quantities import OTHERS, ROWS, quantities
 from palimpsest.claims.statistics import STATISTICS as MEANS
 from palimpsest.claims.streams import STATISTICS
-from palimpsest.claims.verdicts import ClaimTest
+from palimpsest.claims.verdicts import ClaimTest, NotMeasuredError
 from palimpsest.errors import SettingsError
 from palimpsest.figures.read import load_runs
 
@@ -115,6 +116,22 @@ def test_a_perfect_score_has_records_too(tmp_path):
     found = _judge_part("C4", 0, made)
     assert (found.verdict, found.low) == ("holds", pytest.approx(found.value))
     assert "(seeds" not in found.evidence
+
+
+def test_a_model_that_failed_the_gate_is_no_evidence(tmp_path):
+    """An editor that writes at the subject collapses there whatever it is compared with."""
+    made = fabricate_stream(tmp_path, "stream", items=60, every=60)
+    assert _judge_part("C4", 0, made).verdict
+    for folder in made:
+        content = json.loads((folder / "run.json").read_text())
+        content["gate"] = {
+            "mode": "warn",
+            "verdict": "fail",
+            "reasons": ["only 0.07 of the facts can be changed"],
+        }
+        (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(NotMeasuredError, match="failed the gate on .*: only 0.07 of the facts"):
+        _judge_part("C4", 0, made)
 
 
 def test_half_a_difference_is_not_resampled(tmp_path):

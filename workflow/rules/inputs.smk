@@ -127,6 +127,11 @@ def model_source(wildcards):
     return f"results/data/{source}/manifest.json" if source else []
 
 
+def gate_source(wildcards):
+    """Facts in other wordings, where a model was trained on single facts."""
+    return [] if wildcards.dataset in STREAMS else model_source(wildcards)
+
+
 def gate_spec(wildcards):
     """The configuration's `gate`, with the layers that editing will use and this model's names."""
     layers = PLAN.statistics_layers(wildcards.model)

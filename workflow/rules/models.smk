@@ -88,7 +88,7 @@ rule gate:
     input:
         model="results/models/{model}/manifest.json",
         edits=f"results/datasets/{PLAN.scale['scale']}-{{dataset}}/edits.jsonl",
-        source=model_source,
+        source=gate_source,
     output:
         gate="results/models/{model}/gate-{dataset}.json",
         known="results/models/{model}/known-{dataset}.json",
