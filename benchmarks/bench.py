@@ -79,6 +79,7 @@ def pieces(device: str) -> dict[str, tuple[str, list[Any]]]:
         for made in STREAMS:
             found[f"stream-{name}-{made}"] = ("stream_growth", [name, made])
     if device == "cpu":
+        found["looks-along-a-stream"] = ("grace_stream", ["mini-t5", 100, 50, 100])
         found["lookup"] = ("script", ["codebook_lookup.py", "--repeats", "10"])
         for shape in ("mini-t5", "mini-gpt2", "t5-small"):
             few = ["--questions", "60", "--plain-questions", "10"] if shape == "t5-small" else []
@@ -94,10 +95,14 @@ def measure(name: str, device: str, dtype: str, threads: int, edits: int | None)
     from edit_pieces import other, tuner, writer
     from measure import machine
     from other_pieces import batch_growth, covariance, probes, solving, stream_growth
+    from stream_piece import grace_stream
 
     functions = {
         function.__name__: function
-        for function in (writer, tuner, other, batch_growth, stream_growth, covariance, solving, probes)
+        for function in (
+            *(writer, tuner, other, batch_growth, stream_growth, covariance, solving, probes),
+            grace_stream,
+        )
     }
     function, arguments = pieces("cpu" if device == "cpu" else "cuda")[name]
     if edits and function in ("writer", "tuner", "other"):

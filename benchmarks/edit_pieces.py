@@ -140,9 +140,37 @@ def writer(name: str, shape: str, count: int, plain_count: int, steps: int, devi
         if len(updates) > 1
         else None,
     }
+    if not rounds and device == "cpu":
+        result["stopping"] = _stopping(name, model, batch, common, known, device)
     if blocks != SHAPES[shape]["blocks"] or steps != PAPER_STEPS:
         result["extrapolated"] = _extrapolated(result, shape, counts, rows, longest)
     return result
+
+
+def _stopping(name: str, model, batch, settings, known, device: str) -> dict[str, float]:
+    """Seconds per edit of the editor as papers and presets have it: a row leaves the search when its loss is below .05.
+
+    How many steps that saves depends on the weights; these are random.
+    """
+    from palimpsest.editors import make_editor
+    from palimpsest.editors.shared import key_value
+
+    search, steps = key_value.SEARCHES["fast"], list[int]()
+
+    def counted(*arguments):
+        result = search(*arguments)
+        steps.extend(len(losses) for losses in result.losses)
+        return result
+
+    editor = make_editor(name, model, settings | {"stop_loss": 0.05}, known)
+    key_value.SEARCHES["fast"] = counted
+    try:
+        with taking(device) as taken:
+            editor.edit(batch)
+    finally:
+        key_value.SEARCHES["fast"] = search
+        editor.remove()
+    return {"seconds": taken.seconds / len(batch), "mean_steps": sum(steps) / len(steps)}
 
 
 def _extrapolated(result: dict[str, Any], shape: str, counts, rows: int, longest: int) -> dict[str, float]:

@@ -33,6 +33,7 @@ TARGETS = (
     ("edit-gpt2-small-comeba_hk", "COMEBA-HK, GPT-2-small shape, CPU", 20.0),
     ("edit-gpt2-small-rome", "ROME in sequence, GPT-2-small shape, CPU", 5.0),
     ("edit-gpt2-small-rome_rounds", "ROME in single rounds, GPT-2-small shape, CPU", 10.0),
+    ("looks-along-a-stream", "GRACE along a stream, a look every 50 of 100 questions, mini T5, CPU", 10.0),
     ("edit-gpt2-xl-memit-gpu", "MEMIT, GPT2-XL shape, GPU", 20.0),
     ("edit-gpt2-xl-comeba_hk-gpu", "COMEBA-HK, GPT2-XL shape, GPU", 20.0),
     ("covariance-gpt2-small", "covariance of three layers, GPT-2-small shape, CPU", 4.0),
@@ -52,9 +53,11 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], whole: bool = False) -> list[str]:
-    """Markdown; all but the first column to the right. Rows without any result are left out unless `whole`."""
+    """Markdown; all but the first column to the right. Rows and columns without any result are left out unless `whole`."""
     if not whole:
         rows = [row for row in rows if any(cell != MISSING for cell in row[1:])]
+        used = [n for n in range(len(head)) if n == 0 or any(row[n] not in (MISSING, "–") for row in rows)]
+        head, rows = [head[n] for n in used], [[row[n] for n in used] for row in rows]
     if not rows:
         return [f"{MISSING.capitalize()}.", ""]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
@@ -86,11 +89,11 @@ def edit_rows(results: Results) -> list[list[str]]:
             label = f"{shape}, {editor}"
             gpu = gpu_cell(results, name, lambda m: f"{number(m['fast']['seconds'])} s, {number(ratio(m))} x")
             if name not in results:
-                rows.append([label, *[MISSING] * 9, gpu])
+                rows.append([label, *[MISSING] * 10, gpu])
                 continue
             measured = results[name]["measured"]
             plain, fast, work = measured.get("plain"), measured["fast"], measured.get("flops", {})
-            more = measured.get("extrapolated")
+            more, stop = measured.get("extrapolated"), measured.get("stopping")
             shares = [measured.get(f"share_{form}") for form in ("plain", "fast")]
             rows.append(
                 [
@@ -99,6 +102,7 @@ def edit_rows(results: Results) -> list[list[str]]:
                     number(plain["seconds"]) if plain else "–",
                     number(fast["seconds"]),
                     f"**{number(ratio(measured))}**" if plain else "–",
+                    f"{number(stop['seconds'])} ({number(stop['mean_steps'])})" if stop else "–",
                     f"{number(more['plain'])} / {number(more['fast'])}" if more else "–",
                     " / ".join(
                         number((part or {}).get("peak_bytes") and part["peak_bytes"] / 2**20)

@@ -95,6 +95,7 @@ def test_prompts_differ_and_have_the_promised_lengths():
         ("batch_growth", ["memit", 3]),
         ("stream_growth", ["comeba_hk", 30]),
         ("stream_growth", ["grace", 30]),
+        ("grace_stream", ["mini-t5", 4, 2, 3]),
     ],
 )
 def test_pieces_measure_the_same_work_in_both_forms(small, monkeypatch, tmp_path, kind, arguments):
