@@ -125,6 +125,8 @@ def load_config(scale: Mapping[str, Any] | Path | str, root: Path | None = None)
         raise ConfigError(problems)
     fill_defaults(content, read_json(schemas / "config.schema.json"))
     settings_schema = read_json(schemas / "editors.schema.json")["editors"]
+    if content["editors"] == "all":
+        content["editors"] = list(settings_schema)
     editors, problems = _load_editors(content["editors"], root, settings_schema)
     problems += _scale_settings_problems(content, editors, settings_schema)
     experiments, more = _load_experiments(root)
