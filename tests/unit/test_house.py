@@ -1,4 +1,4 @@
-"""The limits of the house (decisions, point 8), read from the syntax tree of every source file."""
+"""The limits of the house, read from the syntax tree of every source file."""
 
 from __future__ import annotations
 
