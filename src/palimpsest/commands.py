@@ -234,7 +234,17 @@ def run_gallery(figures: Path, out: Path, only: list[str] | None = None, results
     """Copy pictures and tables into the documentation."""
     from palimpsest.figures.gallery import collect
 
-    collect(figures, out, only, results)
+    collect(figures, out, only, results, _papers_of_figures())
+
+
+def _papers_of_figures() -> dict[str, str]:
+    """Which paper each experiment's figure belongs to; empty outside a checkout, where nothing says so."""
+    try:
+        folder = repository_root() / "config" / "experiments"
+    except PalimpsestError:
+        return {}
+    contents = [read_yaml(path) for path in sorted(folder.glob("*.yaml"))]
+    return {name: content["paper"] for content in contents for name in content["experiments"]}
 
 
 def preset_settings(editor: str, preset: str, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
