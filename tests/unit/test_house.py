@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,24 @@ def test_imports_run_one_way():
                     used = name.split(".")[1] if "." in name else ""
                     used = "claims" if used.startswith("claim") else used
                     assert used in allowed[layer] | everywhere | {""}, f"{file.name} imports {name}"
+
+
+def test_the_map_of_what_editors_share_is_whole():
+    """Each module of the folder stands on it once."""
+    folder = ROOT / "src" / "palimpsest" / "editors" / "shared"
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    entries = re.findall(r"^    (\w+(?:, \w+)*)  ", text, re.MULTILINE)
+    named = [name for entry in entries for name in entry.split(", ")]
+    assert sorted(named) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def test_every_editor_names_its_page_of_the_specification():
+    for file in (ROOT / "src" / "palimpsest" / "editors").glob("*.py"):
+        if file.stem not in ("__init__", "base"):
+            page = re.search(
+                r"docs/spec/\w+\.md", ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            )
+            assert page and (ROOT / page[0]).is_file(), file.name
 
 
 def test_style_is_clean():
