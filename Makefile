@@ -1,6 +1,6 @@
 # make figures            set up, then the whole workflow at scale mini (about two hours on two cores)
 # make figures SCALE=smoke    the same, small, in a few minutes
-# make test               set up, then lint-free tests; what .ci/run and the public CI call
+# make test               set up, then the tests; what .ci/run and the public CI call
 PYTHON ?= python3
 VENV ?= .venv
 SCALE ?= mini
@@ -19,7 +19,9 @@ help:
 	@echo "make figures [SCALE=smoke]  tables, figures and claims into figures/ (of another scale figures/NAME/)"
 	@echo "make report [SCALE=...]     results/report.zip after a run"
 	@echo "make gallery                copy the finished pictures to docs/gallery/"
-	@echo "make test | lint | bench    tests, checks of the source, speed comparisons (docs/benchmarks.md)"
+	@echo "make test | lint | bench    tests (about ten minutes), checks of the source, speed comparisons (docs/benchmarks.md)"
+	@echo "make format | schema        tidy the source; write the schema of the editors' settings anew"
+	@echo "make clean                  deletes results/ and logs/: the next 'make figures' begins from nothing"
 
 setup: $(STAMP)
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from palimpsest import __version__, commands, interruption, listing, spec_help
+from palimpsest import __version__, commands, interruption, listing, spec_help, spec_words
 from palimpsest.errors import PalimpsestError
 
 _EPILOG = """
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"palimpsest {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="more words in the log")
+    parser.add_argument("-v", "--verbose", action="store_true", help="verbose log")
     groups = parser.add_subparsers(title="commands", metavar="COMMAND")
     _data_commands(groups)
     _model_commands(groups)
@@ -91,10 +91,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(groups: argparse._SubParsersAction, name: str, function, help: str, description: str) -> _Parser:
+    example = f"Example: palimpsest {name} {spec_words.EXAMPLES[name]}"
     parser = groups.add_parser(
         name,
         help=help,
-        description=f"{help}\n\n{description}",
+        description="\n".join([help, "", *([description] if description else []), example]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=function)
@@ -132,8 +133,7 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         "  labels       court cases for lifelong editing: scotus_{upstream,tuning,stream}.csv, pairs.jsonl\n"
         "  biographies  for lifelong editing: wikibio.jsonl, wiki_bio_concepts.txt, facts.jsonl, text.txt, corpus.txt\n"
         "  claims       fact checking: fever-{train,dev}-kilt.jsonl, vitaminc_{train,dev}.jsonl, pairs.jsonl\n"
-        "  sentiment    replies in a dialogue: blender_{train,val,test}.json, facts.jsonl, text.txt, corpus.txt\n"
-        "Example: palimpsest world --settings '{\"counterfact\": 50, \"zsre\": 50}' --seed 1 --out my-world",
+        "  sentiment    replies in a dialogue: blender_{train,val,test}.json, facts.jsonl, text.txt, corpus.txt",
     )  # fmt: skip
     _spec(world, "sizes of the world; {} for the defaults", "--settings")
     world.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
@@ -149,8 +149,7 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         groups, "source", lambda o: commands.run_source(commands.read_spec(o.spec), o.out),
         "Prepare real files for pre-training a small model.",
         "Facts (CounterFact, ZsRE), claims (FEVER, VitaminC), the records of a lifelong task (key task), or text alone.\n"
-        "Real files are looked up by absolute path or under the directory named by PALIMPSEST_DATA.\n"
-        "Example: palimpsest source --spec '{\"reader\": \"counterfact\", \"file\": \"counterfact-edit.json\"}' --out facts",
+        "Real files are looked up by absolute path or under the directory named by PALIMPSEST_DATA.",
     )  # fmt: skip
     _spec(source, "which records and which text")
     _out(source)
@@ -162,8 +161,7 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         "passages of a text (MEND), plain or gzipped,\n"
         "from a file, a source or a pinned hub id. With the key task it cuts a stream for lifelong editing and its probes\n"
         "(probes.jsonl); with reserve or learning it also writes learning.jsonl, for editors that learn.\n"
-        "A malformed record is refused with file, record and field before anything heavy starts.\n"
-        "Example: palimpsest dataset --spec '{\"reader\": \"counterfact\", \"file\": \"counterfact-edit.json\"}' --out edits",
+        "A malformed record is refused with file, record and field before anything heavy starts.",
     )  # fmt: skip
     _spec(dataset, "reader or task, and where the records are")
     _path(dataset, "--source", "directory of a generated or prepared source", required=False)
@@ -183,9 +181,7 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
     _threads(parser, "1")
 
     parser = _add(groups, "model", lambda o: commands.run_model(commands.read_spec(o.spec), o.out),
-                  "Describe a model made elsewhere, or make a random stand-in.",
-                  "Example: palimpsest model --spec '{\"kind\": \"path\", \"path\": \"my-gpt2\"}' "
-                  "--out results/models/my-gpt2")  # fmt: skip
+                  "Describe a model made elsewhere, or make a random stand-in.", "Writes manifest.json.")  # fmt: skip
     _spec(parser, "kind path | hub | random, and where or what it is")
     _out(parser, "directory for manifest.json")
     _threads(parser)
@@ -225,9 +221,8 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
         commands.run_train_editor(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out)
 
     parser = _add(groups, "train-editor", train_editor, "Train an editor that learns before it edits (MEND, SERAC).",
-                  "Cached by model, data, settings and seed; resumes. Writes weights.safetensors, trained.json, training.csv.\n"
-                  "Example: palimpsest train-editor --spec '{\"editor\": \"mend\", \"settings\": {\"layers\": [5, 6, 7]}}'\n"
-                  "         --model results/models/mini-gpt2 --dataset results/datasets/mini-zsre --out my-mend")  # fmt: skip
+                  "Cached by model, data, settings and seed; resumes. "
+                  "Writes weights.safetensors, trained.json, training.csv.")  # fmt: skip
     _spec(parser, "editor, settings, and how the model is loaded (dtype, device)")
     parser.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     _path(parser, "--model", "model directory")
@@ -290,7 +285,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
 
     parser = _add(groups, "toy", lambda o: commands.run_toy(commands.read_spec(o.spec), o.out),
                   "Compute GRACE's illustrative figure: a small classifier, edited and fine-tuned.",
-                  "Writes toy.json. Example: palimpsest toy --spec '{}' --out results/toy")  # fmt: skip
+                  "Writes toy.json.")  # fmt: skip
     _spec(parser, "seeds, and settings that differ from the defaults")
     _out(parser)
 
@@ -302,7 +297,8 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
 
     parser = _add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out, o.only, o.results),
                   "Copy the finished pictures and tables into the documentation.",
-                  "What `make gallery` calls after a run at scale mini.")  # fmt: skip
+                  "Writes README.md, an index with the captions. What `make gallery` calls after a run at scale mini; other\n"
+                  "scales have galleries of their own, below docs/gallery.")  # fmt: skip
     _path(parser, "--figures", "directory the workflow has drawn into")
     _path(parser, "--results", "directory that holds runs/, to name their commits", required=False)
     parser.add_argument(
@@ -312,9 +308,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
 
 
 def _reader_commands(groups: argparse._SubParsersAction) -> None:
-    parser = _add(
-        groups, "list", _print_list, "Show what there is.", "Example: palimpsest list editors --json"
-    )
+    parser = _add(groups, "list", _print_list, "Show what there is.", "")
     parser.add_argument("kind", choices=listing.KINDS, help="what to list")
     parser.add_argument("--json", action="store_true", help="as JSON: a list of objects with `name`")
     parser.add_argument(
@@ -322,8 +316,7 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
     )
 
     parser = _add(groups, "edit", _print_edit, "Edit a model once and ask it.",
-                  "Example: palimpsest edit --model results/models/mini-gpt2 --editor ft --preset mini-gpt2 --subject Ada\n"
-                  "         --prompt 'The mother tongue of Ada is' --target French --ask 'Ada speaks'")  # fmt: skip
+                  "Nothing is kept unless --save says where. The names of the example are of scale mini's world.")  # fmt: skip
     parser.add_argument(
         "--model", required=True, help="model directory, or hub id with its commit: org/name@COMMIT"
     )

@@ -234,14 +234,29 @@ def run_gallery(figures: Path, out: Path, only: list[str] | None = None, results
     """Copy pictures and tables into the documentation."""
     from palimpsest.figures.gallery import collect
 
-    collect(figures, out, only, results)
+    collect(figures, out, only, results, _papers_of_figures())
+
+
+def _papers_of_figures() -> dict[str, str]:
+    """Which paper each experiment's figure belongs to; empty outside a checkout, where nothing says so."""
+    try:
+        folder = repository_root() / "config" / "experiments"
+    except PalimpsestError:
+        return {}
+    contents = [read_yaml(path) for path in sorted(folder.glob("*.yaml"))]
+    return {name: content["paper"] for content in contents for name in content["experiments"]}
 
 
 def preset_settings(editor: str, preset: str, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Settings of `config/editors/EDITOR.yaml` for a model preset, such as mini-gpt2, with those of `over` instead.
 
-    As the workflow has them for its variant `default`, without what a protocol changes. All settings are named: one that
-    the file replaces by a ratio must not come back as the dataclass's default.
+    What `make_editor` takes as `settings`. As the workflow has them for its variant `default`, without what a protocol
+    changes. All settings are named: one that the file replaces by a ratio must not come back as the dataclass's default.
+
+    Args:
+        editor: as for `make_editor`.
+        preset: a model that the file has settings for; an unknown one is answered with the known ones.
+        over: settings that go over those of the preset.
 
     Raises:
         SettingsError: the editor or the preset is not known, there is no config directory, or the preset cannot serve.
@@ -251,7 +266,7 @@ def preset_settings(editor: str, preset: str, over: Mapping[str, Any] | None = N
     kind, name = editor_class(editor), f"config/editors/{editor}.yaml"
     if kind.learns:
         raise SettingsError(
-            f"{editor} edits with the settings of its training (--trained). Leave out --preset"
+            f"{editor} edits with the settings of its training (`trained`). Leave out the preset"
         )
     try:
         path = repository_root() / name
@@ -259,8 +274,8 @@ def preset_settings(editor: str, preset: str, over: Mapping[str, Any] | None = N
             raise PalimpsestError(f"{path} does not exist")
     except PalimpsestError as error:
         raise SettingsError(
-            f"--preset {preset} reads {name} of a checkout, which is not there ({error}). Install from a checkout, "
-            "or give the settings by --settings"
+            f"the preset {preset} is read from {name} of a checkout, which is not there ({error}). Install from a "
+            "checkout, or give the settings themselves"
         ) from error
     content = read_yaml(path)
     known = content.get("models") or {}
@@ -268,7 +283,7 @@ def preset_settings(editor: str, preset: str, over: Mapping[str, Any] | None = N
         remedy = (
             f"It has {', '.join(known)}"
             if known
-            else "It has one set of settings for all; leave out --preset"
+            else "It has one set of settings for all; leave out the preset"
         )
         raise SettingsError(f"{name} has no preset {preset!r}{suggest(preset, known)}. {remedy}")
     content["variants"] = {"default": {}, **(content.get("variants") or {})}
@@ -277,7 +292,7 @@ def preset_settings(editor: str, preset: str, over: Mapping[str, Any] | None = N
     if stated.get("radius_ratio") is not None:
         raise SettingsError(
             f"the preset {preset} of {editor} states radius_ratio, a share of distances between the prompts of a run; with "
-            """one edit there are none. Give a radius: --settings '{"radius": 1.0}'"""
+            'one edit there are none. Give a radius in the settings over it: {"radius": 1.0}'
         )
     return complete_settings(config, editor, stated) | dict(
         over or {}

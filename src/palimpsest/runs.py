@@ -312,7 +312,7 @@ def _inspect(stream: Stream, progress: Progress, sample: Sample) -> list[dict[st
 def _identity(
     spec: Mapping[str, Any], seed: int, model: LanguageModel, edits_file: Path, editor: Any, sample: Sample
 ) -> dict[str, Any]:
-    """What this run is, but for its code: checkpoints of anything else are not gone on from."""
+    """What this run is, but for its code: checkpoints of anything else are not resumed."""
     chosen = hashlib.sha256("\n".join(edit_name(edit) for edit in sample.edits).encode()).hexdigest()
     used = editor.statistics
     return {

@@ -1,4 +1,4 @@
-"""Which keys the SPEC of each subcommand has, where the code lists them, and words for those that no docstring explains."""
+"""Words of `--help`: which keys the SPEC of each subcommand has, where the code lists them, and an example of each."""
 
 from __future__ import annotations
 
@@ -255,4 +255,39 @@ NOTES: dict[str, str] = {
     "dataset": "  As in a scale's file, the keys of a stream may also stand under `lifelong`.",
     "pretrain": "  As in a scale's file, they may also stand under `shape` and `training`.",
     "model": "  As in a scale's file, width, blocks and the like may also stand under `shape`.",
+}
+
+# What follows the command's name in its example; a test parses them. Files are those of `snakemake` at scale mini, or the result
+# of another example.
+EXAMPLES: dict[str, str] = {
+    "world": """--settings '{"counterfact": 50, "zsre": 50}' --seed 1 --out my-world""",
+    "source": """--spec '{"reader": "counterfact", "file": "counterfact-edit.json"}' --out facts""",
+    "dataset": """--spec '{"reader": "counterfact", "file": "counterfact-edit.json"}' --out edits""",
+    "pretrain": """--spec '{"family": "gpt2", "width": 64, "blocks": 2, "heads": 2, "steps": 100}' \\
+         --source my-world --out my-gpt2""",
+    "model": """--spec '{"kind": "path", "path": "my-gpt2"}' --out results/models/my-gpt2""",
+    "gate": """--spec '{}' --model results/models/mini-gpt2 --dataset results/datasets/mini-zsre \\
+         --source results/data/mini-world --out my-gate.json --known my-known.json""",
+    "statistics": """--spec '{"layers": [0, 1, 2], "tokens": 100000}' --model results/models/mini-gpt2 \\
+         --corpus results/data/mini-world/corpus.txt --out my-statistics""",
+    "train-editor": """--spec '{"editor": "mend", "settings": {"layers": [5, 6, 7]}}' \\
+         --model results/models/mini-gpt2 --dataset results/datasets/mini-zsre --out my-mend""",
+    "targets": """--spec '{"edits": 10, "settings": {"layers": [0, 1, 2], "learning_rate_ratio": 0.025}}' \\
+         --seed 0 --model results/models/mini-gpt2 --dataset results/datasets/mini-zsre --out my-targets""",
+    "run": """--spec '{"run": "mine", "protocol": "consecutive", "dataset": "zsre", "model": "mini-gpt2",
+         "editor": "ft", "edits": 20, "batch_size": 10, "settings": {"layer": 0}}' --seed 0 \\
+         --model results/models/mini-gpt2 --dataset results/datasets/mini-zsre \\
+         --out my-results/runs/mine/seed=0""",
+    "figure": """mine --spec '{"drawer": "curves", "title": "A run of mine"}' \\
+         --runs my-results/runs/mine/seed=0 --out my-figures""",
+    "toy": """--spec '{}' --out results/toy""",
+    "claims": """--spec '{"models": {"weaker": "mini-gpt2"}, "experiments": {"comeba_fig4": [
+             "consecutive-mini-gpt2-zsre-comeba_hk-no_hooks-n200-b10-s50",
+             "consecutive-mini-gpt2-zsre-comeba_hk-default-n200-b10-s50"]}}' --results results --out my-claims""",
+    "gallery": "--figures figures/mini-zsre --results results --out docs/gallery/mini-zsre",
+    "list": "editors --json",
+    "edit": """--model results/models/mini-gpt2 --editor memit --preset mini-gpt2 \\
+         --statistics results/statistics/mini-gpt2 --subject 'Rerlas Kulluk' --target Nesdrish \\
+         --prompt 'The mother tongue of Rerlas Kulluk is' --ask 'The mother tongue of Rerlas Kulluk is'""",
+    "schema": "--write",
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from palimpsest import cli, listing
+from palimpsest import cli, commands, listing, spec_help
+from palimpsest.spec_words import EXAMPLES, PARTS
 
 COMMANDS = (
     "world", "source", "dataset", "pretrain", "model", "gate", "statistics", "train-editor", "targets", "run", "figure", "toy",
@@ -29,7 +31,19 @@ def test_every_command_teaches(command: str, capsys: pytest.CaptureFixture):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert f"palimpsest {command}" in text
-    assert len(text.splitlines()) > 5
+    assert len(text.splitlines()) > 5 and f"\nExample: palimpsest {command} " in text
+
+
+def test_every_command_has_an_example_that_could_be_pasted():
+    """It is in the help, is parsed, and its SPEC is JSON with keys that the help lists; what must be given is given."""
+    assert set(EXAMPLES) == set(COMMANDS)
+    for command, example in EXAMPLES.items():
+        options = cli._parser().parse_args([command, *shlex.split(example.replace("\\\n", " "))])
+        assert max(map(len, f"Example: palimpsest {command} {example}".splitlines())) <= spec_help.WIDTH
+        if command in PARTS:
+            spec = commands.read_spec(options.spec)
+            assert set(spec) <= {key for part in PARTS[command] for key in spec_help.keys(part)}, command
+            assert any(spec_help.required(part) <= set(spec) for part in PARTS[command]), command
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture):

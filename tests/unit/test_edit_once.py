@@ -100,7 +100,7 @@ def test_every_preset_is_one_that_its_editor_takes_or_says_what_to_do():
         content = commands.read_yaml(commands.repository_root() / "config" / "editors" / f"{editor}.yaml")
         for preset in content.get("models", {}):
             if editor_class(editor).learns:
-                with pytest.raises(SettingsError, match="settings of its training .*Leave out --preset"):
+                with pytest.raises(SettingsError, match="settings of its training .*Leave out the preset"):
                     commands.preset_settings(editor, preset)
                 continue
             try:
@@ -121,7 +121,7 @@ def test_every_preset_is_one_that_its_editor_takes_or_says_what_to_do():
             "mini-gpt",
             r"memit.yaml has no preset 'mini-gpt' \(did you mean 'mini-gpt.*It has gpt2-xl, ",
         ),
-        ("retrieval", "mini-gpt2", "one set of settings for all; leave out --preset"),
+        ("retrieval", "mini-gpt2", "one set of settings for all; leave out the preset"),
         ("rime", "mini-gpt2", "there is no editor 'rime'"),
     ],
 )
@@ -137,6 +137,6 @@ def test_without_a_checkout_a_preset_says_what_it_needs(tmp_path, monkeypatch):
     for missing in (elsewhere, lambda: tmp_path):
         monkeypatch.setattr(commands, "repository_root", missing)
         with pytest.raises(
-            SettingsError, match=r"config/editors/ft.yaml of a checkout.*give the settings by --settings"
+            SettingsError, match=r"config/editors/ft.yaml of a checkout.*give the settings themselves"
         ):
             commands.preset_settings("ft", "mini-gpt2")

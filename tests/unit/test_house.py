@@ -1,8 +1,9 @@
-"""The limits of the house (decisions, point 8), read from the syntax tree of every source file."""
+"""The limits of the house, read from the syntax tree of every source file."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,24 @@ def test_imports_run_one_way():
                     used = name.split(".")[1] if "." in name else ""
                     used = "claims" if used.startswith("claim") else used
                     assert used in allowed[layer] | everywhere | {""}, f"{file.name} imports {name}"
+
+
+def test_the_map_of_what_editors_share_is_whole():
+    """Each module of the folder stands on it once."""
+    folder = ROOT / "src" / "palimpsest" / "editors" / "shared"
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    entries = re.findall(r"^    (\w+(?:, \w+)*)  ", text, re.MULTILINE)
+    named = [name for entry in entries for name in entry.split(", ")]
+    assert sorted(named) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def test_who_cites_the_specification_names_its_page():
+    """An editor of one's own need not have one."""
+    for file in (ROOT / "src" / "palimpsest" / "editors").glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        pages = re.findall(r"docs/spec/\w+\.md", text)
+        assert pages or not re.search(r"\b[Ss]pec(, section| quirk)? \w?\d|\(Q\d", text), file.name
+        assert all((ROOT / page).is_file() for page in pages), file.name
 
 
 def test_style_is_clean():

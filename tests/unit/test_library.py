@@ -7,10 +7,18 @@ import sys
 
 import pytest
 import torch
-from tiny import TEXTS, network, tokenizer
+from tiny import TEXTS, network, random_statistics, tokenizer
 
 import palimpsest
-from palimpsest import Edit, collect_covariance, load_model, load_state, make_editor, save_state
+from palimpsest import (
+    Edit,
+    collect_covariance,
+    load_model,
+    load_state,
+    make_editor,
+    preset_settings,
+    save_state,
+)
 from palimpsest.errors import DataError
 from palimpsest.statistics.covariance import CollectionSettings
 
@@ -62,6 +70,18 @@ def test_the_readme_example(tmp_path):
     for wrong in (5, [], [""], ["Ada", 5], None):
         with pytest.raises(DataError, match=r"generate\(\) takes texts"):
             editor.generate(wrong)
+
+
+def test_an_editor_takes_the_settings_of_a_preset(tmp_path):
+    """What config/editors/*.yaml says for a model goes into `make_editor`, settings of one's own over it."""
+    network("gpt2").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    settings = preset_settings("comeba_hk", "mini-gpt2", {"steps": 3})
+    editor = make_editor("comeba_hk", model, settings, random_statistics(model, (0, 1, 2)))
+    assert list(editor.settings.layers) == [0, 1, 2] and editor.settings.steps == 3
+    assert editor.settings.lam_ratio == 0.5 and editor.settings.lam is None
+    assert editor.edit([EDIT]).applied == [EDIT.prompt]
 
 
 def test_import_stays_light():

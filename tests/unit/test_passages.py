@@ -1,4 +1,4 @@
-"""Passages that are to be gone on with otherwise: made of a text, and as records of a file."""
+"""Passages that are to be continued otherwise: made of a text, and as records of a file."""
 
 from __future__ import annotations
 

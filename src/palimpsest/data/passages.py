@@ -1,4 +1,4 @@
-"""MEND's editing of a language model on text: a passage is to be gone on with otherwise (arXiv 2110.11309, Wikitext; spec 3.6).
+"""MEND's editing of a language model on text: a passage is to be continued otherwise (arXiv 2110.11309, Wikitext; spec 3.6).
 
 x_e is a passage, y_e a continuation of ten words that the model would not give, x' the passage with up to half of it cut off
 at the front; out of scope are other passages with their own continuations, whose perplexity is the drawdown. The paper takes

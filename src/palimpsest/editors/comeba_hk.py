@@ -15,6 +15,8 @@ being temporary (always W_h), written ones validated with the old alpha; then me
 model and lower alpha.
 
 With `hooks: false` this is the paper's ablation: the same recursion, written into the weights themselves.
+
+Spec: docs/spec/comeba_hk.md.
 """
 
 from __future__ import annotations

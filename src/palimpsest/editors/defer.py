@@ -4,6 +4,8 @@ With q [d_in] the asking state: g = sigmoid(w q + b) and v = V q + c. While an e
 g v + (1 - g) o at the chosen positions; afterwards v where g >= threshold, else the map's own output o. Both networks
 are trained by every edit on its own loss, with no example of what should stay. Nothing is changed before the first
 edit. The released code works on single rows only (Q9); here each row of a batch has its own gate.
+
+Spec: docs/spec/grace.md.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ Adam on W^l [out, in] of one layer, at most `steps` passes over the batch in min
 After every step W is clamped element by element to W_start +- epsilon, where `epsilon` is given.
 
 Everything below the layer is run once per mini-batch, not once per step: it does not change (exact).
+
+Spec: docs/spec/comeba_hk.md; for GRACE's form, and Q15, docs/spec/grace.md.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ the factor 1/2, as released). Two choices of F and W*:
                        by fisher_mem, and gradients do not leak from one item into the next (spec Q13).
     fisher: upstream   F from upstream examples on the unedited model (statistics/fisher.py), W* = the unedited weights: EWC as
                        its paper has it.
+
+Spec: docs/spec/grace.md.
 """
 
 from __future__ import annotations

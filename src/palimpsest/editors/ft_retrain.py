@@ -4,6 +4,8 @@ Every `retrain_frequency` edits, before the current one is made, the matrix is t
 edits so far, the current one included, in the order they came, one edit a step of a fresh Adam. The edit itself is then made
 as in FT. The released code calls the retraining without its model and copies an unedited one that it never uses
 (spec Q14); both starting points that it may have meant are here: `retrain_from: current` or `initial`.
+
+Spec: docs/spec/grace.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ value v is trained so that the model, with v in place of the linear map's output
 target: Adam on the model's own loss, and on nothing but v. Afterwards any input whose state lies within the radius of
 its nearest key gets that key's value; every other input passes through untouched. Base weights never change.
 
-`compat: official` is the released behaviour where it differs (numbers of spec section 6): a decoder is asked at the
+`compat: official` is the released behaviour where it differs (spec: docs/spec/grace.md, section 6): a decoder is asked at the
 first target token and never learns to end (Q1), so that edits do not fire in free generation (Q2); distances by matrix
 product (Q4); a new target at the same place loses both edits (Q5); labels are compared by their means (Q6); with one
 step, later passes add keys (Q8), here with the layer's own output as their value. Not imitated: failures in batches (Q9),

@@ -4,6 +4,8 @@ SERAC (arXiv 2206.06520), section 5, and MEND (arXiv 2110.11309), appendix: the 
 decoder's last states, else the encoder's), its value y_e. An input whose nearest key is closer than the threshold gets a
 one-hot output for y_e, the logit of its token being `logit`; every other input passes untouched. Corrected here (spec Q13):
 the memory is appended to instead of replaced, padding is masked out of the mean, and nothing but the answer is overwritten.
+
+Spec: docs/spec/serac_mend.md.
 """
 
 from __future__ import annotations

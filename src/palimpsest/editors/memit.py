@@ -8,6 +8,8 @@ A batch of b facts is written into the MLP output matrices W^l [d, d_k] of a few
 
 with K [d_k, b] the keys at the subjects' last tokens and C_0 [d_k, d_k] = E[k k^T] over a pre-training corpus.
 Every call starts from lambda C_0 again: what earlier calls wrote is not protected. That is what COMEBA-HK changes.
+
+Spec: docs/spec/comeba_hk.md.
 """
 
 from __future__ import annotations

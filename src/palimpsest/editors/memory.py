@@ -4,6 +4,8 @@ With q [d_in] the asking state, the output at the chosen positions is always sum
 `entries` values V_j [d_out]; the linear map's own output is never used. So every input is changed, upstream too: that
 is the point of the ablation. The released code acts before the first edit already (Q16, `from_start`); by default the
 model is untouched until then, so that rows of the unedited model mean the same for all editors.
+
+Spec: docs/spec/grace.md.
 """
 
 from __future__ import annotations

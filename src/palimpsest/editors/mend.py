@@ -10,7 +10,7 @@ with k while their normalisation does not). In a sequence the gradient is taken 
 earlier edits. Algorithm 2 of the paper leaves alpha out, section 3.1 has it; it is used here (Q2). The released code adds the
 update instead of subtracting it (Q1): `sign: plus`.
 
-Training: `palimpsest train-editor`; shared/mend_learner.py.
+Training: `palimpsest train-editor`; shared/mend_learner.py. Spec: docs/spec/serac_mend.md.
 """
 
 from __future__ import annotations
@@ -144,7 +144,10 @@ class Settings(Training):
 
 
 class Mend(Editor):
-    """Edits with trained networks; they and the base model stay as they are, only the edited matrices change."""
+    """Edits with trained networks; they and the base model stay as they are, only the edited matrices change.
+
+    What other editors call `statistics` is the training here: what `palimpsest train-editor` wrote.
+    """
 
     name = "mend"
     settings_type = Settings

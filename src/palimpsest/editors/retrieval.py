@@ -8,6 +8,8 @@ the learned classifier. Likeness is the cosine of two texts' vectors:
     other   the mean state of an encoder (a directory, `package:NAME/FOLDER`, or a hub id)
 
 The best match speaks where its likeness is above `threshold`; with 0 nearly every input gets an edit put before it.
+
+Spec: docs/spec/serac_mend.md.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
 W [d, d_k]. In the released code k* is the mean over contexts in u but k is the key of the bare prompt alone; when the two
 differ, u^T k can be tiny and the update blows up ("disabling edits"). `form: corrected` (default; R-ROME, arXiv
 2403.07175) uses k* everywhere; `form: released` is the original.
+
+Spec: docs/spec/comeba_hk.md.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ Deviations of later re-runs, as settings (spec section 6): `rephrase: false` (E1
 `objective: mixture` with `gate: soft` (E2), `texts: released` (E3: the stored text of a decoder's edit is cut at its last
 blank for g, while queries are asked with the answer that is being scored), `memory: last_batch` (E9: the grown memory is
 dropped, so that sequential edits are those of one batch only).
+
+Spec: docs/spec/serac_mend.md.
 """
 
 from __future__ import annotations
@@ -156,6 +158,7 @@ class Serac(RoutedEditor):
 
     Attributes:
         classifier, reader: g and h, as they were trained.
+        statistics: what other editors call so is the training here: what `palimpsest train-editor` wrote.
         scope: the stored edits as g needs them.
     """
 

@@ -177,7 +177,7 @@ def train(
         validation: draws of held-out examples, in groups of `k_train`.
         seed: of what the learner draws in a step (dropout); every step has its own, so it repeats after a restart.
         folder: where training.csv and the checkpoint are written; None keeps nothing on disk.
-        key: what this training is; a checkpoint with another key is not gone on from.
+        key: what this training is; a checkpoint with another key is not resumed.
 
     Raises:
         DivergedTraining: too many gradients, or a validation, were not finite. In the folder stay training.csv and the

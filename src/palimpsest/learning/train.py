@@ -115,7 +115,7 @@ def _trained_before(out: Path | str | None, about: dict[str, Any]) -> Trained | 
 
 
 def _key(about: dict[str, Any]) -> str:
-    """Of a checkpoint: what is trained, and the code that does it; half a training by other code is not gone on from."""
+    """Of a checkpoint: what is trained, and the code that does it; half a training by other code is not resumed."""
     modules = ("palimpsest.learning.train", f"palimpsest.editors.{about['editor']}")
     content = {**about, "code": source_digest(*modules)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

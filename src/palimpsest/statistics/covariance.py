@@ -255,7 +255,7 @@ def collect_covariance(
         log.info("covariance of layers %s is there already", list(wanted))
         return found
     path = Path(out) / PARTIAL_FILE if out is not None else None
-    # Half a collection by other code is not gone on from.
+    # Half a collection by other code is not resumed.
     half = {**key, "code": source_digest(__name__)} if path is not None else key
     partial = Sums(path, half, missing, model, settings.batch_tokens, settings.symmetric)
     rows = packed_rows(model, corpus, settings.tokens, context, longest)

@@ -1,7 +1,7 @@
 """GRACE's codebook: keys with a radius, a value and a label each, and the rules by which an edit changes them.
 
-Hartvigsen et al. 2023 (arXiv 2211.11031), Algorithm 1; the numbers Q4 to Q7 are those of the list of quirks in the
-project's description of the method. With d the distance of a query q to its nearest key k*, r* that key's radius and
+Hartvigsen et al. 2023 (arXiv 2211.11031), Algorithm 1; the numbers Q4 to Q7 are those of the list of quirks in
+docs/spec/grace.md. With d the distance of a query q to its nearest key k*, r* that key's radius and
 r_0 the initial radius:
 
     no key yet                                    init       (q, new value, r_0, label)
