@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # a page for every font that is put into a pdf
     if not hasattr(options, "command"):
         _parser().print_help()
         return 2
