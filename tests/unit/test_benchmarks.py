@@ -103,6 +103,7 @@ def test_pieces_measure_the_same_work_in_both_forms(small, monkeypatch, tmp_path
     name = "some-piece"
     monkeypatch.setattr(bench, "pieces", lambda device: {name: (kind, arguments)})
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr("stream_piece.EARLIER", 4)
     monkeypatch.setattr("other_pieces.stream_growth.__defaults__", (2,))
     for module in ("edit_pieces", "other_pieces"):
         monkeypatch.setattr(f"{module}.product_rate", lambda *_: 1e9)
