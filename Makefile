@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 BENCH ?=
 
-.PHONY: help setup figures report test lint format bench gallery schema clean
+.PHONY: help setup figures report check test lint format bench gallery schema clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make report [SCALE=...]     results/report.zip after a run"
 	@echo "make gallery                copy the finished pictures to docs/gallery/"
 	@echo "make test | lint | bench    tests (about ten minutes), checks of the source, speed comparisons (docs/benchmarks.md)"
+	@echo "make check                  lint and test: all checks in one command"
 	@echo "make format | schema        tidy the source; write the schema of the editors' settings anew"
 	@echo "make clean                  deletes results/ and logs/: the next 'make figures' begins from nothing"
 
@@ -49,6 +50,8 @@ gallery: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+check: lint test
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
