@@ -151,6 +151,21 @@ def sequence_colours(count: int) -> list[Any]:
     return [matplotlib.colormaps["viridis"](position) for position in np.linspace(0.0, 0.86, max(count, 1))]
 
 
+def unedited_line(axis: Axes, value: float) -> None:
+    """A thin dotted line with its name, where the unedited model stands."""
+    axis.axhline(value, color=FAINT, lw=0.9, ls=":", zorder=1)
+    axis.annotate(
+        "unedited",
+        (0.02, value),
+        xycoords=axis.get_yaxis_transform(),
+        xytext=(0, 1.5),
+        textcoords="offset points",
+        fontsize=6.5,
+        color=FAINT,
+        zorder=1,
+    )
+
+
 def panel_letters(axes: Sequence[Axes]) -> None:
     """a, b, c, ... at the upper left outside of each panel."""
     for letter, axis in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):

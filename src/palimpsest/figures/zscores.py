@@ -94,7 +94,7 @@ def draw_zscores(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Pat
             "ceiling",
             "alpha",
         ]
-        words = [captions.counts(runs), *_zscore_words(shown, splits, int(seed))]
+        words = [captions.counts(runs), *_zscore_words(shown, splits, int(seed)), captions.alpha_words(runs)]
         return style.save_figure(
             figure, name, out, shown[columns], captions.caption(spec, *words, metrics=False)
         )
