@@ -282,6 +282,7 @@ def test_model_figures_and_the_stamp(tmp_path):
         "n": 50,
         "probed": 40,
         "majority_baseline": 0.1,
+        "thresholds": {"recall": 0.9, "ceiling": 0.7, "state_swap": 0.2},
     }
     gate.write_text(json.dumps(content))
     (gate.parent / "training.csv").write_text(
@@ -294,8 +295,9 @@ def test_model_figures_and_the_stamp(tmp_path):
     assert ceiling["value"].tolist() == [0.9, 0.2] and set(ceiling["n"]) == {40}
     # Wilson's interval of 36 in 40, as printed in tables of binomial limits
     assert ceiling[["low", "high"]].iloc[0].tolist() == pytest.approx([0.7695, 0.9604], abs=1e-4)
-    assert "40 for the ceiling" in (tmp_path / "path.caption.md").read_text()
-    assert "the ceiling is too low" in (tmp_path / "path.caption.md").read_text()
+    caption = (tmp_path / "path.caption.md").read_text()
+    assert "40 for the ceiling" in caption and "the ceiling is too low" in caption
+    assert "ceiling 0.7, recall 0.9, state swap 0.2." in caption
     from palimpsest.figures.captions import stamp_text
 
     assert stamp_text(_spec("critical_path", gates=[str(gate)])) == "model fails its gate"

@@ -119,6 +119,11 @@ def test_the_best_drawdown_is_the_lowest_and_a_gate_is_not_ranked(runs):
     bold = {(table.groups[group][1][row][0], column) for group, row, column in table.emphasis}
     assert bold == {("SERAC", 1), ("SERAC", 2)}
     assert (0, 2) in table.faint  # ENN
+    # FT loses nothing where its success is no better than the unedited model's: nothing to be best at.
+    points.loc[(points["method"] == "FT") & (points["column"] == "dd"), "mean"] = 0.0
+    assert ("FT", "dd") in success_table._best(points)
+    points.loc[(points["method"] == "FT") & (points["column"] == "es"), "low"] = 0.0
+    assert success_table._best(points) == {("SERAC", "es"), ("SERAC", "dd")}
     with pytest.raises(SettingsError, match="unknown quantity 'fame'"):
         simultaneous.quantity("fame")
 
@@ -224,6 +229,23 @@ def test_runs_of_other_protocols_are_left_aside(runs, tmp_path):
     assert set(pd.read_csv(tmp_path / "it.csv")["k"]) == {1, 10, 40}
     with pytest.raises(DataError, match="no run of simultaneous edits"):
         figures.draw("it", spec, other, tmp_path)
+
+
+def test_lines_that_hide_each_other_are_named():
+    rows = [
+        {
+            "model": "m",
+            "dataset": "zsre",
+            "quantity": "edit",
+            "source": "measured",
+            "method": name,
+            "mean": value,
+        }
+        for name, values in (("A", (1, 1)), ("B", (1, 0.998)), ("C", (1, 1)), ("D", (0.9, 1)))
+        for value in values
+    ]
+    assert batch_curves._coincide(pd.DataFrame(rows)) == "A, B, C coincide at 1 (ES, own prompt)."
+    assert batch_curves._coincide(pd.DataFrame(rows[2:])) == ""
 
 
 def test_costs_are_per_edit(runs, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -286,7 +286,7 @@ def _cell(point: pd.Series, lower: bool) -> str:
     return f"{form(mean)} [{short(point['interval_low'])}, {short(point['interval_high'])}]"
 
 
-def _protocol_words(runs: Sequence[Run], methods: Sequence[Method], shown: Sequence[str]) -> list[str]:
+def _protocol_words(runs: Sequence[Run], methods: Sequence[Method], shown: Iterable[str]) -> list[str]:
     """What was run, how each protocol asks, and whom that favours."""
     streams = [run for run in runs if _lifelong(run)]
     said = {
