@@ -306,6 +306,17 @@ def test_a_variant_has_one_look_in_all_panels():
     assert len(set(looks.values())) == len(looks) == 15 and looks["default"][0] == style.INK
 
 
+def test_panels_of_many_trainings_stand_first_and_have_room():
+    part = ({}, pd.DataFrame(), None)
+    panels = {
+        name: [part] * count
+        for name, count in (("one", 1), ("many", 9), ("few", 3), ("more", 5), ("last", 1))
+    }
+    rows = learned_training._rows(panels)
+    assert [keys for keys, _, _ in rows] == [["many", "more"], ["few"], ["one", "last"]]
+    assert [across for _, across, _ in rows] == [2, 3, 4] and rows[0][2] > rows[1][2] > rows[2][2]
+
+
 def test_a_training_without_validation_is_refused(tmp_path):
     path = fabricate_training(tmp_path, "mend-zsre")
     path.write_text("step,split,loss,value\n50,train,total,1.0\n")
