@@ -263,7 +263,8 @@ def _best(part: pd.DataFrame, lower: bool) -> set[tuple[Any, Any]]:
             if lower
             else first["interval_low"].fillna(first["mean"]) > before
         )
-        edited = edited[edited["method"].map(works) | ~edited["column"].isin(COLUMNS[2:4])]
+        kept = edited["method"].isin(works.index[works])
+        edited = edited[kept | ~edited["column"].isin(COLUMNS[2:4])]
     found = set()
     for quantity, own in edited.groupby("quantity"):
         best = own["mean"].min() if lower or quantity == "arr" else own["mean"].max()
@@ -310,7 +311,7 @@ def _protocol_words(runs: Sequence[Run], methods: Sequence[Method], shown: Itera
     if titles and "qa" in lifelong.tasks_of(streams):
         words.append(
             f"{' and '.join(titles)} asks its codebook at the first token of the target: its edits act where the answer is "
-            "given and do not fire in free generation (docs/spec/grace.md, Q1 and Q2), whence the two protocols differ."
+            "given and do not fire in free generation (docs/spec/grace.md, Q1 and Q2): the two protocols differ for it."
         )
     return words
 

@@ -168,7 +168,7 @@ def _best(part: pd.DataFrame, task: str) -> set[tuple[Any, Any]]:
     errors = scores[scores["quantity"] == "err"].set_index("method")["mean"] * sign
     if UNEDITED.title in errors.index:
         works = errors > errors[UNEDITED.title]
-        kept = edited["method"].map(works).fillna(False).astype(bool)
+        kept = edited["method"].isin(works.index[works])
         edited = edited[kept | ~edited["quantity"].isin(["trr", "arr"])]
     values = edited["mean"] * sign
     best = edited[values == values.groupby(edited["quantity"]).transform("max")]
