@@ -57,8 +57,11 @@ def fabricate_stream(
     keys_share: float = 0.4,
     checks: dict | None = None,
     place: tuple[str, str] | None = None,
+    wrong: float | None = None,
 ) -> list[Path]:
-    """Write `root/runs/{run}/seed=N` of one stream; `end`: TRR and ERR after it, else those of the method."""
+    """Write `root/runs/{run}/seed=N` of one stream; `end`: TRR and ERR after it, else those of the method; `wrong`: the
+    share of items that are edited.
+    """
     editor, _, variant = method.partition(":")
     model, dataset = place or PLACES[task]
     trr, err = end or END[method][task]
@@ -66,7 +69,7 @@ def fabricate_stream(
     for seed in seeds:
         generator = np.random.default_rng([seed, sum(map(ord, run))])
         content = _Rows({"run": run, "seed": seed}, task, generator)
-        wrong = 0.48 if task == "classification" else 1.0
+        wrong = wrong or (0.48 if task == "classification" else 1.0)
         steps = sorted({0, *range(every, items + 1, every), items})
         history: dict = {"codebook": [], "edit_seconds": [], "forward": []}
         spec_start = START[task]

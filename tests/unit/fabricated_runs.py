@@ -29,8 +29,9 @@ def fabricate(
     chance=lambda metric, n_edits: 0.5,
     inspect: bool = False,
     state_bytes: tuple[int, int] = (1000, 1000),
+    before: tuple[float, float, float] | None = None,
 ) -> list[Path]:
-    """Write `root/runs/{run}/seed=N`; `chance(metric, n_edits)`: success probability of a record."""
+    """Write `root/runs/{run}/seed=N`; `chance(metric, n_edits)`: success probability of a record; `before`: of the unedited."""
     spec = {
         "run": run,
         "scale": "mini",
@@ -54,6 +55,11 @@ def fabricate(
             for k, m in enumerate((*SPLITS, "generation"))
         }
         metrics, records, inspection = [], [], []
+        for (metric, split), share in zip(SPLITS.items(), before or (), strict=False):
+            key = {"run": run, "seed": seed, "step": 0, "n_edits": 0, "split": split, "metric": metric}
+            values = (luck[metric][0] < share).astype(float)
+            records += [{**key, "edit": f"e{i}", "order": i, "value": v} for i, v in enumerate(values)]
+            metrics.append({**key, "value": float(values.mean()), "n": edits})
         for n_edits in snapshots or (edits,):
             key = {"run": run, "seed": seed, "step": -(-n_edits // batch_size), "n_edits": n_edits}
             for metric, split in SPLITS.items():

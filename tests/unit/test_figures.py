@@ -14,7 +14,7 @@ from fabricated_runs import SPLITS, fabricate
 
 from palimpsest import figures, results
 from palimpsest.errors import DataError, SettingsError
-from palimpsest.figures import bootstrap, gallery, read, style, tables
+from palimpsest.figures import bootstrap, editing_table, gallery, lambdas, read, style, tables
 from palimpsest.files import write_json
 
 CHANCE = {"memit": (0.5, 0.2, 0.6), "comeba_hk": (0.8, 0.4, 0.9)}
@@ -123,6 +123,36 @@ def test_table_shows_measured_printed_and_difference(runs, tmp_path):
     assert r"\toprule" in tex and "not run" in tex and "COMEBA-HK" in tex
 
 
+def test_the_unedited_model_stands_beside_the_methods(tmp_path):
+    """Its row has no printed number, and an editor that changes nothing is not the best at keeping everything."""
+    made = []
+    for editor, chances in (("ft", (0.25, 0.25, 1.0)), ("memit", (0.9, 0.8, 0.6)), ("rome", (0.8, 0.7, 0.7))):
+        own = dict(zip(SPLITS, chances, strict=True))
+        made += fabricate(
+            tmp_path / "results", editor, editor=editor, dataset="zsre", before=(0.25, 0.2, 1.0),
+            chance=lambda metric, n_edits, own=own: own[metric],
+        )  # fmt: skip
+    methods = [
+        {"editor": name, "title": name.upper(), "published": "MEMIT"} for name in ("ft", "memit", "rome")
+    ]
+    spec = _spec("editing_table", methods=methods, datasets=["zsre"], options={"published": PUBLISHED})
+    figures.draw("table", spec, made, tmp_path)
+    rows = pd.read_csv(tmp_path / "table.csv").query("editor == 'unedited'").set_index("metric")
+    before = pd.concat([results.read_metrics(path) for path in made[:3]]).query("n_edits == 0")
+    for metric in SPLITS:
+        expected = before[before["metric"] == metric]["value"].mean()
+        assert rows.loc[metric, "mean"] == pytest.approx(expected, abs=1e-5)
+    assert rows["printed"].isna().all() and set(rows["n"]) == {120}
+    points = editing_table.measured_points(spec, read.load_runs(made), read.methods_of(spec, []))
+    table = editing_table.layout(points, read.methods_of(spec, []))
+    bold = {(table.groups[group][1][row][0], table.columns[column]) for group, row, column in table.emphasis}
+    assert bold == {("MEMIT", "Reliability"), ("MEMIT", "Generality"), ("ROME", "Locality")}
+    figures.draw("curves", _spec("curves", methods=methods, datasets=["zsre"]), made, tmp_path)
+    lines = pd.read_csv(tmp_path / "curves.csv").query("source == 'unedited'").set_index("metric")["mean"]
+    assert dict(lines) == pytest.approx(dict(rows["mean"][["reliability", "generality"]]), abs=1e-5)
+    assert "Dotted: the unedited model" in (tmp_path / "curves.caption.md").read_text()
+
+
 def test_data_sets_are_called_as_the_scale_calls_them(runs, tmp_path):
     spec = _spec("editing_table", methods=METHODS, options={"published": PUBLISHED})
     titled = {**spec, "dataset_titles": {"zsre": "Records of mine"}}
@@ -175,6 +205,18 @@ def test_sweeps_are_read_from_the_settings(runs, tmp_path, series, titles):
     spec = _spec("curves", methods=[{"editor": "comeba_hk", "variant": "*"}], options={"series": series})
     figures.draw("fig", spec, runs["sweep"], tmp_path)
     assert set(pd.read_csv(tmp_path / "fig.csv")["line"]) == titles
+    assert ("fixed: it stays at α₀." in (tmp_path / "fig.caption.md").read_text()) is (series == "alpha")
+
+
+@pytest.mark.parametrize(
+    ("lam", "rival", "pairs"), [(0.375, 0.5, ["ratio"]), (2.3, 3.1, ["ratio"]), (1.0, 3.0, [])]
+)
+def test_pairs_of_lambda_are_named_by_their_ratio(lam, rival, pairs):
+    ours, memit = read.Method("comeba_hk", "default", "ours"), read.Method("memit", "default", "MEMIT")
+    beside = [(lam, ours), (rival, memit)]
+    assert lambdas._pairs(lam, ours, beside) == lambdas._pairs(rival, memit, beside) == pairs
+    both = [*beside, (rival, read.Method("comeba_hk", "other", "ours"))]
+    assert lambdas._pairs(rival, memit, both) == ["equal", *pairs]
 
 
 def test_same_input_gives_the_same_bytes(runs, tmp_path):
@@ -222,6 +264,9 @@ def test_the_other_drawers(runs, tmp_path):
     figures.draw("lambda", _spec("lambda_comparison", datasets=["zsre"]), runs["main"], tmp_path)
     assert set(pd.read_csv(tmp_path / "lambda.csv")["lambda"]) == {0.5}
     assert "COMEBA-HK" in (tmp_path / "lambda.md").read_text()
+    rows = pd.read_csv(tmp_path / "lambda.csv")
+    assert set(rows["pair"]) == {"equal"} and rows["row"].str.endswith("(equal)").all()
+    assert "equal: one λ for both." in (tmp_path / "lambda.caption.md").read_text()
 
 
 def test_model_figures_and_the_stamp(tmp_path):
@@ -237,6 +282,7 @@ def test_model_figures_and_the_stamp(tmp_path):
         "n": 50,
         "probed": 40,
         "majority_baseline": 0.1,
+        "thresholds": {"recall": 0.9, "ceiling": 0.7, "state_swap": 0.2},
     }
     gate.write_text(json.dumps(content))
     (gate.parent / "training.csv").write_text(
@@ -249,8 +295,9 @@ def test_model_figures_and_the_stamp(tmp_path):
     assert ceiling["value"].tolist() == [0.9, 0.2] and set(ceiling["n"]) == {40}
     # Wilson's interval of 36 in 40, as printed in tables of binomial limits
     assert ceiling[["low", "high"]].iloc[0].tolist() == pytest.approx([0.7695, 0.9604], abs=1e-4)
-    assert "40 for the ceiling" in (tmp_path / "path.caption.md").read_text()
-    assert "the ceiling is too low" in (tmp_path / "path.caption.md").read_text()
+    caption = (tmp_path / "path.caption.md").read_text()
+    assert "40 for the ceiling" in caption and "the ceiling is too low" in caption
+    assert "ceiling 0.7, recall 0.9, state swap 0.2." in caption
     from palimpsest.figures.captions import stamp_text
 
     assert stamp_text(_spec("critical_path", gates=[str(gate)])) == "model fails its gate"

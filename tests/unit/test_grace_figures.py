@@ -15,7 +15,15 @@ from matplotlib.figure import Figure
 
 from palimpsest import experiments, figures, published, results
 from palimpsest.errors import DataError
-from palimpsest.figures import captions, lifelong, lifelong_captions, lifelong_table, read, stream_curves
+from palimpsest.figures import (
+    captions,
+    lifelong,
+    lifelong_captions,
+    lifelong_table,
+    read,
+    stream_curves,
+    style,
+)
 
 MAIN = [
     {"editor": "ft", "title": "FT", "published": "FT"},
@@ -116,6 +124,42 @@ def test_best_value_is_the_lowest_perplexity(runs):
     assert not any(name == "Unedited" for _, name in bold)
 
 
+def test_an_editor_that_changes_nothing_is_not_the_best_at_keeping(tmp_path):
+    """A retention without any success is that of the unedited model."""
+    made = fabricate_stream(tmp_path, "still", method="ft", end=(0.72, 0.20), items=40, every=40)
+    made += fabricate_stream(tmp_path, "good", method="grace", end=(0.60, 0.90), items=40, every=40)
+    loaded = read.load_runs(made)
+    points = lifelong_table.measured_points(
+        _spec("lifelong_table"), loaded, read.methods_of(_spec("it"), loaded)
+    )
+    assert lifelong_table._best(points, "qa") == {
+        ("GRACE (corrected)", name) for name in ("trr", "err", "average")
+    }
+
+
+def test_only_released_behaviour_edits_every_question(tmp_path):
+    """Not what a broken model gets wrong everywhere, and never court cases."""
+    made = []
+    for task in ("qa", "classification"):
+        for method, wrong, settings in (
+            ("ft", 1.0, {}), ("grace", 0.6, {"compat": "corrected"}), ("grace:published", 1.0, {"compat": "official"})
+        ):  # fmt: skip
+            name = f"{task}-{method.replace(':', '-')}"
+            made += fabricate_stream(
+                tmp_path, name, method=method, task=task, items=20, wrong=wrong, settings=settings
+            )
+    runs = read.load_runs(made)
+    methods = read.methods_of(_spec("it"), runs)
+    expected = ", except that GRACE (as published) edits every question"
+    assert lifelong_table._edited_always(runs, methods) == expected
+    cases = [run for run in runs if lifelong.task_of(run) == "classification"]
+    assert lifelong_table._edited_always(cases, methods) == ""
+    text = fabricate_stream(tmp_path, "text", task="generation", items=20)
+    both = lifelong_table._edited_always([*runs, *read.load_runs(text)], methods)
+    sentences = "every sentence of a biography is edited"
+    assert both == f", except that {sentences}, and {expected.removeprefix(', except that ')}"
+
+
 def test_without_printed_numbers_the_table_is_narrow(runs, tmp_path):
     methods = [
         {"editor": "grace", "title": "GRACE"},
@@ -129,6 +173,8 @@ def test_without_printed_numbers_the_table_is_narrow(runs, tmp_path):
     ]
     text = (tmp_path / "values.md").read_text()
     assert "printed" not in text.splitlines()[0] and "A dash" not in text
+    assert "| Avg |" in text.splitlines()[0] and "ARR" not in text  # nothing is explained that is not there
+    assert "TRR (test retention rate)" in text and "Blank: not defined for this data set or row." in text
 
 
 def test_data_table_shows_sizes_and_scores_before_editing(runs, tmp_path):
@@ -218,8 +264,18 @@ def test_sweep_has_a_cell_per_block_and_radius(runs, tmp_path):
     value = cells.query("block == 4 and radius == 1.0")["mean"].iloc[0]
     rows = _rows(runs["sweep"], "sweep-4-2", "stream", "keys").query("step == 80")["value"]
     assert value == pytest.approx(rows.mean())
+    assert set(points.query("panel == 'line'")["block"]) == {2}
+    figures.draw("grace_sweep", {**spec, "options": {"block": 4}}, runs["sweep"], tmp_path)
+    assert set(pd.read_csv(tmp_path / "grace_sweep.csv").query("panel == 'line'")["block"]) == {4}
+    assert "block 4 (the default)" in (tmp_path / "grace_sweep.caption.md").read_text()
     with pytest.raises(DataError, match="one task"):
         figures.draw("it", _spec("radius_sweep", methods=BOTH), runs["main"], tmp_path)
+
+
+def test_ticks_of_logarithmic_axes_are_plain():
+    shown = [style.plain_number(value) for value in (0.03, 1, 2.5, 1e3, 1e4, 1e5, 1e6, 3e6)]
+    powers = [r"$10^{6}$", r"$3\cdot 10^{6}$"]
+    assert shown == ["0.03", "1", "2.5", "1,000", "10,000", "100,000", *powers]
 
 
 def test_inside_the_codebook(runs, tmp_path):

@@ -119,6 +119,11 @@ def test_the_best_drawdown_is_the_lowest_and_a_gate_is_not_ranked(runs):
     bold = {(table.groups[group][1][row][0], column) for group, row, column in table.emphasis}
     assert bold == {("SERAC", 1), ("SERAC", 2)}
     assert (0, 2) in table.faint  # ENN
+    # FT loses nothing where its success is no better than the unedited model's: nothing to be best at.
+    points.loc[(points["method"] == "FT") & (points["column"] == "dd"), "mean"] = 0.0
+    assert ("FT", "dd") in success_table._best(points)
+    points.loc[(points["method"] == "FT") & (points["column"] == "es"), "low"] = 0.0
+    assert success_table._best(points) == {("SERAC", "es"), ("SERAC", "dd")}
     with pytest.raises(SettingsError, match="unknown quantity 'fame'"):
         simultaneous.quantity("fame")
 
@@ -226,6 +231,23 @@ def test_runs_of_other_protocols_are_left_aside(runs, tmp_path):
         figures.draw("it", spec, other, tmp_path)
 
 
+def test_lines_that_hide_each_other_are_named():
+    rows = [
+        {
+            "model": "m",
+            "dataset": "zsre",
+            "quantity": "edit",
+            "source": "measured",
+            "method": name,
+            "mean": value,
+        }
+        for name, values in (("A", (1, 1)), ("B", (1, 0.998)), ("C", (1, 1)), ("D", (0.9, 1)))
+        for value in values
+    ]
+    assert batch_curves._coincide(pd.DataFrame(rows)) == "A, B, C coincide at 1 (ES, own prompt)."
+    assert batch_curves._coincide(pd.DataFrame(rows[2:])) == ""
+
+
 def test_costs_are_per_edit(runs, tmp_path):
     methods = [{"editor": "mend", "title": "MEND"}, METHODS[3]]
     figures.draw("serac_cost", _spec("edit_cost", methods=methods), runs["sweep"], tmp_path)
@@ -282,6 +304,17 @@ def test_a_variant_has_one_look_in_all_panels():
     assert names == ["default", "toolkit", "toolkit", "Retrieve and prompt"]
     looks = learned_training._looks([*dict.fromkeys(names), *(f"v{n}" for n in range(12))])
     assert len(set(looks.values())) == len(looks) == 15 and looks["default"][0] == style.INK
+
+
+def test_panels_of_many_trainings_stand_first_and_have_room():
+    part = ({}, pd.DataFrame(), None)
+    panels = {
+        name: [part] * count
+        for name, count in (("one", 1), ("many", 9), ("few", 3), ("more", 5), ("last", 1))
+    }
+    rows = learned_training._rows(panels)
+    assert [keys for keys, _, _ in rows] == [["many", "more"], ["few"], ["one", "last"]]
+    assert [across for _, across, _ in rows] == [2, 3, 4] and rows[0][2] > rows[1][2] > rows[2][2]
 
 
 def test_a_training_without_validation_is_refused(tmp_path):

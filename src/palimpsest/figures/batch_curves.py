@@ -218,6 +218,7 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], names: Sequence[str], po
     words = [
         simultaneous.counts(runs),
         simultaneous.definitions(names, runs),
+        _coincide(points),
         captions.intervals((spec.get("options") or {}).get("level", LEVEL)),
         captions.trained_once(runs),
     ]
@@ -238,6 +239,25 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], names: Sequence[str], po
     if missing:
         words.append(f"Not run: {', '.join(missing)}.")
     return captions.caption(spec, *words, metrics=False)
+
+
+def _coincide(points: pd.DataFrame) -> str:
+    """Which lines hide each other: three or more methods that stay at one value in a panel."""
+    words = []
+    measured = points[points["source"] == "measured"]
+    several = len(measured[["model", "dataset"]].drop_duplicates()) > 1
+    for (_, dataset, name), own in measured.groupby(["model", "dataset", "quantity"], sort=False):
+        levels: dict[float, list[str]] = {}
+        for method, line in own.groupby("method", sort=False):
+            if line["mean"].max() - line["mean"].min() < 0.005:
+                levels.setdefault(round(float(line["mean"].mean()), 2), []).append(str(method))
+        where = quantity(str(name)).title + (f" of {captions.dataset_title(str(dataset))}" if several else "")
+        words += [
+            f"{', '.join(methods)} coincide at {level:g} ({where})"
+            for level, methods in levels.items()
+            if len(methods) > 2
+        ]
+    return "; ".join(words) + "." if words else ""
 
 
 def draw_cost(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:

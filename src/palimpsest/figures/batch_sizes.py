@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from palimpsest.figures import captions, read, style
 from palimpsest.figures.bootstrap import DRAWS, LEVEL
 from palimpsest.figures.curves import METRICS
-from palimpsest.figures.read import Method, Run
+from palimpsest.figures.read import UNEDITED, Method, Run
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
@@ -30,6 +30,11 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             for column, metric in enumerate(METRICS):
                 for method in methods:
                     points += _line(axes[row][column], method, here, metric, options, (model, dataset))
+                before = read.before_editing(read.one_per_seed(here), metric)
+                if before is not None and metric != "locality":
+                    style.unedited_line(axes[row][column], before)
+                    same = {"model": model, "dataset": dataset, "metric": metric}
+                    points.append({**same, "method": UNEDITED.title, "mean": before})
                 _finish(axes[row][column], sizes)
             axes[row][0].set_ylabel(captions.dataset_title(dataset), fontweight="bold")
             own = [
@@ -59,6 +64,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         words = [
             captions.counts(runs),
             "Fresh state for every batch.",
+            "Dotted: the unedited model." if any(p["method"] == UNEDITED.title for p in points) else "",
             captions.intervals(options.get("level", LEVEL)),
         ]
         return style.save_figure(figure, name, out, pd.DataFrame(points), captions.caption(spec, *words))

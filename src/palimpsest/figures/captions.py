@@ -137,9 +137,31 @@ def trained_once(runs: Sequence[Run]) -> str:
     return f"{names}: one training for each model and data set, on other facts; seeds vary the edits."
 
 
+def alpha_words(runs: Sequence[Run]) -> str:
+    """How COMEBA-HK's threshold moves (its Eq. 18), as far as the runs shown let it."""
+    hooked = [run for run in runs if run.spec["editor"] == "comeba_hk" and run.settings.get("hooks", True)]
+    starts = {f"{run.settings['alpha_z']:g}" for run in hooked if "alpha_z" in run.settings}
+    if not starts:
+        return ""
+    start = f"({starts.pop()})" if len(starts) == 1 else "(of each line)"
+    words = (
+        f"α starts at α₀ {start} and is lowered after every batch, for each hooked layer, to the smallest of the edit "
+        "prompts' largest z-scores"
+    )
+    return words + (
+        "; fixed: it stays at α₀." if any(run.settings.get("fixed_alpha") for run in hooked) else "."
+    )
+
+
 def intervals(level: float = 0.95, band: str = "Bands") -> str:
     """How the spread is shown."""
-    return f"{band}: {level:.0%} bootstrap interval over records within each seed, of the mean over seeds."
+    return f"{band}: {100 * level:g} % bootstrap interval of the mean over seeds; records are resampled within each seed."
+
+
+def blanks(groups: Iterable[tuple[str, Iterable[Sequence[str]]]]) -> str:
+    """What an empty cell of a table means; empty where the table has none."""
+    empty = any("" in row for _, rows in groups for row in rows)
+    return "Blank: not defined for this data set or row." if empty else ""
 
 
 def caption(spec: dict[str, Any], *parts: str, metrics: bool = True) -> str:

@@ -155,7 +155,7 @@ def draw_radii(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path)
             tables.append(
                 history.assign(task=place[0], model=place[1], dataset=place[2], method=method.title)
             )
-        axes[0][0].set_ylabel("radius", labelpad=6)
+        axes[0][0].set_ylabel("radius (logarithmic)", labelpad=6)
         axes[1][0].set_ylabel("edits", labelpad=6)
         happened = pd.concat(tables).reindex(columns=list(_EVENT_COLOURS)).fillna(0.0).any()
         handles = [
@@ -170,7 +170,8 @@ def draw_radii(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path)
             f"{method.title}.",
             lifelong_captions.streams(runs),
             "Above: median radius of all keys, bands from the darkest: middle half, 5 % to 95 %, all; means over seeds. "
-            "Thin lines: the seeds' own medians. Below: what the edits made so far did to the codebook.",
+            "Thin lines: the seeds' own medians. Radii are on logarithmic axes. "
+            "Below: what the edits made so far did to the codebook.",
         ]
         return style.save_figure(
             figure, name, out, pd.concat(tables), captions.caption(spec, *words, metrics=False)
@@ -187,6 +188,9 @@ def _radii_panel(axis: Axes, mean: pd.DataFrame, history: pd.DataFrame) -> None:
         axis.plot(own["n_edits"], own["q0.5"], color=colour, lw=0.6, alpha=0.6)
     axis.plot(mean["n_edits"], mean["q0.5"], color=colour, marker="X", mec="white", mew=0.5)
     axis.set_yscale("log")
+    least, most = mean["q0"].min(), mean["q1"].max()
+    if 0 < least and most < 1.3 * least:  # a constant has no range of its own
+        axis.set_ylim(least / 1.5, most * 1.5)
     style.log_ticks(axis)
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))

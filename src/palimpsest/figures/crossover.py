@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from palimpsest.figures import captions, lifelong, lifelong_captions, read, style, tables
+from palimpsest.figures.bootstrap import DRAWS, LEVEL, interval_over_seeds
 from palimpsest.figures.lifelong import LOWER_IS_BETTER
-from palimpsest.figures.lifelong_table import score
+from palimpsest.figures.lifelong_table import perplexity
 from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.figures.stream_curves import draw_panel, method_legend
 
@@ -25,6 +28,7 @@ COLUMNS = (
     "keys",
     "s / edit",
 )
+UNRANKED = ("edits", "keys", "seconds_per_edit")
 _MEANINGS = ("the edits", "other phrasings", "everything else")
 Place = tuple[
     str, str, str
@@ -36,17 +40,17 @@ def draw_table(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path)
     runs = read.select(spec, run_dirs)
     methods = read.methods_of(spec, runs)
     points = pd.DataFrame(_points(spec, runs, methods))
+    table = _layout(points)
     words = [
-        _runs_words(runs),
-        lifelong_captions.scores([run for run in runs if _lifelong(run)]),
-        "Consecutive editing: reliability, generality and locality, teacher-forced token accuracies; every edit is made. "
-        "Lifelong: ERR, hold-out and TRR; an item is edited only if the model errs on it.",
+        *_protocol_words(runs, methods, points.dropna(subset=["mean"])["quantity"]),
         lifelong_captions.ahead([run for run in runs if _lifelong(run)]),
-        f"{captions.spread(runs)}. Unedited: the same prompts before any edit. Bold: the best of its block. "
-        "Not shown: methods that a block did not run.",
+        captions.intervals((spec.get("options") or {}).get("level", LEVEL), "Square brackets"),
+        "Unedited: the same prompts before any edit. Bold: the best of its block; of locality, TRR and ARR among the rows whose "
+        "reliability or ERR is better than the unedited model's with its whole interval. "
+        "Not shown: methods that a block did not run. Blank: not defined for this row, or not counted by the protocol.",
     ]
     caption = captions.caption(spec, *words, metrics=False)
-    return tables.save_table(_layout(points), name, out, points, caption, captions.stamp_text(spec))
+    return tables.save_table(table, name, out, points, caption, captions.stamp_text(spec))
 
 
 def draw_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
@@ -55,6 +59,8 @@ def draw_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path
     methods = [method for method in read.methods_of(spec, runs) if any(method.fits(run) for run in runs)]
     places = places_of(spec, runs)
     points: list[dict[str, Any]] = []
+    options = spec.get("options") or {}
+    band = partial(_band, draws=options.get("draws", DRAWS), level=options.get("level", LEVEL))
     with style.house_style():
         figure = style.new_figure(style.WIDTH + 0.6, 0.8 + 1.95 * len(places))
         axes = figure.subplots(len(places), 3, squeeze=False)
@@ -65,7 +71,7 @@ def draw_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path
                 if quantity is None:
                     axis.set_axis_off()
                     continue
-                points += draw_panel(axis, methods, here, place, quantity)
+                points += draw_panel(axis, methods, here, place, quantity, band)
                 meaning = f"\n{_MEANINGS[column]}" if row == 0 else ""
                 axis.set_title(lifelong.TITLES[quantity] + meaning, pad=7)
                 axis.set_xlabel("edits made", labelpad=2)
@@ -73,16 +79,62 @@ def draw_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path
         method_legend(figure, methods)
         style.panel_letters([axis for row in axes for axis in row if axis.axison])
         style.stamp(figure, captions.stamp_text(spec))
+        shown = pd.DataFrame(points)
         words = [
-            _runs_words(runs),
-            lifelong_captions.scores([run for run in runs if _lifelong(run)]),
-            lifelong_captions.LEGEND,
-            lifelong_captions.bands(runs),
+            *_protocol_words(runs, methods, shown["quantity"]),
+            captions.intervals(options.get("level", LEVEL)),
+            "Where a run keeps the records of its first and last look alone, a bar at the end."
+            if shown["low"].isna().any()
+            else "",
             "Dotted: the unedited model.",
         ]
         return style.save_figure(
             figure, name, out, pd.DataFrame(points), captions.caption(spec, *words, metrics=False)
         )
+
+
+def _limits(
+    runs: Sequence[Run],
+    quantity: str,
+    look: Callable[[Run], Any],
+    at: str = "end",
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> tuple[float, float]:
+    """Bootstrap limits of the mean over seeds at one look, from its records; not a number where a run kept none."""
+    per_seed: dict[int, list[Any]] = {}
+    for run in runs:
+        found = look(run)
+        if found is None:
+            continue
+        split, metric = lifelong.where(run, quantity, at)
+        values = run.record_values(metric, split, int(found["n_edits"])).to_numpy(dtype=np.float64)
+        if not len(values):
+            return float("nan"), float("nan")
+        per_seed.setdefault(run.seed, []).append(values)
+    if not per_seed:
+        return float("nan"), float("nan")
+    found = interval_over_seeds({seed: np.concatenate(own) for seed, own in per_seed.items()}, draws, level)
+    return found.low, found.high
+
+
+def _band(
+    runs: Sequence[Run], quantity: str, table: pd.DataFrame, draws: int = DRAWS, level: float = LEVEL
+) -> pd.DataFrame:
+    """The points of a line with the limits of their records."""
+    by_edits = any((run.spec.get("options") or {}).get("until_edits") for run in runs)
+    field = "n_edits" if by_edits else "step"
+
+    def at(value: float) -> Callable[[Run], Any]:
+        def look(run: Run) -> Any:
+            rows = lifelong.curve(run, quantity)
+            rows = rows[rows[field] == value]
+            return rows.iloc[0] if len(rows) else None
+
+        return look
+
+    limits = [_limits(runs, quantity, at(value), draws=draws, level=level) for value in table[field]]
+    return table.assign(low=[low for low, _ in limits], high=[high for _, high in limits])
 
 
 def _lifelong(run: Run) -> bool:
@@ -130,6 +182,8 @@ def _title(place: Place, short: bool = False) -> str:
 
 
 def _points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]) -> list[dict[str, Any]]:
+    options = spec.get("options") or {}
+    sample = options.get("draws", DRAWS), options.get("level", LEVEL)
     rows = []
     for place in places_of(spec, runs):
         here = _at(runs, place)
@@ -137,20 +191,25 @@ def _points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]
         quantities = ("err", "holdout", "trr") if streams else CONSECUTIVE
         for method in [UNEDITED, *methods]:
             before = method is UNEDITED
-            own = here if before else [run for run in here if method.fits(run)]
+            own = read.one_per_seed(here) if before else [run for run in here if method.fits(run)]
             if not own:
                 continue
             for column, quantity in zip(
                 COLUMNS, (*quantities, "arr", "edits", "keys", "seconds_per_edit"), strict=True
             ):
                 if before:
-                    found = _unedited(own, quantity)
+                    found = None if quantity in UNRANKED else lifelong.over_seeds(own, quantity, "start")
                 elif quantity == "seconds_per_edit":
                     found = lifelong.seconds_over_seeds(own)
                 elif quantity == "edits" and not streams:
                     found = lifelong.spread(float(run.info["edits_applied"]) for run in own)
                 else:
                     found = lifelong.over_seeds(own, quantity)
+                at = "start" if before else "end"
+                limits = float("nan"), float("nan")
+                if found and quantity not in UNRANKED:
+                    look = partial(lifelong.look, quantity=quantity, at=at)
+                    limits = _limits(own, quantity, look, at, *sample)
                 rows.append(
                     {
                         "protocol": "lifelong" if streams else place[0],
@@ -162,16 +221,11 @@ def _points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]
                         "column": column,
                         "quantity": quantity,
                         **(found._asdict() if found else {}),
+                        "interval_low": limits[0],
+                        "interval_high": limits[1],
                     }
                 )
     return rows
-
-
-def _unedited(runs: Sequence[Run], quantity: str) -> lifelong.Spread | None:
-    """A score before any edit, over the seeds; all methods' runs of a seed start from the same model and items."""
-    if quantity in ("edits", "keys", "seconds_per_edit"):
-        return None
-    return lifelong.over_seeds(list({run.seed: run for run in runs}.values()), quantity, "start")
 
 
 def _layout(points: pd.DataFrame) -> tables.Table:
@@ -182,22 +236,40 @@ def _layout(points: pd.DataFrame) -> tables.Table:
     points = points[points["column"].isin(columns)]
     for number, (block, part) in enumerate(points.groupby("block", sort=False)):
         lower = part["task"].iloc[0] in LOWER_IS_BETTER
-        scores = part[part["column"].isin(COLUMNS[:4])].dropna(subset=["mean"])
-        scores = scores[scores["method"] != UNEDITED.title]
-        best = {
-            quantity: own["mean"].min() if lower or quantity == "arr" else own["mean"].max()
-            for quantity, own in scores.groupby("quantity")
-        }
+        best = _best(part, lower)
         rows = []
         for index, (title, own) in enumerate(part.groupby("method", sort=False)):
             cells = [str(title)]
             for _, point in own.iterrows():
-                if title != UNEDITED.title and best.get(point["quantity"]) == point["mean"]:
+                if (title, point["quantity"]) in best:
                     emphasis.add((number, index, len(cells)))
                 cells.append(_cell(point, lower))
             rows.append(cells)
         groups.append((str(block), rows))
     return tables.Table(["Method", *columns], groups, frozenset(emphasis))
+
+
+def _best(part: pd.DataFrame, lower: bool) -> set[tuple[Any, Any]]:
+    """(method, quantity) of the best values. What changes nothing keeps everything: what else stays counts only in rows whose
+    reliability or ERR is better than the unedited model's.
+    """
+    scores = part[part["column"].isin(COLUMNS[:4])].dropna(subset=["mean"])
+    edited = scores[scores["method"] != UNEDITED.title]
+    first = scores[scores["column"] == COLUMNS[0]].set_index("method")
+    if UNEDITED.title in first.index:
+        before = first.loc[UNEDITED.title, "mean"]
+        works = (
+            first["interval_high"].fillna(first["mean"]) < before
+            if lower
+            else first["interval_low"].fillna(first["mean"]) > before
+        )
+        kept = edited["method"].isin(works.index[works])
+        edited = edited[kept | ~edited["column"].isin(COLUMNS[2:4])]
+    found = set()
+    for quantity, own in edited.groupby("quantity"):
+        best = own["mean"].min() if lower or quantity == "arr" else own["mean"].max()
+        found |= {(title, quantity) for title in own.loc[own["mean"] == best, "method"]}
+    return found
 
 
 def _cell(point: pd.Series, lower: bool) -> str:
@@ -208,7 +280,40 @@ def _cell(point: pd.Series, lower: bool) -> str:
         return f"{mean:,.0f}"
     if quantity == "seconds_per_edit":
         return f"{mean:.3f}" if mean < 1 else f"{mean:.1f}"
-    return score(point, lower or quantity == "arr")
+    form = perplexity if lower or quantity == "arr" else "{:.3f}".format
+    short = perplexity if lower or quantity == "arr" else "{:.2f}".format
+    if pd.isna(point["interval_low"]):
+        return form(mean)
+    return f"{form(mean)} [{short(point['interval_low'])}, {short(point['interval_high'])}]"
+
+
+def _protocol_words(runs: Sequence[Run], methods: Sequence[Method], shown: Iterable[str]) -> list[str]:
+    """What was run, how each protocol asks, and whom that favours."""
+    streams = [run for run in runs if _lifelong(run)]
+    said = {
+        "qa": "freely generated answers",
+        "classification": "the class said",
+        "generation": "the perplexity of given texts",
+    }
+    asked = ", ".join(said[task] for task in lifelong.tasks_of(streams))
+    words = [
+        _runs_words(runs),
+        "Consecutive editing: reliability, generality and locality, teacher-forced token accuracies; every edit is made.",
+    ]
+    if streams:
+        words += [
+            f"Lifelong: scores of {asked}; an item is edited only if the model errs on it.",
+            lifelong_captions.scores(streams),
+            lifelong_captions.legend(shown),
+        ]
+    late = [run for run in runs if run.settings.get("compat") in ("official", "first_target")]
+    titles = [method.title for method in methods if any(method.fits(run) for run in late)]
+    if titles and "qa" in lifelong.tasks_of(streams):
+        words.append(
+            f"{' and '.join(titles)} asks its codebook at the first token of the target: its edits act where the answer is "
+            "given and do not fire in free generation (docs/spec/grace.md, Q1 and Q2): the two protocols differ for it."
+        )
+    return words
 
 
 def _runs_words(runs: Sequence[Run]) -> str:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from palimpsest.errors import SettingsError
 from palimpsest.figures import captions, read, style
 from palimpsest.figures.bootstrap import DRAWS, LEVEL
-from palimpsest.figures.read import Method, Run
+from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.published import find_printed
 
 METRICS = ("reliability", "generality", "locality")
@@ -195,12 +195,25 @@ def _panel(
         }
         points += [{**identity, **row} for row in measured]
         points += _printed(axis, line, model, dataset, metric, table["n_edits"].max(), options)
-        if options.get("baseline") and metric != "locality":
-            before = read.before_editing(own, metric)
-            if before is not None:
-                axis.axhline(before, color=style.FAINT, lw=0.8, ls=":", zorder=1)
+    points += _unedited(axis, lines, model, dataset, metric)
     style.unit_axis(axis)
     return points
+
+
+def _unedited(
+    axis: Axes, lines: Sequence[Line], model: str, dataset: str, metric: str
+) -> list[dict[str, Any]]:
+    """A dotted line at the score before any edit, of what can rise; locality is 1 there by definition."""
+    if metric not in ("reliability", "generality"):
+        return []
+    runs = [run for line in lines for run in line.runs]
+    here = [run for run in runs if (run.spec["model"], run.spec["dataset"]) == (model, dataset)]
+    before = read.before_editing(read.one_per_seed(here), metric)
+    if before is None:
+        return []
+    style.unedited_line(axis, before)
+    same = {"model": model, "dataset": dataset, "line": "unedited", "metric": metric}
+    return [{**same, "source": UNEDITED.editor, "n_edits": 0, "mean": before}]
 
 
 def _measure_line(runs: Sequence[Run], metric: str, options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -315,6 +328,8 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
         )
     if options.get("swap_rate"):
         words.append("Swap rate: share of locality prompts in which a hook layer swaps any token.")
-    if options.get("baseline"):
-        words.append("Dotted: the unedited model.")
+    if any(point["source"] == UNEDITED.editor for point in points):
+        words.append("Dotted: the unedited model, on all of a run's edits.")
+    if options.get("series") == "alpha":
+        words.append(captions.alpha_words(runs))
     return captions.caption(spec, *words)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from palimpsest.figures import captions, read, style, tables
 from palimpsest.figures.bootstrap import DRAWS, LEVEL
-from palimpsest.figures.read import Method, Run
+from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.published import find_printed
 
 METRICS = ("reliability", "generality", "locality")
@@ -21,8 +21,8 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     runs = read.select(spec, run_dirs)
     methods = read.methods_of(spec, runs)
     points = measured_points(spec, runs, methods)
-    table = layout(points, spec, methods)
-    caption = captions.caption(spec, *_words(spec, runs, methods))
+    table = layout(points, methods)
+    caption = captions.caption(spec, *_words(spec, runs, methods, points))
     return tables.save_table(table, name, out, points, caption, captions.stamp_text(spec))
 
 
@@ -31,23 +31,20 @@ def measured_points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence
     options = spec.get("options") or {}
     # A control model without a counterpart in the paper shows what was run on it, and no empty rows.
     printed_models = (options.get("published") or {}).get("models")
+    metrics = options.get("metrics") or METRICS
     rows: list[dict[str, Any]] = []
     for model in spec.get("models") or read.ordered(None, (run.spec["model"] for run in runs)):
         for dataset in spec.get("datasets") or read.ordered(None, (run.spec["dataset"] for run in runs)):
+            here = [run for run in runs if (run.spec["model"], run.spec["dataset"]) == (model, dataset)]
+            before = [
+                _point(options, model, dataset, UNEDITED, metric, read.one_per_seed(here))
+                for metric in metrics
+            ]
+            if any(point["status"] == "measured" for point in before):
+                rows += before
             for method in methods:
-                chosen = (
-                    []
-                    if method.not_run
-                    else [
-                        run
-                        for run in runs
-                        if run.spec["model"] == model and run.spec["dataset"] == dataset and method.fits(run)
-                    ]
-                )
-                points = [
-                    _point(options, model, dataset, method, metric, chosen)
-                    for metric in options.get("metrics") or METRICS
-                ]
+                chosen = [] if method.not_run else [run for run in here if method.fits(run)]
+                points = [_point(options, model, dataset, method, metric, chosen) for metric in metrics]
                 if chosen or not printed_models or any(point["printed"] for point in points):
                     rows += points
     return pd.DataFrame(rows)
@@ -57,8 +54,9 @@ def _point(
     options: dict[str, Any], model: str, dataset: str, method: Method, metric: str, runs: Sequence[Run]
 ) -> dict[str, Any]:
     split = options.get("locality_split") if metric == "locality" else None
+    at = 0 if method is UNEDITED else None
     found = (
-        read.measure(runs, metric, split, None, options.get("draws", DRAWS), options.get("level", LEVEL))
+        read.measure(runs, metric, split, at, options.get("draws", DRAWS), options.get("level", LEVEL))
         if runs
         else None
     )
@@ -90,7 +88,7 @@ def _point(
     }
 
 
-def layout(points: pd.DataFrame, spec: dict[str, Any], methods: Sequence[Method]) -> tables.Table:
+def layout(points: pd.DataFrame, methods: Sequence[Method]) -> tables.Table:
     """Text cells: measured with its interval, printed, difference, for each metric; best measured in bold."""
     metrics = list(dict.fromkeys(points["metric"]))
     columns = ["Method"]
@@ -98,15 +96,15 @@ def layout(points: pd.DataFrame, spec: dict[str, Any], methods: Sequence[Method]
         columns += [style.METRIC_TITLES.get(metric, metric), "printed", "diff."]
     groups, emphasis, faint = [], set(), set()
     for number, ((model, dataset), part) in enumerate(points.groupby(["model", "dataset"], sort=False)):
-        best: Any = part.groupby("metric")["mean"].max() if "mean" in part else {}
+        best = _best(part)
         rows = []
-        shown = [method for method in methods if method.title in set(part["method"])]
+        shown = [method for method in [UNEDITED, *methods] if method.title in set(part["method"])]
         for index, method in enumerate(shown):
             cells = [method.title]
             own = part[part["method"] == method.title].set_index("metric")
             for metric in metrics:
                 point = own.loc[metric]
-                if point["status"] == "measured" and point["mean"] == best[metric]:
+                if (method.title, metric) in best:
                     emphasis.add((number, index, len(cells)))
                 cells += _cells(point)
             if (own["status"] == "not run").all():
@@ -118,16 +116,35 @@ def layout(points: pd.DataFrame, spec: dict[str, Any], methods: Sequence[Method]
     return tables.Table(columns, groups, frozenset(emphasis), frozenset(faint))
 
 
+def _best(part: pd.DataFrame) -> set[tuple[str, str]]:
+    """(method, metric) of the best measured values. What changes nothing keeps everything: locality counts only in rows
+    whose reliability lies above the unedited model's with its whole interval.
+    """
+    measured = part[(part["status"] == "measured") & (part["editor"] != UNEDITED.editor)]
+    reliability = part[part["metric"] == "reliability"].set_index("method")
+    if UNEDITED.title in reliability.index:
+        works = reliability["low"] > reliability.loc[UNEDITED.title, "mean"]
+        measured = measured[(measured["metric"] != "locality") | measured["method"].map(works)]
+    return {
+        (str(point["method"]), str(metric))
+        for metric, own in measured.groupby("metric")
+        for _, point in own[own["mean"] == own["mean"].max()].iterrows()
+    }
+
+
 def _cells(point: pd.Series) -> list[str]:
-    printed = point["printed"] if isinstance(point["printed"], str) else "–"
+    nothing = "" if point["editor"] == UNEDITED.editor else "–"
+    printed = point["printed"] if isinstance(point["printed"], str) else nothing
     if point["status"] != "measured":
-        return ["not run", printed, ""]
+        return ["not run" if nothing else "", printed, ""]
     measured = f"{point['mean']:.3f} [{point['low']:.2f}, {point['high']:.2f}]"
     difference = f"{point['difference']:+z.3f}".replace("-", "−") if pd.notna(point["difference"]) else ""
     return [measured, printed, difference]
 
 
-def _words(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]) -> list[str]:
+def _words(
+    spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method], points: pd.DataFrame
+) -> list[str]:
     options = spec.get("options") or {}
     shown = {run.spec["model"] for run in runs}
     named = (options.get("published") or {}).get("models") or {}
@@ -145,5 +162,9 @@ def _words(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method])
     ]
     if missing:
         words.append(f"Not run: {', '.join(missing)}.")
-    words.append("Bold: the best measured value of its block. A dash: the paper prints no number.")
+    bold = "Bold: the best measured value of its block"
+    if (points["editor"] == UNEDITED.editor).any():
+        words.append("Unedited: the same prompts before any edit.")
+        bold += ", of locality among the rows whose reliability lies above the unedited model's with its whole interval"
+    words.append(f"{bold}. A dash: the paper prints no number.")
     return words

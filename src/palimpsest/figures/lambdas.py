@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             spec,
             captions.counts(runs),
             "Rows with the same λ differ only in the method.",
+            _pair_words(points),
             captions.intervals(level, "Bars"),
             "Small ticks: the seeds' own means.",
         )
@@ -68,7 +70,8 @@ def _points(spec: dict[str, Any], runs: list[Run], methods: list[Method]) -> lis
         }
     )
     points = []
-    for _, protocol, model, place, lam, number in keys:
+    for key in keys:
+        _, protocol, model, place, lam, number = key
         dataset = datasets[place]
         method = methods[number]
         own = [
@@ -80,6 +83,8 @@ def _points(spec: dict[str, Any], runs: list[Run], methods: list[Method]) -> lis
         ]
         absolute = own[0].settings.get("lam_ratio") is None
         title = _METHODS.get((method.editor, bool(own[0].settings.get("hooks", True))), method.title)
+        beside = [(other[4], methods[other[5]]) for other in keys if other[:4] == key[:4]]
+        pairs = _pairs(lam, method, beside)
         for metric in METRICS:
             split = options.get("locality_split") if metric == "locality" else None
             found = read.measure(
@@ -93,7 +98,10 @@ def _points(spec: dict[str, Any], runs: list[Run], methods: list[Method]) -> lis
                         "dataset": dataset,
                         "method": title,
                         "lambda": lam,
-                        "row": f"{title}, λ = {lam:.3g}" + ("" if absolute else " $d_k$"),
+                        "pair": ", ".join(pairs),
+                        "row": f"{title}, λ = {lam:.3g}"
+                        + ("" if absolute else " $d_k$")
+                        + (f" ({', '.join(pairs)})" if pairs else ""),
                         "metric": metric,
                         **found._asdict(),
                         "colour": style.method_colour(method.editor),
@@ -108,6 +116,36 @@ _METHODS = {
     ("comeba_hk", False): "COMEBA w/o hooks",
     ("memit", True): "MEMIT",
 }
+
+
+_PRINTED_RATIO = 15000 / 20000  # COMEBA-HK's lambda over MEMIT's in the paper's consecutive editing
+_PAIRS = {
+    "equal": "one λ for both",
+    "ratio": "the paper's ratio of COMEBA-HK's λ to MEMIT's, 15,000 : 20,000",
+    "absolute": "the paper's λ / d_k on GPT2-XL",
+}
+
+
+def _pairs(lam: float, method: Method, beside: Sequence[tuple[float, Method]]) -> list[str]:
+    """In which comparisons a row stands, given all (lambda, method) of its block; each needs a row of the other editor."""
+    if method.variant == "paper_absolute":
+        return ["absolute"]
+    found = set()
+    for other, rival in beside:
+        if rival.editor == method.editor or rival.variant == "paper_absolute":
+            continue
+        ours, memit = (lam, other) if rival.editor == "memit" else (other, lam)
+        if ours == memit:
+            found.add("equal")
+        elif abs(ours / memit / _PRINTED_RATIO - 1) < 0.02:  # of the rounded 2.3 and 3.1 too
+            found.add("ratio")
+    return [name for name in _PAIRS if name in found]
+
+
+def _pair_words(points: pd.DataFrame) -> str:
+    shown = {name for pairs in points["pair"] for name in pairs.split(", ")}
+    said = [f"{name}: {words}" for name, words in _PAIRS.items() if name in shown]
+    return ("Pairs: " + "; ".join(said) + ".") if said else ""
 
 
 def _panel(axis: Axes, rows: pd.DataFrame, names: bool) -> None:
@@ -145,8 +183,8 @@ def _place(place: Any) -> str:
 
 def _markdown(points: pd.DataFrame) -> str:
     lines = [
-        "| protocol | model | data set | method | λ | " + " | ".join(METRICS) + " |",
-        "|" + " --- |" * 5 + " ---: |" * len(METRICS),
+        "| protocol | model | data set | method | λ | pair | " + " | ".join(METRICS) + " |",
+        "|" + " --- |" * 6 + " ---: |" * len(METRICS),
     ]
     names = ["protocol", "model", "dataset", "method", "lambda"]
     for _, rows in points.groupby(names, sort=False):
@@ -158,7 +196,12 @@ def _markdown(points: pd.DataFrame) -> str:
         lines.append(
             "| "
             + " | ".join(
-                [*rows.iloc[0][names[:-1]].astype(str), f"{float(rows['lambda'].iloc[0]):g}", *cells]
+                [
+                    *rows.iloc[0][names[:-1]].astype(str),
+                    f"{float(rows['lambda'].iloc[0]):g}",
+                    str(rows["pair"].iloc[0]),
+                    *cells,
+                ]
             )
             + " |"
         )

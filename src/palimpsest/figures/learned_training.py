@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from palimpsest.errors import DataError
 from palimpsest.figures import captions, style
 from palimpsest.files import read_json
 
+Part = tuple[dict[str, Any], pd.DataFrame, Any]  # what was trained, its curve, its description
 COLUMNS = ("step", "split", "loss", "value")
 TOTAL = "total"
 DEFAULT = "default"
@@ -25,6 +26,8 @@ _FEW = 3  # with more trainings in a panel those on training edits would hide th
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
     """A panel for each editor, model and data set, a line for each of its trainings: validation strong, training pale.
+
+    Panels of several trainings stand first and are larger, each line with its name at the end.
 
     `spec["trainings"]` lists {file, editor, title, model, dataset}; `trained.json` lies beside each file.
 
@@ -40,33 +43,49 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             remedy="Give files results/editors/{trained}/seed=N/training.csv",
         )
     found = [(entry, curve(Path(entry["file"])), read_json(_description(entry))) for entry in entries]
-    keys = sorted(
-        dict.fromkeys(_key(entry) for entry in entries), key=lambda key: key[0]
-    )  # editor after editor
+    panels: dict[tuple[str, str, str], list[Part]] = {}
+    for part in sorted(found, key=lambda part: str(part[0]["editor"])):  # editor after editor
+        panels.setdefault(_key(part[0]), []).append(part)
     looks = _looks(list(dict.fromkeys(_short(entry) for entry in entries)))
-    across = min(_ACROSS, len(keys))
-    down = -(-len(keys) // across)
+    rows = _rows(panels)
     with style.house_style():
-        figure = style.new_figure(style.WIDTH + 0.6, 0.4 + 0.16 * -(-len(looks) // _ACROSS) + 1.75 * down)
-        axes = [axis for row in figure.subplots(down, across, squeeze=False) for axis in row]
-        for axis, key in zip(axes, keys, strict=False):
-            _panel(axis, key, [part for part in found if _key(part[0]) == key], looks)
-        for axis in axes[len(keys) :]:
-            axis.set_axis_off()
-        for number, axis in enumerate(axes[: len(keys)]):
-            if number % across == 0:
-                axis.set_ylabel("loss")
-            if number + across >= len(keys):
-                axis.set_xlabel("steps")
-        handles = [
-            Line2D([], [], color=colour, ls=dashes, label=name) for name, (colour, dashes) in looks.items()
-        ]
-        figure.legend(
-            handles=handles, loc="outside upper center", ncols=_ACROSS, fontsize=7, labelspacing=0.3
+        figure = style.new_figure(style.WIDTH + 0.6, 0.2 + sum(height for _, _, height in rows))
+        parts = figure.subfigures(
+            len(rows), 1, height_ratios=[height for _, _, height in rows], squeeze=False
         )
+        shown = []
+        for (keys, across, _), [part] in zip(rows, parts, strict=True):
+            axes = part.subplots(1, across, squeeze=False)[0]
+            for axis, key in zip(axes, keys, strict=False):
+                _panel(axis, key, panels[key], looks)
+                axis.set_xlabel("steps", labelpad=2)
+            for axis in axes[len(keys) :]:
+                axis.set_axis_off()
+            axes[0].set_ylabel("loss")
+            shown += list(axes[: len(keys)])
+        for letter, axis in zip(
+            ascii_lowercase, shown, strict=False
+        ):  # left of titles that fill the narrow panels
+            axis.annotate(
+                letter, (0, 1), xycoords="axes fraction", xytext=(-26, 10), textcoords="offset points",
+                fontweight="bold", fontsize=9.5,
+            )  # fmt: skip
         style.stamp(figure, captions.stamp_text(spec))
         points = pd.concat([_points(*part) for part in found], ignore_index=True)
         return style.save_figure(figure, name, out, points, _caption(spec, found))
+
+
+def _rows(panels: Mapping[Any, Sequence[Part]]) -> list[tuple[list[Any], int, float]]:
+    """(panels, room for panels, height) of each row: the more lines with names at their ends, the more room."""
+    rows = []
+    for least, most, across, height in (
+        (_FEW + 2, None, 2, 3.1),
+        (2, _FEW + 1, 3, 1.95),
+        (1, 1, _ACROSS, 1.65),
+    ):
+        keys = [key for key, parts in panels.items() if least <= len(parts) <= (most or len(parts))]
+        rows += [(keys[start : start + across], across, height) for start in range(0, len(keys), across)]
+    return rows
 
 
 def curve(path: Path) -> pd.DataFrame:
@@ -101,11 +120,9 @@ def _total(table: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def _panel(
-    axis: Axes,
-    key: tuple[str, str, str],
-    parts: Sequence[tuple[dict[str, Any], pd.DataFrame, Any]],
-    looks: dict[str, tuple[Any, str]],
+    axis: Axes, key: tuple[str, str, str], parts: Sequence[Part], looks: dict[str, tuple[Any, str]]
 ) -> None:
+    ends = []
     for entry, table, description in parts:
         colour, dashes = looks[_short(entry)]
         seen, valid = _total(table, "train"), _total(table, "valid")
@@ -114,12 +131,20 @@ def _panel(
         axis.plot(valid["step"], valid["value"], color=colour, ls=dashes, lw=1.3)
         kept = valid[valid["step"] == description["best_step"]]
         axis.plot(kept["step"], kept["value"], color=colour, marker="o", ms=4.5, mec="white", ls="none")
+        ends.append((float(valid["step"].iloc[-1]), float(valid["value"].iloc[-1]), _short(entry), colour))
     axis.set_yscale("log")
     style.log_ticks(axis)
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     editor, model, dataset = key
     axis.set_title(f"{editor.upper()}: {model}\n{captions.dataset_title(dataset)}", pad=6, fontsize=7)
+    if len(parts) > 1:
+        style.end_labels(axis, ends, size=6.8, gap=0.062 if len(parts) > _FEW + 1 else 0.12)
+    elif ends[0][2] != DEFAULT:
+        name, colour = ends[0][2:]
+        axis.text(
+            0.97, 0.95, name, transform=axis.transAxes, ha="right", va="top", fontsize=6.8, color=colour
+        )
 
 
 def _looks(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
@@ -150,7 +175,8 @@ def _caption(spec: dict[str, Any], found: Sequence[tuple[dict[str, Any], pd.Data
         f"{len(found)} trainings, {span} steps each; seed {', '.join(map(str, seeds))} serves all runs of a model and "
         "data set.",
         f"Strong: total loss on the fixed validation edits; pale, in panels of up to {_FEW} trainings: on training edits; dot: "
-        "the state that is kept. Losses of different objectives cannot be compared.",
+        "the state that is kept. Names stand at the ends of the lines where a panel has several; default: with the settings of "
+        "the editor's file. Losses of different objectives cannot be compared.",
     ]
     worst = [
         f"{entry['title']} on {entry['model']}, {captions.dataset_title(entry['dataset'])}: {dropped}"

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from palimpsest.figures.captions import dataset_title, seeds, several_seeds
 from palimpsest.figures.lifelong import SCORE_TITLES, SCORES, at_place, places_of, tasks_of, value
 from palimpsest.figures.read import Run
 
-LEGEND = (
-    "TRR: score on upstream prompts; ERR: on all edits made so far; hold-out: on phrasings that are never edited; "
-    "ES: on an edit right after it is made; ARR: perplexity of texts that were right from the start."
-)
+_MEANINGS = {
+    "trr": "TRR (test retention rate): score on upstream prompts",
+    "err": "ERR (edit retention rate): score on all edits made so far",
+    "average": "Avg: mean of TRR and ERR",
+    "holdout": "hold-out: score on phrasings that are never edited",
+    "es": "ES (edit success): score on an edit right after it is made",
+    "arr": "ARR (accurate retention rate): perplexity of texts that were right from the start",
+}
+
+
+def legend(shown: Iterable[str]) -> str:
+    """What the quantities drawn are, and no others; empty where none needs a word."""
+    names = set(shown)
+    said = "; ".join(words for name, words in _MEANINGS.items() if name in names)
+    return said[:1].upper() + said[1:] + "." if said else ""
 
 
 def streams(runs: Sequence[Run]) -> str:

@@ -39,7 +39,7 @@ def draw_critical_path(name: str, spec: dict[str, Any], run_dirs: list[Path], ou
             style.unit_axis(axes[row][0])
         axes[-1][0].set_xlabel("block")
         axes[-1][1].set_xlabel("share of facts")
-        axes[0][0].set_title("Target-vector ceiling", pad=6)
+        axes[0][0].set_title("Target-vector ceiling and state swap", pad=6)
         axes[0][1].set_title("Recall", pad=6)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
@@ -171,14 +171,29 @@ def _gate_words(gates: list[dict[str, Any]]) -> str:
 
     return (
         f"Facts tried per model and data set: {counts('probed')} for the ceiling, {counts('swapped')} for the swap, "
-        f"{counts('n')} for recall; one pre-trained model each. Bands of the ceiling: 95% interval "
+        f"{counts('n')} for recall; one pre-trained model each. Bands of the ceiling: 95 % interval "
         "of a share (Wilson); for all shares it is in the csv. "
         "Ceiling: share of facts whose new answer becomes the top prediction when the output of one block at "
         "the last subject token may be chosen freely within the clamp. State swap: share in which "
         "another subject's state at that token carries its own answer along. Dashed: the gate's "
-        "threshold. Dotted in the right panels: the most frequent answer's share. "
+        "threshold of the ceiling. Dotted in the right panels: the most frequent answer's share. "
+        f"{_thresholds(gates)}"
         f"Gate verdicts: {verdicts}."
     )
+
+
+def _thresholds(gates: list[dict[str, Any]]) -> str:
+    """What a model must reach, as the gates' files have it; nothing where they do not say."""
+    found: dict[str, set[float]] = {}
+    for gate in gates:
+        for name, value in (gate.get("thresholds") or {}).items():
+            found.setdefault(name, set()).add(float(value))
+    said = [
+        f"{name.replace('_', ' ')} {' or '.join(f'{value:g}' for value in sorted(found[name]))}"
+        for name in ("ceiling", "recall", "state_swap")
+        if name in found
+    ]
+    return f"Thresholds of the gate: {', '.join(said)}. " if said else ""
 
 
 def draw_training_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:

@@ -79,8 +79,10 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         words = [
             lifelong_captions.streams(runs),
             lifelong_captions.scores(runs),
-            "Above: after the whole stream, mean over seeds; a darker cell is a higher number. "
-            f"Below: block {block}, a line per radius, dotted the unedited model.",
+            lifelong_captions.legend(quantities),
+            "Above: after the whole stream, mean over seeds; a darker cell is a higher number, on each panel's own scale. "
+            + ("Fewer keys are better. " if "keys" in quantities else "")
+            + f"Below: block {block}{' (the default)' if block == wanted else ''}, a line per radius, dotted the unedited model.",
             lifelong_captions.bands(runs),
             "Blocks count from 0."
             + (

@@ -185,6 +185,11 @@ def ordered(wanted: Sequence[str] | None, found: Iterable[str]) -> list[str]:
     return [value for value in wanted if value in distinct] if wanted else distinct
 
 
+def one_per_seed(runs: Sequence[Run]) -> list[Run]:
+    """The first run of each seed: before any edit all methods have the same model and items, and count once."""
+    return list({run.seed: run for run in reversed(runs)}.values())
+
+
 def measure(
     runs: Sequence[Run],
     metric: str,

@@ -213,12 +213,12 @@ def definitions(names: Iterable[str], runs: Sequence[Run]) -> str:
     shown, words = set(names), []
     if shown & {"es", "edit", "rephrase", "implied", "true_false", "es_minus_dd"}:
         words.append(
-            "ES: share of prompts in scope whose whole new answer is said (exact match, teacher-forced)"
+            "ES (edit success): share of prompts in scope whose whole new answer is said (exact match, teacher-forced)"
         )
     if "flip" in shown:
         words.append("flips only: edits whose new answer was not said before")
     if shown & {"dd", "dd_near", "dd_far", "es_minus_dd"}:
-        words.append("DD: share of prompts out of scope whose answer changed")
+        words.append("DD (drawdown): share of prompts out of scope whose answer changed")
     if shown & {"dd_near", "dd_far"}:
         words.append(
             "near: of the same relation or subject; far: of another (the record's own questions of both kinds count in DD alone)"
@@ -231,7 +231,7 @@ def definitions(names: Iterable[str], runs: Sequence[Run]) -> str:
         )
     if shown & {*DRIFTS, "drift"} and judged_by_drift(runs):
         words.append(
-            "in dialogue, ES is the likelihood score of replies and DD the mean KL divergence (nats)"
+            "in dialogue, ES is the likelihood score of replies and DD the mean KL divergence (nats) from the unedited model"
         )
     if shown & {"opened", "opened_outside"}:
         words.append("gate open: share of prompts that the stored edits answer")

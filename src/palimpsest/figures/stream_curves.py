@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,17 @@ def _quantities(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def draw_panel(
-    axis: Axes, methods: Sequence[Method], runs: Sequence[Run], place: tuple[str, str, str], quantity: str
+    axis: Axes,
+    methods: Sequence[Method],
+    runs: Sequence[Run],
+    place: tuple[str, str, str],
+    quantity: str,
+    band: Callable[[Sequence[Run], str, pd.DataFrame], pd.DataFrame] | None = None,
 ) -> list[dict[str, Any]]:
-    """One quantity of one task against edits made: lines, bands over seeds, the unedited model dotted."""
+    """One quantity of one task against edits made: lines, bands over seeds, the unedited model dotted.
+
+    `band` gives other limits (columns low and high; none where they are not known) for a method's runs and points.
+    """
     points = []
     for method in methods:
         own = [run for run in runs if method.fits(run)]
@@ -63,6 +71,9 @@ def draw_panel(
         if not len(table):
             continue
         colour = style.method_colour(method.editor, method.variant)
+        if band is not None:
+            table = band(own, quantity, table)
+            _lone_bars(axis, table, colour)
         axis.fill_between(table["x"], table["low"], table["high"], color=colour, alpha=0.16, lw=0)
         axis.plot(
             table["x"],
@@ -83,16 +94,30 @@ def draw_panel(
     return points
 
 
+def _lone_bars(axis: Axes, table: pd.DataFrame, colour: Any) -> None:
+    """Limits of a point whose neighbours have none make no band. At the start all methods are the same model."""
+    known = table["low"].notna()
+    lone = table[
+        known & ~known.shift(1, fill_value=False) & ~known.shift(-1, fill_value=False) & (table["x"] > 0)
+    ]
+    axis.vlines(lone["x"], lone["low"], lone["high"], color=colour, lw=1.2, alpha=0.6)
+
+
 def _name_what_is_far(axis: Axes, methods: Sequence[Method], points: Sequence[dict[str, Any]]) -> None:
     """A method that explodes would press all others into one line: the axis ends above them, and its name and last value
     stand at the edge."""
-    tops = pd.DataFrame(points).groupby("method")["high"].max().sort_values()
+    table = pd.DataFrame(points)
+    table = table.assign(high=table["high"].fillna(table["mean"]), low=table["low"].fillna(table["mean"]))
+    tops = table.groupby("method")["high"].max().sort_values()
     near = tops[: next((n for n in range(1, len(tops)) if tops.iloc[n] > _FAR * tops.iloc[n - 1]), len(tops))]
     far = [method for method in methods if method.title in tops.index and method.title not in near.index]
     if not far:
         return
-    lows = [point["low"] for point in points if point["method"] in near.index]
-    bottom, named = 0.8 * min(lows), 0.06 + 0.1 * len(far)  # the share of the height that the names take
+    lows = table.loc[table["method"].isin(near.index), "low"]
+    bottom, named = (
+        0.8 * float(lows.min()),
+        0.06 + 0.1 * len(far),
+    )  # the share of the height that the names take
     axis.set_ylim(bottom, bottom * (1.1 * near.iloc[-1] / bottom) ** (1 / (1 - named)))
     perplexity_axis(axis)
     for line, method in enumerate(far):
@@ -151,9 +176,7 @@ def perplexity_axis(axis: Axes) -> None:
         axis.set_ylim(middle / 10**0.5, middle * 10**0.5)
     few = axis.get_ylim()[1] / axis.get_ylim()[0] < 200
     axis.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0) if few else (1.0,)))
-    axis.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e5 else f"{value:.0e}")
-    )
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.plain_number(value)))
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -190,7 +213,7 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
     words = [
         lifelong_captions.streams(runs),
         lifelong_captions.scores(runs),
-        lifelong_captions.LEGEND,
+        lifelong_captions.legend(shown),
         lifelong_captions.edits_made(runs),
         lifelong_captions.bands(runs),
         "Dotted: the unedited model (for ERR: its score on the whole stream).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -151,6 +152,21 @@ def sequence_colours(count: int) -> list[Any]:
     return [matplotlib.colormaps["viridis"](position) for position in np.linspace(0.0, 0.86, max(count, 1))]
 
 
+def unedited_line(axis: Axes, value: float) -> None:
+    """A thin dotted line with its name, where the unedited model stands."""
+    axis.axhline(value, color=FAINT, lw=0.9, ls=":", zorder=1)
+    axis.annotate(
+        "unedited",
+        (0.02, value),
+        xycoords=axis.get_yaxis_transform(),
+        xytext=(0, 1.5),
+        textcoords="offset points",
+        fontsize=6.5,
+        color=FAINT,
+        zorder=1,
+    )
+
+
 def panel_letters(axes: Sequence[Axes]) -> None:
     """a, b, c, ... at the upper left outside of each panel."""
     for letter, axis in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
@@ -164,12 +180,23 @@ def unit_axis(axis: Axes, low: float = 0.0) -> None:
     axis.set_yticklabels(["0", ".25", ".5", ".75", "1"])
 
 
+def plain_number(value: float) -> str:
+    """A tick of a logarithmic axis: 0.03, 1,000, and from a million on 3·10⁶."""
+    if value < 1e6:
+        return f"{value:,.0f}" if value >= 100 else f"{value:g}"
+    power = math.floor(math.log10(value) + 1e-9)
+    factor = f"{value / 10**power:.2g}"
+    return f"$10^{{{power}}}$" if factor == "1" else rf"${factor}\cdot 10^{{{power}}}$"
+
+
 def log_ticks(axis: Axes) -> None:
     """Ticks of a logarithmic y axis whose values are plotted, as plain numbers: dense enough that a narrow range has two."""
     low, high = axis.get_ylim()
     decades = np.log10(high / low)
     steps = (
-        (1, 1.5, 2, 3, 5, 7)
+        (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+        if decades < 0.45
+        else (1, 1.5, 2, 3, 5, 7)
         if decades < 1.2
         else (1, 2, 5)
         if decades < 2
@@ -178,7 +205,7 @@ def log_ticks(axis: Axes) -> None:
         else (1,)
     )
     axis.yaxis.set_major_locator(LogLocator(10, subs=steps, numticks=12))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -16,6 +16,7 @@ from palimpsest.figures.bootstrap import DRAWS, LEVEL
 from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.figures.simultaneous import DRIFTS, OF_RIGHT_ANSWERS, quantity
 
+SUCCESS = ("es", "edit")  # whether edits work at all: the first that a table shows
 COLUMNS = ("es", "rephrase", "dd", "dd_near", "dd_far", "es_minus_dd")
 
 
@@ -24,8 +25,10 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     runs = read.select(spec, run_dirs)
     methods = read.methods_of(spec, runs)
     points = measured_points(spec, runs, methods)
-    caption = captions.caption(spec, *_words(spec, runs, methods, points), metrics=False)
-    return tables.save_table(layout(points), name, out, points, caption, captions.stamp_text(spec))
+    table = layout(points)
+    words = [*_words(spec, runs, methods, points), captions.blanks(table.groups)]
+    caption = captions.caption(spec, *words, metrics=False)
+    return tables.save_table(table, name, out, points, caption, captions.stamp_text(spec))
 
 
 def measured_points(spec: dict[str, Any], runs: Sequence[Run], methods: Sequence[Method]) -> pd.DataFrame:
@@ -108,7 +111,7 @@ def layout(points: pd.DataFrame) -> tables.Table:
                 continue
             cells = [str(own["method"].iloc[0])]
             for _, point in own.iterrows():
-                if point["editor"] != UNEDITED.editor and best.get(point["column"]) == point.get("mean"):
+                if (point["method"], point["column"]) in best:
                     emphasis.add((number, len(rows), len(cells)))
                 cells.append(_cell(point))
                 if point["column"] in beside:
@@ -136,14 +139,26 @@ def _group_title(model: str, dataset: str, part: pd.DataFrame) -> str:
     return f"{title}; printed: {'; '.join(on)}" if on else title
 
 
-def _best(part: pd.DataFrame) -> dict[Any, float]:
-    found: dict[Any, float] = {}
+def _best(part: pd.DataFrame) -> set[tuple[Any, Any]]:
+    """(method, column) of the best measured values. What changes nothing loses nothing: columns where less is better count
+    only in rows whose success lies above the unedited model's with its whole interval.
+    """
     if not _measured(part):
-        return found
-    for name, own in part[part["editor"] != UNEDITED.editor].groupby("column"):
+        return set()
+    edited = part[(part["editor"] != UNEDITED.editor) & part["mean"].notna()]
+    success = part[part["column"].isin(SUCCESS) & part["mean"].notna()]
+    success = success[success["column"] == success["column"].iloc[0]] if len(success) else success
+    before = success[success["editor"] == UNEDITED.editor]["mean"]
+    works = (
+        set(success.loc[success["low"] > before.iloc[0], "method"]) if len(before) else set(edited["method"])
+    )
+    found = set()
+    for name, own in edited.groupby("column"):
         lower = quantity(str(name)).lower
-        if lower is not None and own["mean"].notna().any():
-            found[name] = float(own["mean"].min() if lower else own["mean"].max())
+        ranked = own[own["method"].isin(works)] if lower else own
+        if lower is not None and len(ranked):
+            best = ranked["mean"].min() if lower else ranked["mean"].max()
+            found |= {(title, name) for title in ranked.loc[ranked["mean"] == best, "method"]}
     return found
 
 
@@ -188,7 +203,8 @@ def _words(
         captions.intervals(level, "Square brackets"),
         captions.trained_once(runs),
     ]
-    if (points["editor"] == UNEDITED.editor).any() and _measured(points[points["editor"] == UNEDITED.editor]):
+    unedited = _measured(points[points["editor"] == UNEDITED.editor])
+    if unedited:
         words.append("Unedited: the same prompts before any edit.")
     has_printed = points["printed"].notna().any()
     if has_printed:
@@ -202,7 +218,10 @@ def _words(
         words.append(f"Not run: {', '.join(missing)}.")
     if elsewhere := _elsewhere(runs, [method for method in methods if method.title not in missing]):
         words.append(f"Not run on all: {elsewhere}.")
-    words.append("Bold: the best measured value of its block.")
+    bold = "Bold: the best measured value of its block"
+    if unedited and any(quantity(name).lower for name in points["column"].unique()):
+        bold += ", of what was lost among the rows whose ES lies above the unedited model's with its whole interval"
+    words.append(f"{bold}.")
     if has_printed:
         words.append("A dash: the paper prints no number.")
     return words

@@ -212,7 +212,8 @@ def _caption(spec: dict[str, Any], content: dict[str, Any], rows: pd.DataFrame) 
         "layer. Computed here, without a language model.",
         f"Maps: probability of the classes, seed {seeds[0]}. GRACE's initial radius there is {settings['radius']:g}.",
         f"{over}: unedited {words('unedited')}; GRACE {words('grace')}, {keys:.2g} key{'s' if keys != 1 else ''}; "
-        f"fine-tuned {words('ft')}. TRR: points outside the disc; unseen: points of the disc that were never edited.",
+        f"fine-tuned {words('ft')}. TRR (test retention rate): points outside the disc; ERR (edit retention rate): edited "
+        "points; unseen: points of the disc that were never edited.",
         f"{bands} numbers in the last panel: mean number of keys.",
         metrics=False,
     )

@@ -94,7 +94,7 @@ def draw_zscores(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Pat
             "ceiling",
             "alpha",
         ]
-        words = [captions.counts(runs), *_zscore_words(shown, splits, int(seed))]
+        words = [captions.counts(runs), *_zscore_words(shown, splits, int(seed)), captions.alpha_words(runs)]
         return style.save_figure(
             figure, name, out, shown[columns], captions.caption(spec, *words, metrics=False)
         )
@@ -198,7 +198,11 @@ def draw_unedited_subjects(name: str, spec: dict[str, Any], run_dirs: list[Path]
             label = f"{SPLIT_TITLES[split]} (n = {len(values):,})"
             left.step(values, share, where="post", color=SPLIT_COLOURS[split], label=label)
             ends.append((split, values))
-        left.set_xlabel("z-score at the last subject token")
+        largest = table.loc[table["z_subject"].isna(), "split"].unique()
+        beside = ", ".join(SPLIT_TITLES[split] for split in splits if split in largest)
+        left.set_xlabel(
+            "z-score at the last subject token" + (f"\n({beside}: at the largest token)" if beside else "")
+        )
         left.set_ylabel("share of prompts at or below")
         style.unit_axis(left)
         figure.legend(
@@ -290,18 +294,16 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
                 points += _reach_lines(
                     axis, own.to_numpy(), dataset, split, grid, options.get("draws", DRAWS)
                 )
-            for value, mark in ((options.get("alpha", 2.2), "paper's start"), (3.0, "fixed 3")):
+            # The first line is left of most steps, the second right of them: each name stands on the empty side.
+            for value, mark, low in (
+                (options.get("alpha", 2.2), "paper's start", False),
+                (3.0, "fixed 3", True),
+            ):
                 axis.axvline(value, color=style.INK, lw=0.8, ls="--", zorder=1)
                 axis.text(
-                    value - 0.03,
-                    0.98,
-                    mark,
-                    ha="right",
-                    va="top",
-                    rotation=90,
-                    fontsize=7.2,
-                    color=style.INK,
-                )
+                    value + (0.07 if low else -0.03), 0.03 if low else 0.98, mark, rotation=90, fontsize=7.2, color=style.INK,
+                    ha="left" if low else "right", va="bottom" if low else "top",
+                )  # fmt: skip
             axis.set_title(captions.dataset_title(dataset), pad=6)
             axis.set_xlabel("α")
             style.unit_axis(axis)
@@ -326,7 +328,7 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
             "A sequence of n tokens has a largest possible z-score of (n − 1)/√n.",
             "Solid: a prompt with one answer token, as an evaluation reads it (longer answers reach further). "
             "Dotted: the prompt alone, as generation starts. "
-            "Bands: 95% bootstrap interval over prompts, those of all seeds together.",
+            "Bands: 95 % bootstrap interval over prompts, those of all seeds together.",
         ]
         return style.save_figure(
             figure, name, out, pd.DataFrame(points), captions.caption(spec, *words, metrics=False)
