@@ -56,7 +56,7 @@ def draw_keys(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) 
             lifelong_captions.streams(runs),
             "Dotted: one key per edit.",
             lifelong_captions.bands(runs),
-            *(
+            *dict.fromkeys(
                 f"Cross: the authors' {point['mean']:g} keys after {point['n_edits']:g} edits."
                 for point in points
                 if point["source"] == "printed"

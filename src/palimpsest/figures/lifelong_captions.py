@@ -85,3 +85,17 @@ def _span(numbers: set[int]) -> str:
         return "no"
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def gated(runs: Sequence[Run]) -> str:
+    """Rows of editors that write at the subject, on a model that the gate found not made for it."""
+    failed = dict[str, str]()
+    for run in runs:
+        gate = run.info.get("gate") or {}
+        if gate.get("verdict") == "fail":
+            name = run.spec.get("title") or run.spec["editor"]
+            failed[f"{name} on {run.spec['model']}"] = "; ".join(gate.get("reasons") or ())
+    if not failed:
+        return ""
+    words = " | ".join(f"{place} ({why})" for place, why in sorted(failed.items()))
+    return f"The gate would refuse {words}. Such a row counts for no claim."

@@ -238,6 +238,7 @@ def _words(
         f"on it (edits){_edited_always(runs, methods)}.",
         "Unedited: the same prompts before any edit (ERR: the whole stream).",
         lifelong_captions.ahead(runs),
+        lifelong_captions.gated(runs),
     ]
     words.append(captions.trained_once(runs))
     if points["printed"].notna().any():

@@ -14,7 +14,7 @@ from palimpsest.figures import captions, style
 from palimpsest.figures.bootstrap import share_limits
 from palimpsest.files import read_json
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#117733", "#661100")
 _MARKERS = "osD^vP"
 
 

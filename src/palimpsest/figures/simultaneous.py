@@ -221,7 +221,8 @@ def definitions(names: Iterable[str], runs: Sequence[Run]) -> str:
         words.append("DD (drawdown): share of prompts out of scope whose answer changed")
     if shown & {"dd_near", "dd_far"}:
         words.append(
-            "near: of the same relation or subject; far: of another (the record's own questions of both kinds count in DD alone)"
+            "near: of the same relation or subject; far: of another (a record's own questions count in DD alone; "
+            "those about evidence are near ones)"
         )
     if "drop" in shown:
         words.append("accuracy drop: share of right answers out of scope before, minus after")

@@ -183,13 +183,16 @@ def _printed_cell(point: pd.Series) -> str:
 
 
 def _elsewhere(runs: Sequence[Run], methods: Sequence[Method]) -> str:
-    """Methods that stand in some blocks only, with the models they ran on."""
+    """Methods that stand in some blocks only, with those they stand in, or those they do not, whichever are fewer."""
     every = simultaneous.places({}, runs)
     words = []
     for method in methods:
         own = simultaneous.places({}, [run for run in runs if method.fits(run)])
-        if len(own) < len(every):
-            words.append(f"{method.title} (on {', '.join(dict.fromkeys(model for model, _ in own))} alone)")
+        lacking = [place for place in every if place not in own]
+        named = lacking if len(lacking) <= len(own) else own
+        places = " and ".join(f"{model} with {captions.dataset_title(dataset)}" for model, dataset in named)
+        if lacking:
+            words.append(f"{method.title} ({'not on' if named is lacking else 'only on'} {places})")
     return ", ".join(words)
 
 
