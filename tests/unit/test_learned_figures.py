@@ -149,7 +149,9 @@ def test_perplexity_rises_by_run_and_has_no_column_where_no_model_has_one(runs, 
     loaded = [run for run in read.load_runs(runs["table"]) if run.spec["dataset"] == "zsre"]
     spec = _spec("success_table", options=options)
     points = success_table.measured_points(spec, loaded, read.methods_of(spec, loaded))
-    assert "Perplexity rise" not in success_table.layout(points).columns
+    table = success_table.layout(points)
+    assert "Perplexity rise" not in table.columns
+    assert {len(row) for _, rows in table.groups for row in rows} == {len(table.columns)}
 
 
 def test_answers_that_were_never_right_are_not_lost(runs, tmp_path):

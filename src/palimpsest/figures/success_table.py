@@ -110,7 +110,7 @@ def layout(points: pd.DataFrame) -> tables.Table:
             if own["editor"].iloc[0] == UNEDITED.editor and not _measured(own):
                 continue
             cells = [str(own["method"].iloc[0])]
-            for _, point in own.iterrows():
+            for _, point in own[own["column"].isin(names)].iterrows():
                 if (point["method"], point["column"]) in best:
                     emphasis.add((number, len(rows), len(cells)))
                 cells.append(_cell(point))
