@@ -97,7 +97,7 @@ def _status(senseless: bool, run: bool) -> str:
 
 def layout(points: pd.DataFrame) -> tables.Table:
     """Text cells: measured with its interval, and printed where a paper has the number; the best measured in bold."""
-    names = [name for name in dict.fromkeys(points["column"]) if not _empty(points, name)]
+    names = _shown(points)
     beside = [name for name in names if points[points["column"] == name]["printed"].notna().any()]
     columns = ["Method"]
     for name in names:
@@ -123,9 +123,13 @@ def layout(points: pd.DataFrame) -> tables.Table:
     return tables.Table(columns, groups, frozenset(emphasis), frozenset(faint))
 
 
-def _empty(points: pd.DataFrame, name: str) -> bool:
-    """A number that only some kinds of models have, and none of these."""
-    return quantity(name).whole and not _measured(points[points["column"] == name])
+def _shown(points: pd.DataFrame) -> list[str]:
+    """The columns, but for a number that only some kinds of models have, and none of these."""
+    return [
+        name
+        for name in dict.fromkeys(points["column"])
+        if not quantity(name).whole or _measured(points[points["column"] == name])
+    ]
 
 
 def _measured(points: pd.DataFrame) -> bool:
@@ -202,7 +206,7 @@ def _words(
     level = (spec.get("options") or {}).get("level", LEVEL)
     words = [
         simultaneous.counts(runs),
-        simultaneous.definitions(points["column"].unique(), runs),
+        simultaneous.definitions(_shown(points), runs),
         captions.intervals(level, "Square brackets"),
         captions.trained_once(runs),
     ]
