@@ -1,4 +1,4 @@
-"""The rehearsal's data sets hold what its trainings draw: a whole rehearsal takes minutes, and nobody runs it before a commit."""
+"""Data sets hold what the trainings of their scale draw: a whole rehearsal takes minutes, real records hours."""
 
 from __future__ import annotations
 
@@ -14,18 +14,28 @@ from palimpsest.learning.train import _sampler
 from palimpsest.plain import build
 
 
-@pytest.mark.slow
-def test_every_training_has_enough_to_draw_from(tmp_path: Path):
-    scale = ROOT / "config" / "rehearsal.yaml"
-    plan = experiments.plan(scale, ROOT)
+def trainings_draw(scale: str, directory: Path, **environment: str) -> int:
+    """Make the data sets that editors of a scale learn from, and draw a step of each training; how many there are."""
+    file = ROOT / "config" / f"{scale}.yaml"
+    plan = experiments.plan(file, ROOT)
     trainings = {run.training.name: run.training for run in plan.runs.values() if run.training}
-    files = {t.dataset: f"results/datasets/rehearsal-{t.dataset}/learning.jsonl" for t in trainings.values()}
-    done = run_snakemake(tmp_path, *files.values(), "--cores", "2", "--configfile", str(scale))
+    files = {t.dataset: f"results/datasets/{scale}-{t.dataset}/learning.jsonl" for t in trainings.values()}
+    done = run_snakemake(directory, *files.values(), "--cores", "2", "--configfile", str(file), **environment)
     assert done.returncode == 0, text_of(done)[-3000:]
     for training in trainings.values():
-        settings = build(
-            editor_class(training.spec["editor"]).settings_type, training.spec["settings"], training.name
-        )
-        examples = read_examples(tmp_path / files[training.dataset])
+        kind = editor_class(training.spec["editor"]).settings_type
+        settings = build(kind, training.spec["settings"], training.name)
+        examples = read_examples(directory / files[training.dataset])
         for split in ("train", "valid"):
             assert len(_sampler(examples, split, settings, training.name)) >= settings.k_train
+    return len(trainings)
+
+
+@pytest.mark.slow
+def test_every_training_of_the_rehearsal_has_enough_to_draw_from(tmp_path: Path):
+    assert trainings_draw("rehearsal", tmp_path) == 43
+
+
+@pytest.mark.slow
+def test_every_training_on_real_streams_has_enough_to_draw_from(tmp_path: Path, real_data: Path):
+    assert trainings_draw("mini-lifelong", tmp_path, PALIMPSEST_DATA=str(real_data)) > 0
