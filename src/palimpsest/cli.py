@@ -291,7 +291,8 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     _out(parser)
 
     parser = _add(groups, "claims", lambda o: commands.run_claims(commands.read_spec(o.spec), o.results, o.out),
-                  "Judge the papers' claims on finished runs.", "Verdicts: holds, fails, undecided, not run.")  # fmt: skip
+                  "Judge the papers' claims on finished runs.",
+                  "Verdicts: holds, fails, undecided, not run, as printed.")  # fmt: skip
     _spec(parser, "experiments and their runs")
     _path(parser, "--results", "directory that holds runs/")
     _out(parser, "directory for claims.csv and claims.md")
