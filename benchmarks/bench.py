@@ -40,7 +40,7 @@ ON_GPU = {
 }
 OTHER_EDITORS = ("defer", "memory", "mend", "serac", "retrieval", "lu", "ft_ewc", "ft_retrain")
 OTHERS = {"mini": 20, "gpt2-small": 4}
-TOKENS = {"mini": 40_000, "gpt2-small": 6_000, "gpt2-xl": 2_048, "gpt-j": 512}
+TOKENS = {"mini": 40_000, "gpt2-small": 6_000, "gpt2-xl": 4_096, "gpt-j": 1_024}
 PROBES = {"mini": (1000, 100), "gpt2-small": (100, 20), "gpt2-xl": (100, 10), "gpt-j": (40, 4)}
 SOLVES = (
     (1024, 10, True),

@@ -105,7 +105,7 @@ class Sums:
         """
         found = self.sums[layer].cpu()
         if self.symmetric:
-            found = found.tril() + found.tril(-1).T
+            found = mirrored(found)
         if not torch.isfinite(found).all():
             raise StatisticsError(
                 f"the products of the keys of layer {layer} are not finite: the keys are too large for float32. "
@@ -126,6 +126,17 @@ class Sums:
         """Forget the checkpoint: the result is written."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def mirrored(lower: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix of which blocks on and below the diagonal are given; by blocks, for one too large for caches."""
+    whole, width = lower.clone(), len(lower)
+    for start in range(0, width, BLOCK):
+        end = min(start + BLOCK, width)
+        corner = lower[start:end, start:end]
+        whole[start:end, start:end] = corner.tril() + corner.tril(-1).T
+        whole[:start, start:end] = lower[start:end, :start].T
+    return whole
 
 
 class _Enough(Exception):
