@@ -151,12 +151,13 @@ def check_gate(spec: Mapping[str, Any], options: Options, gate: Path | str | Non
     reasons = content.get("reasons", [])
     if not isinstance(reasons, list):
         raise DataError("expected a list", file=gate, field="reasons", remedy="Make it with palimpsest gate")
-    verdict = {"mode": options.gate, "verdict": content["verdict"], "reasons": reasons}
+    needed = editor_class(spec["editor"]).needs_subject  # of no consequence for editors that write elsewhere
+    verdict = {"mode": options.gate, "verdict": content["verdict"], "reasons": reasons, "needed": needed}
     if content.get("verdict") == "pass":
         return verdict
     because = "; ".join(map(str, verdict["reasons"])) or "no reason is given"
     what = f"the model {spec['model']} failed the gate of data set {spec['dataset']}: {because} (see {gate})"
-    if options.gate == "refuse" and editor_class(spec["editor"]).needs_subject:
+    if options.gate == "refuse" and needed:
         raise PalimpsestError(
             f"{what}. The editor {spec['editor']} writes at the subject's last token and needs a model "
             "that keeps its facts there. Train it longer or with more text, or set gate: warn"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
@@ -137,7 +137,7 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
 
 
 _setup_privateuseone_for_python_backend(NAME)
-_library = torch.library.Library("aten", "IMPL")
+_kernels = library.Library("aten", "IMPL")
 for _names, _function in (
     (("empty.memory_format",), lambda size, **given: torch.empty(size, **given)),
     (("empty_strided",), torch.empty_strided),
@@ -145,8 +145,8 @@ for _names, _function in (
     (("eye", "eye.m"), torch.eye),
 ):
     for _name in _names:
-        _library.impl(_name, _factory(_function), "PrivateUse1")
-_library.impl("_copy_from", _copy_from, "PrivateUse1")
+        _kernels.impl(_name, _factory(_function), "PrivateUse1")
+_kernels.impl("_copy_from", _copy_from, "PrivateUse1")
 
 
 @contextmanager

@@ -121,15 +121,17 @@ def test_a_perfect_score_has_records_too(tmp_path):
 def test_a_model_that_failed_the_gate_is_no_evidence(tmp_path):
     """An editor that writes at the subject collapses there whatever it is compared with."""
     made = fabricate_stream(tmp_path, "stream", items=60, every=60)
-    assert _judge_part("C4", 0, made).verdict
-    for folder in made:
-        content = json.loads((folder / "run.json").read_text())
-        content["gate"] = {
-            "mode": "warn",
-            "verdict": "fail",
-            "reasons": ["only 0.07 of the facts can be changed"],
-        }
-        (folder / "run.json").write_text(json.dumps(content))
+    verdict = _judge_part("C4", 0, made).verdict
+    gate = {"mode": "warn", "verdict": "fail", "reasons": ["only 0.07 of the facts can be changed"]}
+
+    def examined(needed):
+        for folder in made:
+            content = json.loads((folder / "run.json").read_text()) | {"gate": {**gate, "needed": needed}}
+            (folder / "run.json").write_text(json.dumps(content))
+
+    examined(needed=False)  # an editor that writes elsewhere is judged as ever
+    assert _judge_part("C4", 0, made).verdict == verdict
+    examined(needed=True)
     with pytest.raises(NotMeasuredError, match="failed the gate on .*: only 0.07 of the facts"):
         _judge_part("C4", 0, made)
 

@@ -173,6 +173,7 @@ def test_the_gate(world, tmp_path, caplog):
         "mode": "warn",
         "verdict": "fail",
         "reasons": ["state swap 0.01 is below 0.25"],
+        "needed": False,
     }
     run(world, tmp_path, spec("ft", options={"gate": "refuse"}), gate=world / "pass.json")
 

@@ -73,19 +73,17 @@ def _runs_of(test: ClaimTest, method: dict[str, Any], runs: dict[str, list[Run]]
             and method["variant"] in ("*", run.method[1])
             and run.spec["protocol"] == test.part.get("protocol", "lifelong")
         ]
-        if found and all(run.info.get("gate", {}).get("verdict") == "fail" for run in found):
-            raise NotMeasuredError(f"{method['title']} writes at the subject, and {_why(found[0])}")
+        if found and all(run.ill_suited for run in found):
+            raise NotMeasuredError(
+                f"{method['title']} writes at the subject, and {test.model} failed the gate on {test.datasets[0]}: "
+                f"{found[0].ill_suited}"
+            )
         if found:
             return found
     where = f"{test.model}, {test.datasets[0]}"
     raise NotMeasuredError(
         f"{method['title']} on {where}: no finished run in {' or '.join(test.part['experiments'])}"
     )
-
-
-def _why(run: Run) -> str:
-    reasons = "; ".join(run.info["gate"].get("reasons") or ())
-    return f"{run.spec['model']} failed the gate on {run.spec['dataset']}: {reasons}"
 
 
 def _by_seed(

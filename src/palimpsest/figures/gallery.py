@@ -10,9 +10,8 @@ from palimpsest.errors import DataError
 from palimpsest.figures.captions import scale_words
 from palimpsest.files import read_object, write_atomic, write_text
 
-DEFAULT_SCALE = (
-    "mini"  # draws into `figures` itself, all others into `figures/SCALE`; its gallery holds theirs
-)
+# Draws into `figures` itself, all others into `figures/SCALE`; its gallery holds theirs.
+DEFAULT_SCALE = "mini"
 # In the order of the page; figures of no known paper come last.
 PAPERS = {"comeba_hk": "COMEBA-HK", "grace": "GRACE", "mend": "MEND", "serac": "SERAC", "": "Further figures"}
 TITLE = re.compile(r"\*\*(.+?)\.?\*\*")  # how a caption begins

@@ -89,12 +89,11 @@ def _span(numbers: set[int]) -> str:
 
 def gated(runs: Sequence[Run]) -> str:
     """Rows of editors that write at the subject, on a model that the gate found not made for it."""
-    failed = dict[str, str]()
-    for run in runs:
-        gate = run.info.get("gate") or {}
-        if gate.get("verdict") == "fail":
-            name = run.spec.get("title") or run.spec["editor"]
-            failed[f"{name} on {run.spec['model']}"] = "; ".join(gate.get("reasons") or ())
+    failed = {
+        f"{run.spec.get('title') or run.spec['editor']} on {run.spec['model']}": run.ill_suited
+        for run in runs
+        if run.ill_suited
+    }
     if not failed:
         return ""
     words = " | ".join(f"{place} ({why})" for place, why in sorted(failed.items()))

@@ -43,6 +43,14 @@ class Run:
         return dict(self.spec.get("settings") or {})
 
     @property
+    def ill_suited(self) -> str:
+        """Why the gate would have refused this run, or "": its editor writes at the subject, its model keeps facts elsewhere."""
+        gate = self.info.get("gate") or {}
+        if gate.get("verdict") != "fail" or not gate.get("needed"):
+            return ""
+        return "; ".join(gate.get("reasons") or ()) or "no reason is given"
+
+    @property
     def method(self) -> tuple[str, str]:
         """(editor, variant)."""
         return self.spec["editor"], self.spec.get("variant") or "default"
