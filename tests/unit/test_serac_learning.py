@@ -307,7 +307,7 @@ def test_inputs_are_met_as_the_base_reads_them():
     assert editor.scope.edits[1] == ("mira sorn lives in the city of", "class 2")
     assert editor.memory[1].prompt == "Mira Sorn lives in the city of"
     made = Serac.learner(model, SMALL, 0)
-    assert made.query_text("Mira Sorn", "so") == "mira sorn"
+    assert made._query_text("Mira Sorn", "so") == "mira sorn"
     asked = []
     editor.scope.log_scope = lambda queries: asked.extend(queries) or torch.zeros(len(queries), 4)
     editor.inspect("Mira Sorn")

@@ -176,12 +176,12 @@ class ScopeClassifier:
     # tokens ------------------------------------------------------------------------------------------------------------
 
     def ids(self, texts: Sequence[Text]) -> list[list[int]]:
-        """[CLS] and each part with [SEP] behind it, cut to the context."""
-        flat = [part for text in texts for part in text]
-        parts = iter(
-            self.tokenizer(flat, add_special_tokens=False, truncation=False)["input_ids"] if flat else []
-        )
-        return [self._written([next(parts) for _ in text]) for text in texts]
+        """[CLS] and each part with [SEP] behind it, cut to the context. In pairs of inputs and edits each part is there often."""
+        parts = list(dict.fromkeys(part for text in texts for part in text))
+        options = {"add_special_tokens": False, "truncation": False}
+        found = self.tokenizer(parts, **options)["input_ids"] if parts else []
+        known = dict(zip(parts, found, strict=True))
+        return [self._written([known[part] for part in text]) for text in texts]
 
     def _written(self, parts: list[list[int]]) -> list[int]:
         room = self.context - 1 - len(parts)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -34,11 +35,10 @@ from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs, encode, judged, target_logits, target_places
 
 log = logging.getLogger(__name__)
-STEPS, RIGHT = (
-    "steps",
-    "right",
-)  # done so far, and right in a row, among the tensors: say when h is left as it is
+# Among the tensors: steps done, and inputs that h was right about in a row, which say when h is left as it is.
+STEPS, RIGHT = "steps", "right"
 SURE = 1e-6  # 1 - p is at least this where its logarithm is taken
+REMEMBERED = 1 << 16  # texts for g that are kept: examples are drawn again and again
 
 
 class SeracLearner:
@@ -58,6 +58,9 @@ class SeracLearner:
             value = getattr(settings, name)
             if value != default:  # shapes give these for all variants, so they are no mistake
                 log.info("serac with objective: mixture: the setting %s = %r has no effect", name, value)
+        remember = lru_cache(REMEMBERED)
+        self._edit_text = remember(partial(scope_text, model, settings.texts))
+        self._query_text = remember(partial(query_text, model, settings.texts))
         classifier.train_last(settings.freeze)
         if self.trains_reader:
             reader.model.network.requires_grad_(True)
@@ -109,8 +112,8 @@ class SeracLearner:
 
     def _scope_losses(self, draws: Sequence[Draw]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         edits = self.edit_texts(draws)
-        queries = [self.query_text(draw.query, draw.query_answer) for draw in draws]
-        others = [self.query_text(*with_answer(draw.outside, self.model.kind)) for draw in draws]
+        queries = [self._query_text(draw.query, draw.query_answer) for draw in draws]
+        others = [self._query_text(*with_answer(draw.outside, self.model.kind)) for draw in draws]
         if self.settings.negatives != "diagonal":
             found = self.classifier.log_scope(edits, [*queries, *others])
             inside, outside = found[: len(draws)], found[len(draws) :].flatten()
@@ -125,15 +128,7 @@ class SeracLearner:
 
     def edit_texts(self, draws: Sequence[Draw]) -> list[Text]:
         """What g is given of the edits."""
-        return [
-            scope_text(self.model, self.settings.texts, draw.edit.prompt, draw.edit.target) for draw in draws
-        ]
-
-    def query_text(self, prompt: str, answer: str) -> str:
-        """What g is given of an input: the prompt; as released, of a decoder, its answer too (E3)."""
-        if releases(self.model, self.settings.texts):
-            return f"{prompt} {answer}"
-        return as_read(self.model, prompt)
+        return [self._edit_text(draw.edit.prompt, draw.edit.target) for draw in draws]
 
     def _edit_loss(self, draws: Sequence[Draw]) -> tuple[Float[Tensor, ""], Tensor]:
         """L_h, and which answers h gets right [k]."""
@@ -162,7 +157,7 @@ class SeracLearner:
         edits = [(draw.edit.prompt, draw.edit.target) for draw in draws]
         asked = [(draw.query, draw.query_answer) for draw in draws]
         asked += [with_answer(draw.outside, self.model.kind) for draw in draws]
-        texts = [self.query_text(*pair) for pair in asked]
+        texts = [self._query_text(*pair) for pair in asked]
         score, entry = newest_best(self.classifier.log_scope(self.edit_texts(draws), texts))
         prompts, answers = zip(*asked, strict=True)
         inputs = encode(self.model, prompts, answers)
@@ -199,8 +194,8 @@ class SeracLearner:
         return {TOTAL: total, **sums}
 
     def _looked_at(self, draws: Sequence[Draw]) -> dict[str, float]:
-        texts = [self.query_text(draw.query, draw.query_answer) for draw in draws]
-        texts += [self.query_text(*with_answer(draw.outside, self.model.kind)) for draw in draws]
+        texts = [self._query_text(draw.query, draw.query_answer) for draw in draws]
+        texts += [self._query_text(*with_answer(draw.outside, self.model.kind)) for draw in draws]
         score, entry = newest_best(self.classifier.log_scope(self.edit_texts(draws), texts))
         opened, k = score.exp() > self.settings.threshold, len(draws)
         found_own = entry[:k] == torch.arange(k, device=entry.device)
@@ -227,6 +222,13 @@ def scope_text(model: LanguageModel, texts: str, prompt: str, target: str) -> Te
     if releases(model, texts):
         return (f"{prompt} {target}".rpartition(" ")[0],)
     return as_read(model, prompt), as_read(model, target)
+
+
+def query_text(model: LanguageModel, texts: str, prompt: str, answer: str) -> str:
+    """What g is given of an input: the prompt; as released, of a decoder, its answer too (E3)."""
+    if releases(model, texts):
+        return f"{prompt} {answer}"
+    return as_read(model, prompt)
 
 
 def as_read(model: LanguageModel, text: str) -> str:
