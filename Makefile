@@ -7,6 +7,7 @@ SCALE ?= mini
 CORES ?= all
 BIN := $(VENV)/bin
 SCALES = $(patsubst config/%.yaml,%,$(wildcard config/*.yaml))
+PART := $(if $(filter-out mini,$(SCALE)),/$(SCALE))
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 BENCH ?=
@@ -18,7 +19,7 @@ help:
 	@echo "make setup                  create $(VENV) with the tested versions"
 	@echo "make figures [SCALE=smoke]  tables, figures and claims into figures/ (of another scale figures/NAME/)"
 	@echo "make report [SCALE=...]     results/report.zip after a run"
-	@echo "make gallery                copy the finished pictures to docs/gallery/"
+	@echo "make gallery [SCALE=...]    copy the finished pictures to docs/gallery/ (of another scale docs/gallery/NAME/)"
 	@echo "make test | lint | bench    tests (about ten minutes), checks of the source, speed comparisons (docs/benchmarks.md)"
 	@echo "make check                  lint and test: all checks in one command"
 	@echo "make format | schema        tidy the source; write the schema of the editors' settings anew"
@@ -46,7 +47,7 @@ report: $(STAMP)
 	$(BIN)/snakemake --cores 1 --configfile config/$(SCALE).yaml --report results/report.zip
 
 gallery: $(STAMP)
-	$(BIN)/palimpsest gallery --figures figures --results results --out docs/gallery
+	$(BIN)/palimpsest gallery --figures figures$(PART) --results results --out docs/gallery$(PART)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
