@@ -97,6 +97,29 @@ def test_a_sum_is_that_of_the_means_and_its_sign_decides(runs):
     assert judged({"statistic": "at_once", "terms": falls, "above": 0.05}, runs).verdict == "holds"
 
 
+def test_two_trainings_must_differ_by_more_than_their_noise(runs):
+    """The same statistic decides between methods, and says nothing between two trainings that were each made once."""
+    small = [{"method": "A", "of": "es", "at": 1}, {"method": "A", "of": "es", "at": 10, "times": -1}]
+    part = {"statistic": "at_once", "terms": small}
+    assert judged(part, runs).verdict == "holds"
+    found = judged({**part, "noise": 0.3}, runs)
+    assert found.verdict == "undecided" and "two trainings: less than 0.3" in found.evidence
+    assert judged({**part, "noise": 0.05}, runs).verdict == "holds"
+    assert judged({**part, "above": 0.9, "noise": 0.05}, runs).verdict == "fails"
+
+
+def test_a_model_that_failed_the_gate_is_no_evidence(runs):
+    part = {"statistic": "at_once", "terms": [{"method": "A", "of": "es", "at": 1}]}
+    failed = {"verdict": "fail", "reasons": ["only 0.07 of the facts can be changed"], "needed": True}
+    for run in runs["table"]:
+        run.info["gate"] = {**failed, "needed": False}  # MEND does not write at the subject
+    assert judged(part, runs).verdict == "holds"
+    for run in runs["table"]:
+        run.info["gate"] = failed
+    found = judged(part, runs)
+    assert found.verdict == "not run" and "failed the gate" in found.evidence
+
+
 def test_each_baseline_is_a_test_and_missing_ones_are_not_run(runs):
     part = {"statistic": "at_once", "experiments": ["table"], "against": ["B", "C"], "terms": [
         {"method": "A", "of": "es", "at": 1}, {"method": "against", "of": "es", "at": 1, "times": -1}]}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from palimpsest.claims.statistics import (
     sweep_decline,
     sweep_lowest,
 )
-from palimpsest.claims.verdicts import Outcome, decide, verdict_of
+from palimpsest.claims.verdicts import Outcome, decide, over_seeds, verdict_of
 from palimpsest.errors import SettingsError
 from palimpsest.figures.read import load_runs
 
@@ -88,12 +89,20 @@ def test_level_and_steadiest_over_snapshots():
         ((-0.01, 0.4), 0.05, 0.3, False, "undecided"),  # not the sign in every seed
         ((0.1, 0.2), -0.01, 0.3, False, "undecided"),
         ((-0.1, -0.2), -0.3, -0.05, False, "fails"),
+        ((0.01, -0.4), -0.3, -0.05, False, "undecided"),  # nor to fail
         ((-0.1, -0.2), -0.3, -0.05, True, "undecided"),  # "may" cannot fail
         ((0.0, 0.0), 0.0, 0.0, False, "undecided"),
     ],
 )
 def test_decision(per_seed, low, high, hedged, verdict):
     assert decide(per_seed, low, high, hedged) == verdict
+
+
+def test_counts_that_are_equal_are_not_more():
+    """C13 of GRACE: as many edits as errors in every seed is no error prevented; a flat curve of measurements is nothing."""
+    assert over_seeds([0.0, 0.0], exact=True)[0] == "fails"
+    assert over_seeds([0.0, 0.0])[0] == over_seeds([0.0, 1.0], exact=True)[0] == "undecided"
+    assert over_seeds([0.0], exact=True)[0] == "undecided"  # one seed decides nothing
 
 
 def test_claim_from_its_tests():
@@ -306,5 +315,48 @@ def test_what_an_editor_that_writes_nothing_does_not_harm_is_no_evidence(tmp_pat
     spec = {"scale": "smoke", "paper": "grace", "models": {"weaker": "mini-gpt2"}}
     judge({**spec, "experiments": {"crossover_table": ["grace"]}, "draws": 50}, tmp_path, tmp_path)
     rows = [row for row in _rows(tmp_path / "claims_tests.csv") if row["claim"] == "C25" and row["value"]]
-    assert {row["metric"]: row["verdict"] for row in rows} == {"generality": verdict, "locality": verdict}
+    assert {row["metric"]: row["verdict"] for row in rows} == {
+        "rephrase.exact_match": verdict,
+        "locality": verdict,
+    }
     assert all(("does not count: reliability" in row["evidence"]) == (kept < 1) for row in rows)
+
+
+def test_a_model_that_failed_the_gate_is_no_evidence(tmp_path):
+    """COMEBA-HK's C5: with both methods far apart, but on a model that keeps its facts elsewhere."""
+    names: dict[str, list[str]] = {"comeba_table1": [], "comeba_table2": []}
+    for experiment, protocol in (("comeba_table1", "single_round"), ("comeba_table2", "consecutive")):
+        for editor in ("comeba_hk", "memit"):
+            high = 0.9 if (editor, protocol) == ("comeba_hk", "consecutive") else 0.5
+            name = f"{protocol}-{editor}"
+            fabricate(
+                tmp_path,
+                name,
+                editor=editor,
+                dataset="zsre",
+                settings={"lam_ratio": 0.5},
+                protocol=protocol,
+                chance=lambda *_, high=high: high,
+            )
+            names[experiment].append(name)
+    spec = {"scale": "smoke", "models": {"weaker": "mini-gpt2"}, "experiments": names, "draws": 50}
+
+    def verdict():
+        judge(spec, tmp_path, tmp_path)
+        (row,) = [
+            r
+            for r in _rows(tmp_path / "claims_tests.csv")
+            if r["claim"] == "C5" and r["model"] == "mini-gpt2"
+        ]
+        return row["verdict"], row["evidence"]
+
+    assert verdict()[0] == "holds"
+    for path in (tmp_path / "runs").glob("*/seed=*/run.json"):
+        gate = {
+            "mode": "warn",
+            "verdict": "fail",
+            "reasons": ["only 0.07 of the facts can be changed"],
+            "needed": True,
+        }
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": gate}))
+    assert verdict()[0] == "not run" and "failed the gate" in verdict()[1]

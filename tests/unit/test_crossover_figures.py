@@ -52,7 +52,7 @@ def drawn(tmp_path_factory):
 
 def _expected(runs, editor, protocol, metric, split, n_edits):
     own = [r for r in runs if (r.spec["editor"], r.spec["protocol"]) == (editor, protocol)]
-    values = {run.seed: run.record_values(metric, split, n_edits).to_numpy() for run in own}
+    values = {run.seed: read.identified(run, run.record_values(metric, split, n_edits)) for run in own}
     return bootstrap.interval_over_seeds(values)
 
 

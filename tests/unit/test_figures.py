@@ -86,11 +86,41 @@ def test_bootstrap_of_a_share_is_the_binomial():
 
 def test_interval_over_seeds_narrows_with_seeds_and_shows_their_spread():
     generator = np.random.default_rng(0)
-    per_seed = {seed: generator.random(200) for seed in range(4)}
+    per_seed = {seed: pd.Series(generator.random(200)).add_prefix(f"{seed}-") for seed in range(4)}
     one, four = (bootstrap.interval_over_seeds({s: per_seed[s] for s in range(k)}) for k in (1, 4))
     assert four.mean == pytest.approx(np.mean([per_seed[s].mean() for s in range(4)]))
     assert four.high - four.low == pytest.approx((one.high - one.low) / 2, rel=0.2)
     assert (four.seed_low, four.seeds, four.n) == (min(v.mean() for v in per_seed.values()), 4, 800)
+
+
+def test_seeds_that_share_their_records_make_no_interval_narrower():
+    """Four seeds that drew the same records know no more about others than one; half of them the same is in between."""
+    generator = np.random.default_rng(2)
+    values = pd.Series(generator.random(400)).add_prefix("r")
+
+    def width(per_seed):
+        found = bootstrap.interval_over_seeds(per_seed, draws=4000)
+        return found.high - found.low
+
+    one = width({0: values[:200]})
+    assert width({seed: values[:200] for seed in range(4)}) == pytest.approx(one, rel=0.05)
+    apart = width({0: values[:200], 1: values[200:]})
+    assert apart == pytest.approx(one / np.sqrt(2), rel=0.1)
+    # Var of a mean of two means that share half their records: (1 + 1/2) / 2 of that of one.
+    assert width({0: values[:200], 1: values[100:300]}) == pytest.approx(one * np.sqrt(0.75), rel=0.1)
+    cells = {0: values[:200].to_frame(), 1: values[100:300].to_frame()}
+    joint = bootstrap.joint_means_of_seeds(cells, draws=4000)
+    mean = np.mean([drawn[:, 0] for _, drawn in joint.values()], axis=0)
+    low, high = bootstrap.limits(mean)
+    assert high - low == pytest.approx(one * np.sqrt(0.75), rel=0.1)
+
+
+def test_a_record_that_is_there_twice_counts_twice():
+    """Two runs of one seed on the same records, as a line over several sweeps pools them."""
+    twice = {0: pd.Series([0.0, 1.0, 1.0], ["a", "a", "b"]), 1: pd.Series([1.0, 0.0], ["a", "c"])}
+    found = bootstrap.interval_over_seeds(twice)
+    assert (found.seed_low, found.seed_high, found.n) == (0.5, pytest.approx(2 / 3), 5)
+    assert found.mean == pytest.approx((2 / 3 + 0.5) / 2)
 
 
 def test_joint_means_pair_records_and_ignore_absent_ones():

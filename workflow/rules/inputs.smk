@@ -349,11 +349,15 @@ def figure_runs(name):
 
 
 def figure_gates(name):
-    """Gate files of the models a figure shows."""
+    """Gate files of the models a figure shows: where it shows gates, or an editor that writes at the subject."""
     figure = PLAN.figures[name]
     unstamped = figure.spec["options"].get("stamp") == ""
     shows_gates = figure.spec["drawer"] == "critical_path"
-    if PLAN.scale["gate"]["mode"] == "off" or (unstamped and not shows_gates):
+    shown = {PLAN.runs[run].spec["editor"] for run in figure.runs}
+    judged = any(PLAN.config.editors[editor]["needs_statistics"] for editor in shown)
+    if PLAN.scale["gate"]["mode"] == "off" or not (
+        shows_gates or (judged and not unstamped)
+    ):
         return []
     return [
         f"results/models/{model}/gate-{dataset}.json"

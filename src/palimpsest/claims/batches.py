@@ -1,7 +1,8 @@
 """Judging claims about simultaneous edits: sums of success and drawdown over k, times, and printed numbers.
 
 at_once       sum of coefficient x quantity over the terms, minus `above`; a term has a method, `of` (a quantity of
-              figures/simultaneous.py), `at` (k, or `own`: the only one of its run) and `times`
+              figures/simultaneous.py), `at` (k, or `own`: the only one of its run) and `times`. `noise` widens the interval
+              for the verdict, where terms come from different trainings
 edit_seconds  the same with seconds per edit, which have no records: every seed counts, and one alone decides nothing
 printed       the same with the numbers of published tables (`table`, dataset, model, method, metric): no run is needed
 """
@@ -23,9 +24,10 @@ from palimpsest.claims.verdicts import (
     decide,
     outcome,
     over_seeds,
+    suited,
 )
 from palimpsest.errors import SettingsError
-from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
+from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means_of_seeds, limits
 from palimpsest.figures.read import Run
 from palimpsest.figures.simultaneous import PROTOCOL, QUANTITIES, edit_seconds, sizes
 from palimpsest.published import find_printed
@@ -94,6 +96,7 @@ def _by_seed(test: ClaimTest, method: dict[str, Any], runs: dict[str, list[Run]]
             and run.spec["protocol"] == PROTOCOL
         ]
         if found:
+            found = list(suited(found, method["title"], test, test.datasets[0]))
             return {run.seed: run for run in reversed(found)}
     raise NotMeasuredError(
         f"{method['title']} on {test.model}, {test.datasets[0]}: no finished run in {' or '.join(test.part['experiments'])}"
@@ -148,21 +151,22 @@ def _at_once(
 ) -> Outcome:
     chosen, seeds = _chosen(test, methods, runs)
     draws, above = int(spec.get("draws", DRAWS)), float(test.part.get("above", 0))
-    values, drawn, counts = [], [], []
+    tables, coefficients = {}, {}
     for seed in seeds:
         cells = [
             (float(entry.get("times", 1)) * times, column)
             for entry, own in zip(test.part["terms"], chosen, strict=True)
             for times, column in _records(own[seed], str(entry["of"]), _size(entry, own[seed]))
         ]
-        table = pd.concat([column for _, column in cells], axis=1, keys=range(len(cells)))
-        means, sample = joint_means(table, draws, 3000 + seed)
-        coefficients = np.array([times for times, _ in cells])
-        values.append(float(means @ coefficients) - above)
-        drawn.append(sample @ coefficients - above)
-        counts.append(min(len(column) for _, column in cells))
+        tables[seed] = pd.concat([column for _, column in cells], axis=1, keys=range(len(cells)))
+        coefficients[seed] = np.array([times for times, _ in cells])
+    found = joint_means_of_seeds(tables, draws)
+    values = [float(means @ coefficients[seed]) - above for seed, (means, _) in found.items()]
+    drawn = [sample @ coefficients[seed] - above for seed, (_, sample) in found.items()]
+    counts = [int(table.count().min()) for table in tables.values()]
     low, high = limits(np.mean(drawn, axis=0), float(spec.get("level", LEVEL)))
-    verdict = decide(values, low, high) if min(counts) >= MIN_RECORDS else "undecided"
+    noise = float(test.part.get("noise", 0))  # what one training differs from the next
+    verdict = decide(values, low - noise, high + noise) if min(counts) >= MIN_RECORDS else "undecided"
     words = []
     for entry, own in zip(test.part["terms"], chosen, strict=True):
         parts = [_records(own[seed], str(entry["of"]), _size(entry, own[seed])) for seed in seeds]
@@ -171,6 +175,8 @@ def _at_once(
         words.append(
             f"{_method(test, entry, methods)['title']} {plain} with {_sizes_words(entry, own)} edits {mean:.4g}"
         )
+    if noise:
+        words[-1] += f" (two trainings: less than {noise:g} more or less says nothing)"
     return outcome(test, verdict, ", ".join(words), values, low, high, sum(counts))
 
 

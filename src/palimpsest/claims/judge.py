@@ -1,7 +1,7 @@
 """Which sentences of a paper hold for the runs at hand? Claims are data; this judges them.
 
 A test *holds* when its statistic is positive in every seed and its bootstrap interval over records (of the
-mean over seeds) lies above zero; it *fails* when the interval lies below zero; otherwise it is *undecided*.
+mean over seeds) lies above zero; it *fails* when both lie below zero; otherwise it is *undecided*.
 A claim holds when all its tests hold and fails when one fails. A test whose runs are missing is *not run*,
 and so is its claim unless another test fails. With fewer than 20 records a seed every test stays undecided.
 Sentences that only say that something *may* happen hold when it is seen and are undecided otherwise.

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from palimpsest.claims.statistics import STATISTICS, WHOLE_SWEEP, Cell, Layout, outlier
-from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide
+from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide, suited
 from palimpsest.errors import SettingsError
-from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits, statistic_draws
-from palimpsest.figures.read import Run
+from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means_of_seeds, limits, statistic_draws
+from palimpsest.figures.read import Run, identified
 
 _OVER_SNAPSHOTS = ("slope", "level", "early_drop", "steadiest")
 
@@ -88,7 +88,7 @@ def _candidates(
             and (run.settings.get("hooks", True) if free else run.method[1] == method["variant"])
         ]
         if found:
-            return found
+            return list(suited(found, method["title"], test, dataset))
     raise NotMeasuredError(
         f"{method['title']} ({protocol or 'any protocol'}) on {test.model}, {dataset}: no finished run in "
         f"{' or '.join(experiments)}"
@@ -202,7 +202,7 @@ def judge_terms(test: ClaimTest, terms: Sequence[Term], spec: dict[str, Any]) ->
     if statistic == "outlier":
         found = [_outlier(test, terms[0], seed, draws) for seed in seeds]
     elif statistic in STATISTICS:
-        found = [_from_cells(test, terms, seed, draws) for seed in seeds]
+        found = _from_cells(test, terms, seeds, draws)
     else:
         raise SettingsError(f"claim {test.claim}: unknown statistic '{statistic}'")
     values = tuple(value for value, _, _, _ in found)
@@ -252,43 +252,54 @@ def _lacking(test: ClaimTest, term: Term, seeds: Sequence[int]) -> str:
     return ""
 
 
-def _from_cells(
-    test: ClaimTest, terms: Sequence[Term], seed: int, draws: int
-) -> tuple[float, np.ndarray, np.ndarray, int]:  # fmt: skip
-    """One seed: the statistic, its draws, each term's last mean (of the first metric), records of its smallest cell."""
+# Of one seed: the statistic, its draws, each term's last mean (of the first metric), records of its smallest cell.
+_Found = tuple[float, np.ndarray, np.ndarray, int]
+
+
+def _from_cells(test: ClaimTest, terms: Sequence[Term], seeds: Sequence[int], draws: int) -> list[_Found]:
+    """Every seed's statistic; the resampled records are the same in all of them."""
+    statistic: Callable[..., Any] = STATISTICS[test.part["statistic"]]
+    tables = {seed: _table(test, terms, seed) for seed in seeds}
+    joined = joint_means_of_seeds({seed: table for seed, (_, table) in tables.items()}, draws)
+    found = []
+    for seed, (means, drawn) in joined.items():
+        cells, table = tables[seed]
+        layout = Layout(cells, test.part, [term.times for term in terms])
+        shown = np.array([means[layout.last(number)] for number in range(len(terms))])
+        sizes: dict[tuple[int, str, str], int] = {}  # early snapshots have fewer records: the last one counts
+        for cell, count in zip(cells, table.count(), strict=True):
+            place = (cell.term, cell.metric, cell.dataset)
+            sizes[place] = max(sizes.get(place, 0), int(count))
+        value, sample = float(statistic(means, layout)), np.asarray(statistic(drawn, layout))
+        found.append((value, sample, shown, min(sizes.values())))
+    return found
+
+
+def _table(test: ClaimTest, terms: Sequence[Term], seed: int) -> tuple[list[Cell], pd.DataFrame]:
+    """The cells of one seed, and its records with a column for each."""
     columns: dict[Cell, pd.Series] = {}
     for number, term in enumerate(terms):
         for dataset in test.datasets:
             run = term.runs[dataset, seed]
             for metric in test.metrics:
-                snapshots = run.snapshots(metric)
+                split, _, plain = metric.rpartition(".")
+                snapshots = run.snapshots(plain, split or None)
                 if not snapshots:
                     raise NotMeasuredError(f"{term.title}, {dataset}, seed {seed}: {metric} was not measured")
                 for n_edits in snapshots if test.part["statistic"] in _OVER_SNAPSHOTS else snapshots[-1:]:
-                    values = run.record_values(metric, None, n_edits)
-                    columns[Cell(number, metric, dataset, n_edits)] = values.set_axis(
-                        dataset + "\n" + values.index
+                    columns[Cell(number, metric, dataset, n_edits)] = identified(
+                        run, run.record_values(plain, split or None, n_edits)
                     )
-    cells = list(columns)
-    layout = Layout(cells, test.part, [term.times for term in terms])
     if test.part["statistic"] in _OVER_SNAPSHOTS:
         shared = set.intersection(
-            *({c.n_edits for c in cells if c.term == number} for number in range(len(terms)))
+            *({cell.n_edits for cell in columns if cell.term == number} for number in range(len(terms)))
         )
         if len(shared) < 2:
             raise NotMeasuredError(f"{len(shared)} snapshot(s) are common to all terms, needs 2")
-    table = pd.concat(columns.values(), axis=1, keys=range(len(cells)))
-    means, drawn = joint_means(table, draws, stream=1000 + seed)
-    statistic: Callable[..., Any] = STATISTICS[test.part["statistic"]]
-    shown = np.array([means[layout.last(number)] for number in range(len(terms))])
-    sizes: dict[tuple[int, str, str], int] = {}  # early snapshots have fewer records: the last one counts
-    for cell, column in columns.items():
-        place = (cell.term, cell.metric, cell.dataset)
-        sizes[place] = max(sizes.get(place, 0), int(column.count()))
-    return float(statistic(means, layout)), np.asarray(statistic(drawn, layout)), shown, min(sizes.values())
+    return list(columns), pd.concat(columns.values(), axis=1, keys=range(len(columns)))
 
 
-def _outlier(test: ClaimTest, term: Term, seed: int, draws: int) -> tuple[float, np.ndarray, np.ndarray, int]:
+def _outlier(test: ClaimTest, term: Term, seed: int, draws: int) -> _Found:
     rows = term.runs[test.datasets[0], seed].inspection
     rows = rows[(rows["split"] == test.metrics[0])] if len(rows) else rows
     if not len(rows):

@@ -50,13 +50,14 @@ def markdown(judged: Judged, spec: dict[str, Any]) -> str:
     lines = [
         "# Claims and verdicts", "",
         f"{spec['source']}. {scale_words(spec.get('scale'))} {summary}.", "",
-        "*holds*: in every seed, and the interval excludes the opposite; *fails*: the interval excludes the claim; "
-        "*undecided*: the interval crosses, or there are fewer than 20 records a seed; *not run*: a needed run or "
-        "editor is missing; *as printed*: the papers' tables say so, nothing was measured here. "
+        "*holds*: in every seed, and the interval excludes the opposite; *fails*: the other way round; "
+        "*undecided*: anything else, or fewer than 20 records a seed; *not run*: a needed run or editor is missing, or "
+        "the model failed the gate that an editor needs; *as printed*: the papers' tables say so, nothing was measured here. "
         "A statistic is positive where the claim is right. In brackets: bootstrap interval over "
-        "records. Numbers of keys, seconds, means whose records were not kept, and shapes of a sweep (a rank correlation, the "
-        "worst block) have none to draw from: theirs is the range of the seeds, and a single seed decides nothing. Checks that "
-        "a run makes itself are true or false.", "",
+        "records, the same ones resampled in all seeds. MEND and SERAC were trained once for each model and data set: intervals "
+        "say nothing about another training. Numbers of keys, seconds, means whose records were not kept, and shapes of a sweep "
+        "(a rank correlation, the worst block) have none to draw from: theirs is the range of the seeds, and a single seed "
+        "decides nothing. Checks that a run makes itself are true or false.", "",
         "| | claim | paper | verdict | tests |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for claim, verdict, outcomes in judged:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from palimpsest.claims.verdicts import (
     decide,
     outcome,
     over_seeds,
+    suited,
 )
 from palimpsest.figures import lifelong
-from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means, limits
+from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means_of_seeds, limits
 from palimpsest.figures.radius_sweep import radius_of
 from palimpsest.figures.read import Run
 from palimpsest.files import read_json
@@ -73,13 +74,8 @@ def _runs_of(test: ClaimTest, method: dict[str, Any], runs: dict[str, list[Run]]
             and method["variant"] in ("*", run.method[1])
             and run.spec["protocol"] == test.part.get("protocol", "lifelong")
         ]
-        if found and all(run.ill_suited for run in found):
-            raise NotMeasuredError(
-                f"{method['title']} writes at the subject, and {test.model} failed the gate on {test.datasets[0]}: "
-                f"{found[0].ill_suited}"
-            )
         if found:
-            return found
+            return list(suited(found, method["title"], test, test.datasets[0]))
     where = f"{test.model}, {test.datasets[0]}"
     raise NotMeasuredError(
         f"{method['title']} on {where}: no finished run in {' or '.join(test.part['experiments'])}"
@@ -103,48 +99,67 @@ def _stream(
     if not seeds:
         raise NotMeasuredError("no seed is common to all methods of the test")
     draws, level = int(spec.get("draws", DRAWS)), float(spec.get("level", LEVEL))
-    values, drawn, counts = [], [], []
-    with_records, lacking = False, False
-    for seed in seeds:
-        cells = [
+    above = float(part.get("above", 0))
+    cells = {
+        seed: [
             (float(entry.get("times", 1)) * share, quantity)
             for entry, own in zip(part["terms"], chosen, strict=True)
             for share, quantity in quantities(
                 own[seed], entry.get("of") or part["of"], entry.get("at", "end")
             )
         ]
-        value, sample = _combine(cells, draws, 2000 + seed)
-        values.append(value - float(part.get("above", 0)))
-        drawn.append(sample - float(part.get("above", 0)))
+        for seed in seeds
+    }
+    values = [sum(times * quantity.value for times, quantity in cells[seed]) - above for seed in seeds]
+    counts = []
+    for seed in seeds:
         made = [
             int(lifelong.value(own[seed], "edits") or 0) for own in chosen
         ]  # a handful of edits shows nothing
-        counts.append(min(*made, *(quantity.n for _, quantity in cells)))
-        with_records |= any(quantity.records is not None for _, quantity in cells)
-        lacking |= any(quantity.lacking for _, quantity in cells)
+        counts.append(min(*made, *(quantity.n for _, quantity in cells[seed])))
+    every = [quantity for seed in seeds for _, quantity in cells[seed]]
     # With the records of one term only, the interval would leave out what the other varies by.
-    resampled = with_records and not lacking
+    resampled = any(one.records is not None for one in every) and not any(one.lacking for one in every)
     if resampled:
-        low, high = limits(np.mean(drawn, axis=0), level)
+        low, high = limits(np.mean(values) + _scatter(cells, draws), level)
         verdict = decide(values, low, high)
     else:
-        verdict, low, high = over_seeds(values)
-    verdict = verdict if min(counts) >= MIN_RECORDS else "undecided"
+        verdict, low, high = over_seeds(values, exact=all(_counts(entry, part) for entry in part["terms"]))
     words = _terms_words(test, methods, chosen, seeds)
+    if min(counts) < MIN_RECORDS:
+        verdict, words = (
+            "undecided",
+            f"{words}; too few to decide ({min(counts)} in a mean, {MIN_RECORDS} needed)",
+        )
     return outcome(test, verdict, words, values, low, high, sum(counts), drawn=resampled)
 
 
-def _combine(cells: Sequence[tuple[float, Quantity]], draws: int, stream: int) -> tuple[float, np.ndarray]:
-    """Value and bootstrap draws [draws] of a sum; quantities with records share the resampled ones."""
-    value = sum(times * quantity.value for times, quantity in cells)
-    sampled = [(times, quantity.records) for times, quantity in cells if quantity.records is not None]
-    if not sampled:
-        return float(value), np.full(draws, float(value))
-    columns = [records.groupby(level=0).mean() for _, records in sampled]
-    means, drawn = joint_means(pd.concat(columns, axis=1, keys=range(len(columns))), draws, stream)
-    coefficients = np.array([times for times, _ in sampled])
+def _counts(entry: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether a term is a number of edits, errors or keys, or a radius: known without an error of measurement."""
+    return str(entry.get("of") or part["of"]) in (
+        "edits",
+        "errors_before",
+        "keys",
+        "radius_first",
+        "radius_last",
+    )
+
+
+def _scatter(cells: Mapping[int, Sequence[tuple[float, Quantity]]], draws: int) -> np.ndarray:
+    """What resampling the records adds to the mean over seeds of a sum [draws]; all quantities share the resampled ones."""
+    tables, coefficients = {}, {}
+    for seed, own in cells.items():
+        sampled = [(times, quantity.records) for times, quantity in own if quantity.records is not None]
+        columns = [records.groupby(level=0).mean() for _, records in sampled]
+        if not columns:
+            continue
+        tables[seed] = pd.concat(columns, axis=1, keys=range(len(columns)))
+        coefficients[seed] = np.array([times for times, _ in sampled])
+    found = joint_means_of_seeds(tables, draws)
     # A draw in which a small cell has no record is left out by `limits`.
-    return float(value), float(value) + (drawn - means) @ coefficients
+    each = [(drawn - means) @ coefficients[seed] for seed, (means, drawn) in found.items()]
+    total: np.ndarray = np.sum(each, axis=0) / len(cells)
+    return total
 
 
 def _terms_words(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from palimpsest.errors import PalimpsestError
+from palimpsest.figures.read import Run
 
 AS_PRINTED = "as printed"  # the papers' own tables say so; nothing was measured
 VERDICTS = ("holds", "fails", "undecided", "not run", AS_PRINTED)
@@ -43,19 +44,39 @@ class Outcome:
     n: int = 0
 
 
-def over_seeds(per_seed: Sequence[float]) -> tuple[str, float, float]:
-    """Verdict, lowest and highest seed of a statistic without records to draw from; one seed alone decides nothing."""
+def over_seeds(per_seed: Sequence[float], exact: bool = False) -> tuple[str, float, float]:
+    """Verdict, lowest and highest seed of a statistic without records to draw from; one seed alone decides nothing.
+
+    exact: the statistic is of counts that nothing blurs: where it is zero in every seed there is no difference, and "more" fails.
+    """
     low, high = min(per_seed), max(per_seed)
-    return (decide(per_seed, low, high) if len(per_seed) > 1 else "undecided"), low, high
+    if len(per_seed) < 2:
+        return "undecided", low, high
+    if exact and low == high == 0:
+        return "fails", low, high
+    return decide(per_seed, low, high), low, high
 
 
 def decide(per_seed: Sequence[float], low: float, high: float, hedged: bool = False) -> str:
-    """holds: positive in every seed and the interval above zero; fails: the interval below zero."""
+    """holds: positive in every seed and the interval above zero; fails: negative in every seed and the interval below."""
     if low > 0 and min(per_seed) > 0:
         return "holds"
-    if high < 0 and not hedged:
+    if high < 0 and max(per_seed) < 0 and not hedged:
         return "fails"
     return "undecided"
+
+
+def suited(runs: Sequence[Run], title: str, test: ClaimTest, dataset: str) -> Sequence[Run]:
+    """The runs of a term, where their model passed the gate that their editor needs.
+
+    Raises:
+        NotMeasuredError: it failed: how such an editor fares there says nothing about the method.
+    """
+    if runs and all(run.ill_suited for run in runs):
+        raise NotMeasuredError(
+            f"{title} writes at the subject, and {test.model} failed the gate on {dataset}: {runs[0].ill_suited}"
+        )
+    return runs
 
 
 def verdict_of(outcomes: Sequence[Outcome]) -> str:

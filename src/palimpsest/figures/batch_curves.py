@@ -56,7 +56,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         legend(figure, methods, points)
         style.panel_letters([axis for row in axes for axis in row if axis.axison])
         style.stamp(figure, captions.stamp_text(spec))
-        caption = _caption(spec, runs, names, pd.DataFrame(points))
+        caption = _caption(spec, _lines_runs(spec, runs), names, pd.DataFrame(points))
         return style.save_figure(figure, name, out, pd.DataFrame(points), caption)
 
 
@@ -87,7 +87,7 @@ def _drawn(spec: dict[str, Any], runs: Sequence[Run]) -> list[Method]:
 def _line(
     axis: Axes, method: Method, runs: Sequence[Run], name: str, options: dict[str, Any], place: Place
 ) -> list[dict[str, Any]]:
-    own = [run for run in runs if method.fits(run)] if not method.not_run else []
+    own = same_seeds([run for run in runs if method.fits(run)] if not method.not_run else [])
     sample = options.get("draws", DRAWS), options.get("level", LEVEL)
     found = {k: simultaneous.measure(own, name, k, *sample) for k in simultaneous.sizes(own)}
     rows = [{"k": k, **interval._asdict()} for k, interval in found.items() if interval]
@@ -100,6 +100,23 @@ def _line(
         )
     same = {"model": place[0], "dataset": place[1], "method": method.title, "quantity": name}
     return [{**same, "source": "measured", **row} for row in rows]
+
+
+def _lines_runs(spec: dict[str, Any], runs: Sequence[Run]) -> list[Run]:
+    """The runs that lines are drawn of."""
+    kept = []
+    for place in simultaneous.places(spec, runs):
+        at = simultaneous.at_place(runs, place)
+        for method in read.methods_of(spec, runs):
+            kept += [run for run in same_seeds([run for run in at if method.fits(run)]) if run not in kept]
+    return kept
+
+
+def same_seeds(runs: Sequence[Run]) -> list[Run]:
+    """The runs of the seeds that every k has: runs of several experiments may have more of them at some k, which is no line."""
+    at = {k: {run.seed for run in runs if k in simultaneous.sizes([run])} for k in simultaneous.sizes(runs)}
+    common = set.intersection(*at.values()) if at else set()
+    return [run for run in runs if run.seed in common] or list(runs)
 
 
 def printed_sizes(options: dict[str, Any], method: Method) -> list[int]:
@@ -221,13 +238,14 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], names: Sequence[str], po
         _coincide(points),
         captions.intervals((spec.get("options") or {}).get("level", LEVEL)),
         captions.trained_once(runs),
+        "Where all edits of a seed make one batch, the interval is of its records and says nothing about other batches.",
     ]
     printed = points[points["source"] == "printed"]
     if len(printed):
         published = spec["options"]["published"]
         words.append(
-            f"Hollow marks, dotted: printed in the paper ({published['dataset']}, {published['model']}); a bound counts as "
-            "its number."
+            f"Hollow marks, dotted: printed in the paper ({published['dataset']}, {published['model']}; a bound such as >.99 is "
+            f"drawn at its number){'; ' + published['note'] if published.get('note') else ''}."
         )
         if printed["shown"].str.endswith(UNCHECKED_MARK).any():
             words.append(lifelong_captions.unchecked())

@@ -1,13 +1,14 @@
-"""Bootstrap over records, within a seed: how sure are we of a mean, or of what follows from several.
+"""Bootstrap over records: how sure are we of a mean, or of what follows from several.
 
-Records are resampled *jointly* for all quantities of one seed, so a difference of two methods judged on the
-same records is a paired difference. Nothing here reads files.
+Records are resampled *jointly* for all quantities and seeds. A difference of two methods judged on the same records is a
+paired difference, and a record that several seeds drew is in a sample for all of them or for none: seeds that share records
+are not independent. Nothing here reads files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -51,11 +52,26 @@ def mean_draws(values: Floats, draws: int = DRAWS, stream: int = _STREAM) -> Flo
     return means
 
 
-def interval_over_seeds(per_seed: dict[int, Floats], draws: int = DRAWS, level: float = LEVEL) -> Interval:
-    """Mean over seeds with a bootstrap interval; the records of every seed are resampled on their own."""
+def interval_over_seeds(
+    per_seed: Mapping[int, pd.Series], draws: int = DRAWS, level: float = LEVEL
+) -> Interval:
+    """Mean over seeds with a bootstrap interval over records.
+
+    Args:
+        per_seed: values of each seed, indexed by record; a record may be there more than once.
+    """
     seeds = sorted(per_seed)
-    means = [float(np.mean(per_seed[seed])) for seed in seeds]
-    drawn = np.mean([mean_draws(per_seed[seed], draws, _STREAM + seed) for seed in seeds], axis=0)
+    means = [float(per_seed[seed].mean()) for seed in seeds]
+    if len(seeds) == 1:
+        drawn = mean_draws(per_seed[seeds[0]].to_numpy(), draws)
+    else:
+        joined = pd.concat([per_seed[seed] for seed in seeds])
+        records, names = pd.factorize(joined.index)
+        place = np.repeat(np.arange(len(seeds)), [len(per_seed[seed]) for seed in seeds])
+        sums, counts = np.zeros((2, len(names), len(seeds)))
+        np.add.at(sums, (records, place), joined.to_numpy(dtype=np.float64))
+        np.add.at(counts, (records, place), 1.0)
+        drawn = _ratio_draws(sums, counts, draws, _STREAM).mean(axis=1)
     low, high = limits(drawn, level)
     total = sum(len(per_seed[seed]) for seed in seeds)
     return Interval(float(np.mean(means)), low, high, min(means), max(means), len(seeds), total)
@@ -82,18 +98,39 @@ def joint_means(cells: pd.DataFrame, draws: int = DRAWS, stream: int = _STREAM) 
     """
     values = cells.to_numpy(dtype=np.float64)
     present = np.isfinite(values)
-    filled = np.where(present, values, 0.0)
-    members = present.astype(np.float64)
-    generator = np.random.default_rng(stream)
-    n = len(values)
-    blocks = []
-    for start in range(0, draws, 200):  # in blocks: at the papers' sizes all draws at once would not fit
-        weights = generator.multinomial(n, np.full(n, 1 / n), size=min(200, draws - start)).astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            blocks.append((weights @ filled) / (weights @ members))
+    filled, members = np.where(present, values, 0.0), present.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         means: Floats = filled.sum(axis=0) / members.sum(axis=0)
-    return means, np.concatenate(blocks)
+    return means, _ratio_draws(filled, members, draws, stream)
+
+
+def joint_means_of_seeds(
+    cells: Mapping[int, pd.DataFrame], draws: int = DRAWS, stream: int = _STREAM
+) -> dict[int, tuple[Floats, Floats]]:
+    """`joint_means` of every seed, with the same resampled records in all of them.
+
+    Args:
+        cells: of each seed a table as for `joint_means`; its index says which record a row is, each once.
+    """
+    seeds = sorted(cells)
+    means, drawn = joint_means(pd.concat([cells[seed] for seed in seeds], axis=1), draws, stream)
+    ends = np.cumsum([cells[seed].shape[1] for seed in seeds])[:-1]
+    return dict(
+        zip(seeds, zip(np.split(means, ends), np.split(drawn, ends, axis=1), strict=True), strict=True)
+    )
+
+
+def _ratio_draws(sums: Floats, counts: Floats, draws: int, stream: int) -> Floats:
+    """Sum over count of resampled rows, [draws, columns]; sums, counts: [records, columns]. NaN where nothing was drawn."""
+    generator = np.random.default_rng(stream)
+    n, blocks = len(sums), []
+    for start in range(0, draws, 200):  # in blocks: at the papers' sizes all draws at once would not fit
+        size = min(200, draws - start)
+        chosen = generator.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
+        weights = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            blocks.append((weights @ sums) / (weights @ counts))
+    return np.concatenate(blocks)
 
 
 def statistic_draws(

@@ -96,17 +96,21 @@ def counts(runs: Sequence[Run]) -> str:
 
 def seeds(runs: Sequence[Run]) -> str:
     """How many seeds, which, and what was run with fewer."""
-    of_run: dict[tuple[str, str, str], set[int]] = {}
+    of_method: dict[
+        tuple[str, str, str], set[int]
+    ] = {}  # by data set too: one may be asked with fewer seeds than another
     for run in runs:
         title = str(run.spec.get("title") or run.spec["editor"])
-        of_run.setdefault((run.spec["model"], title, run.directory.parent.name), set()).add(run.seed)
-    sizes = [len(own) for own in of_run.values()]
+        of_method.setdefault((run.spec["model"], title, run.spec["dataset"]), set()).add(run.seed)
+    sizes = [len(own) for own in of_method.values()]
     most, every = max(sizes, default=0), sorted({run.seed for run in runs})
-    words = f"{most} seed{'s' if most != 1 else ''} ({', '.join(map(str, every))})"
+    others = len({tuple(sorted(own)) for own in of_method.values() if len(own) == most}) > 1
+    which = f"of {', '.join(map(str, every))}, not the same for all" if others else ", ".join(map(str, every))
+    words = f"{most} seed{'s' if most != 1 else ''} ({which})"
     if not sizes or min(sizes) == most:
         return words
-    few = {(model, title) for (model, title, _), own in of_run.items() if len(own) < most}
-    full = {(model, title) for (model, title, _), own in of_run.items() if len(own) == most}
+    few = {(model, title) for (model, title, _), own in of_method.items() if len(own) < most}
+    full = {(model, title) for (model, title, _), own in of_method.items() if len(own) == most}
     models = {model for model, _ in few} - {model for model, _ in full}
     titles = {title for model, title in few if model not in models} - {title for _, title in full}
     rest = sorted(
@@ -155,7 +159,7 @@ def alpha_words(runs: Sequence[Run]) -> str:
 
 def intervals(level: float = 0.95, band: str = "Bands") -> str:
     """How the spread is shown."""
-    return f"{band}: {100 * level:g} % bootstrap interval of the mean over seeds; records are resampled within each seed."
+    return f"{band}: {100 * level:g} % bootstrap interval of the mean over seeds; records are resampled jointly for all seeds."
 
 
 def blanks(groups: Iterable[tuple[str, Iterable[Sequence[str]]]]) -> str:

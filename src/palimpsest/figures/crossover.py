@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from palimpsest.figures import captions, lifelong, lifelong_captions, read, style, tables
@@ -108,13 +107,13 @@ def _limits(
         if found is None:
             continue
         split, metric = lifelong.where(run, quantity, at)
-        values = run.record_values(metric, split, int(found["n_edits"])).to_numpy(dtype=np.float64)
+        values = run.record_values(metric, split, int(found["n_edits"]))
         if not len(values):
             return float("nan"), float("nan")
-        per_seed.setdefault(run.seed, []).append(values)
+        per_seed.setdefault(run.seed, []).append(read.identified(run, values))
     if not per_seed:
         return float("nan"), float("nan")
-    found = interval_over_seeds({seed: np.concatenate(own) for seed, own in per_seed.items()}, draws, level)
+    found = interval_over_seeds({seed: pd.concat(own) for seed, own in per_seed.items()}, draws, level)
     return found.low, found.high
 
 
@@ -304,6 +303,7 @@ def _protocol_words(runs: Sequence[Run], methods: Sequence[Method], shown: Itera
         words += [
             f"Lifelong: scores of {asked}; an item is edited only if the model errs on it.",
             lifelong_captions.scores(streams),
+            "Of what the model generates, as many tokens count as the answer has; an end token does not.",
             lifelong_captions.legend(shown),
         ]
     late = [run for run in runs if run.settings.get("compat") in ("official", "first_target")]

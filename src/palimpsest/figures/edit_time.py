@@ -51,6 +51,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             "Median wall-clock seconds of an edit in every tenth of the stream, mean over seeds.",
             lifelong_captions.ahead(timed),
             lifelong_captions.bands(timed),
+            lifelong_captions.gated(timed),
         ]
         if len(forward):
             words.append(

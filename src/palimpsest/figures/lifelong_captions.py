@@ -55,6 +55,16 @@ def edits_made(runs: Sequence[Run]) -> str:
     return f"Seeds are joined at the same number of {'edits made' if by_edits else 'items seen'}."
 
 
+def ends(runs: Sequence[Run]) -> str:
+    """Why lines over edits have different lengths; empty where all methods make as many."""
+    made = {value(run, "edits") for run in runs}
+    return (
+        "A line ends at the number of edits that its method needed for the whole stream."
+        if len(made) > 1
+        else ""
+    )
+
+
 def bands(runs: Sequence[Run]) -> str:
     """How the spread over seeds is drawn."""
     return "Bands: lowest to highest seed." if several_seeds(runs) else "One seed: no bands."
@@ -66,7 +76,7 @@ def ahead(runs: Sequence[Run]) -> str:
         return ""
     return (
         "GRACE's values for the next 16 items of a stream are trained together before their turn, with knowledge of those "
-        "items, and every edit pays its share; the other methods train one edit at a time."
+        "items; the time of this is divided among them. The other methods train one edit at a time."
     )
 
 

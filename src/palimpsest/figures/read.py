@@ -207,16 +207,19 @@ def measure(
     level: float = LEVEL,
 ) -> Interval | None:
     """Mean over seeds of one metric at one snapshot, with intervals; None where it was not measured."""
-    per_seed: dict[int, list[np.ndarray[Any, np.dtype[np.float64]]]] = {}
+    per_seed: dict[int, list[pd.Series]] = {}
     for run in runs:
-        values = run.record_values(metric, split, n_edits).to_numpy(dtype=np.float64)
+        values = run.record_values(metric, split, n_edits)
         if len(values):
-            per_seed.setdefault(run.seed, []).append(values)
+            per_seed.setdefault(run.seed, []).append(identified(run, values))
     if not per_seed:
         return None
-    return interval_over_seeds(
-        {seed: np.concatenate(parts) for seed, parts in per_seed.items()}, draws, level
-    )
+    return interval_over_seeds({seed: pd.concat(parts) for seed, parts in per_seed.items()}, draws, level)
+
+
+def identified(run: Run, values: pd.Series) -> pd.Series:
+    """`record_values` with names that no record of another data set has."""
+    return values.set_axis(run.spec["dataset"] + "\n" + values.index)
 
 
 def before_editing(runs: Sequence[Run], metric: str, split: str | None = None) -> float | None:

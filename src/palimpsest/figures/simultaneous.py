@@ -11,12 +11,11 @@ import pandas as pd
 
 from palimpsest.errors import SettingsError
 from palimpsest.figures import captions, read
-from palimpsest.figures.bootstrap import DRAWS, LEVEL, Interval, joint_means, limits, mean_draws
+from palimpsest.figures.bootstrap import DRAWS, LEVEL, Interval, joint_means_of_seeds, limits
 from palimpsest.figures.read import Run
 from palimpsest.published import PrintedValue, find_printed
 
 PROTOCOL = "simultaneous"
-_STREAM = 22060652  # every interval starts from the same stream: the same rows give the same figure
 
 
 @dataclass(frozen=True)
@@ -111,31 +110,23 @@ def measure(
 ) -> Interval | None:
     """Mean over seeds of a quantity with k edits at once, with its interval; None where a part was not measured.
 
-    Records are resampled within each seed, jointly for all parts. Of several runs of a seed the first that measured counts.
+    Records are resampled jointly for all parts and seeds. Of several runs of a seed the first that measured counts.
     """
     parts = quantity(name).parts
     if quantity(name).whole:
         return _of_whole_runs(runs, parts, k)
     coefficients = np.array([times for times, _, _ in parts])
-    values: dict[int, float] = {}
-    drawn, total = [], 0
+    tables: dict[int, pd.DataFrame] = {}
     for run in runs:
         columns = [run.record_values(metric, split, k) for _, split, metric in parts]
-        if run.seed in values or any(column.empty for column in columns):
-            continue
-        if len(columns) == 1:  # the same distribution, at a fraction of the cost
-            values[run.seed] = float(columns[0].mean() * coefficients[0])
-            drawn.append(mean_draws(columns[0].to_numpy(), draws, _STREAM + run.seed) * coefficients[0])
-        else:
-            table = pd.concat(columns, axis=1, keys=range(len(columns)))
-            means, sample = joint_means(table, draws, _STREAM + run.seed)
-            values[run.seed] = float(means @ coefficients)
-            drawn.append(sample @ coefficients)
-        total += min(len(column) for column in columns)
-    if not values:
+        if run.seed not in tables and not any(column.empty for column in columns):
+            tables[run.seed] = pd.concat(columns, axis=1, keys=range(len(columns)))
+    if not tables:
         return None
-    low, high = limits(np.mean(drawn, axis=0), level)
-    own = list(values.values())
+    found = joint_means_of_seeds(tables, draws)
+    own = [float(means @ coefficients) for means, _ in found.values()]
+    low, high = limits(np.mean([drawn @ coefficients for _, drawn in found.values()], axis=0), level)
+    total = sum(int(table.count().min()) for table in tables.values())
     return Interval(float(np.mean(own)), low, high, min(own), max(own), len(own), total)
 
 

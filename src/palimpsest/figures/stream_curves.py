@@ -216,6 +216,8 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
         lifelong_captions.legend(shown),
         lifelong_captions.edits_made(runs),
         lifelong_captions.bands(runs),
+        lifelong_captions.ends(runs),
+        lifelong_captions.gated(runs),
         "Dotted: the unedited model (for ERR: its score on the whole stream).",
     ]
     if _EDITS in shown:

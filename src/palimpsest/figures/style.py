@@ -55,7 +55,7 @@ METHOD_COLOURS = {
     ("ft_ewc", "default"): "#B98A4E",
     ("ft_retrain", "default"): "#5B2C0A",
     ("defer", "default"): "#44AA99",
-    ("memory", "default"): "#999933",
+    ("memory", "default"): "#3F4FB5",
 }
 _SPARE_COLOURS = ("#AA4499", "#117733", "#332288", "#661100", "#88CCEE", "#DDCC77", "#6699CC")
 METHOD_MARKERS = {
