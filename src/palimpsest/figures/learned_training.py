@@ -151,7 +151,7 @@ def _looks(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
     """Colour and dashes of every variant, the same in all panels; the default in ink."""
     palette = matplotlib.colormaps["tab10"]
     others = [name for name in names if name != DEFAULT]
-    looks = {name: (palette(n % 10), "-" if n < 10 else "--") for n, name in enumerate(others)}
+    looks = {name: (palette(n % 10), ("-", "--", ":")[n // 10 % 3]) for n, name in enumerate(others)}
     return ({DEFAULT: (style.INK, "-")} if DEFAULT in names else {}) | looks
 
 

@@ -51,7 +51,7 @@ QUANTITIES: dict[str, Quantity] = {
     "perplexity": Quantity(
         "Perplexity rise", ((1, "outside", "perplexity_rise"),), True, "perplexity_rise", whole=True
     ),
-    "drift": Quantity("KL outside", ((1, "outside", "drift"),), True, "drawdown"),
+    "drift": Quantity("KL outside (nats)", ((1, "outside", "drift"),), True, "drawdown"),
     "drift_near": Quantity("KL, near", ((1, "near", "drift"),), True),
     "drift_far": Quantity("KL, far", ((1, "far", "drift"),), True),
     "es_minus_dd": Quantity("ES − DD", ((1, "in_scope", "edit_success"), (-1, "outside", "drawdown"))),

@@ -169,10 +169,10 @@ def _zscore_words(rows: pd.DataFrame, splits: Sequence[str], seed: int) -> list[
             f"{SPLIT_TITLES.get(split, split).capitalize()} (n = {len(own)}): "
             f"minimum {own['z_subject'].min():.2f}, median {own['z_subject'].median():.2f}; "
             f"the subject's token is the largest in {first:.0%}; "
-            f"median share of the ceiling {(own['z_subject'] / own['ceiling']).median():.0%}."
+            f"its median z-score is {(own['z_subject'] / own['ceiling']).median():.0%} of the largest possible one."
         )
     words.append(
-        "Grey ticks: the largest z-score that any sequence of that many tokens can have, (n − 1)/√n."
+        "Grey ticks: that largest one, (n − 1)/√n in a sequence of n tokens. Dashed: α after the last batch."
     )
     return words
 
