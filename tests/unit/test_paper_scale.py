@@ -1,0 +1,104 @@
+"""What the scales of the papers' own models say, which no test can run: settings that differ, trainings that are shared, pins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from palimpsest import experiments
+from palimpsest.config import ConfigError, read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALES = {"paper": "gpt2-xl", "small": "gpt2"}
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def scale(request) -> tuple[experiments.Plan, str]:
+    return experiments.plan(ROOT / "config" / f"{request.param}.yaml", ROOT), SCALES[request.param]
+
+
+def settings_of(plan: experiments.Plan, figure: str, **wanted) -> dict[str, dict]:
+    """Variant -> settings of the runs of a figure."""
+    specs = [plan.runs[name].spec for name in plan.figures[figure].runs]
+    return {
+        s["variant"]: s["settings"] for s in specs if all(s[key] == value for key, value in wanted.items())
+    }
+
+
+def test_a_look_up_has_half_and_twice_the_presets_own_distance(scale):
+    plan, model = scale
+    found = settings_of(plan, "serac_thresholds", model=model)
+    key = "radius_ratio" if found["default"]["radius_ratio"] is not None else "radius"
+    half, own, double = (found[variant][key] for variant in ("half", "default", "double"))
+    assert (half, double) == (own / 2, own * 2)
+
+
+def test_every_preset_of_the_look_up_with_a_half_has_its_own_half():
+    content = read_yaml(ROOT / "config" / "editors" / "lu.yaml")
+    for variant, factor in (("half", 0.5), ("double", 2.0)):
+        for preset, stated in content["variants"][variant]["models"].items():
+            assert stated == {
+                key: factor * value for key, value in content["models"][preset]["settings"].items()
+            }
+
+
+def test_a_short_training_is_a_fifth_of_the_published_one(scale):
+    plan, model = scale
+    found = settings_of(plan, "serac_batches", model=model, editor="serac")
+    short, full = found["short"], found["default"]
+    assert short["steps"] * 5 == full["steps"] == 1_000_000
+    assert (short["cf_steps"], short["patience"]) == (short["steps"], None)
+
+
+def test_a_variant_that_is_trained_as_the_default_shares_its_training(scale):
+    """The published negatives are those of `diagonal`: a second week of training would give the same weights."""
+    plan, model = scale
+    runs = [plan.runs[name] for name in plan.figures["serac_batches"].runs]
+    trained = {run.spec["variant"]: run.training.name for run in runs if run.spec["editor"] == "serac"}
+    assert trained["diagonal"] == trained["default"] == f"{model}-zsre-serac-default"
+    assert len(set(trained.values())) == len(trained) - 1
+    assert [note for note in plan.notes if "serac and serac:diagonal are one and the same" in note]
+
+
+def test_where_settings_differ_a_training_is_its_own():
+    """At scale mini the default learns from every pair; in smoke runs all have few steps, and that makes none another."""
+    for name in ("mini", "smoke"):
+        plan = experiments.plan(ROOT / "config" / f"{name}.yaml", ROOT)
+        runs = [plan.runs[one] for one in plan.figures["serac_batches"].runs]
+        trained = {run.spec["variant"]: run.training.name for run in runs if run.training}
+        assert len(set(trained.values())) == len(trained) and plan.notes == []
+
+
+def test_a_variant_without_values_for_a_model_is_refused():
+    """It would be drawn as another method and be the default."""
+    small = read_yaml(ROOT / "config" / "small.yaml")
+    small["experiments"] = {
+        name: small["experiments"][name] for name in ("serac_batches", "serac_thresholds")
+    }
+    small["models"]["gpt2"]["settings"]["serac"] = {"counterfactual": "scratch"}
+    experiments.plan(small, ROOT)
+    small["models"]["gpt2"]["preset"] = "nobody"
+    with pytest.raises(ConfigError) as problems:
+        experiments.plan(small, ROOT)
+    short, half, double = problems.value.problems
+    assert "experiments.serac_batches: serac and serac:short are one and the same on gpt2" in short
+    assert "variants.short has no settings for the preset 'nobody'" in short and "`without`" in short
+    assert "lu and lu:half are" in half and "lu and lu:double are" in double
+    small["settings"] = {"serac:short": {"steps": 5}, "lu:half": {"radius": 1.0}}
+    small["experiments"]["serac_thresholds"]["without"] = ["lu:double"]
+    experiments.plan(small, ROOT)
+
+
+def test_no_scale_that_comes_with_the_project_has_a_variant_without_values():
+    for path in (ROOT / "config").glob("*.yaml"):
+        experiments.plan(path, ROOT)
+
+
+def test_grace_as_published_has_the_released_number_of_steps(scale):
+    plan, model = scale
+    for figure in ("crossover_table", "crossover_curves"):
+        found = settings_of(plan, figure, model=model, editor="grace")
+        assert found["published"]["steps"] == 100
+        if figure == "crossover_curves":
+            assert found["default"]["steps"] == 200
