@@ -31,6 +31,8 @@ def reference_problems(config: Config) -> Iterator[str]:
         }[entry["kind"]]:
             if not entry.get(key):
                 yield f"models.{name}: a model of kind {entry['kind']!r} needs the key {key!r}"
+        if entry.get("tokenizer") and entry["kind"] not in ("path", "hub"):
+            yield f"models.{name}.tokenizer: a model of kind {entry['kind']!r} gets its tokenizer here. Leave the key out"
     for role, model in (scale["claims"].get("models") or {}).items():
         if model not in scale["models"]:
             yield f"claims.models.{role}: {_absent(model, scale['models'])}"

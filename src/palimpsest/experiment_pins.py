@@ -68,6 +68,8 @@ def _named_by_models(
         entry = scale["models"][name]
         if entry["kind"] == "hub" and entry.get("id"):
             yield f"models.{name}.revision", entry["id"], entry.get("revision"), ("model", name)
+        if entry.get("tokenizer"):
+            yield f"models.{name}.tokenizer", entry["tokenizer"], None, ("model", name)
         if entry["kind"] == "pretrained" and entry.get("start"):
             yield f"models.{name}.start", entry["start"], None, ("model", name)
 

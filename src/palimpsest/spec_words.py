@@ -120,6 +120,7 @@ EXTERNAL = {
     "path": "kind path, where it must be given: directory in hub format",
     "id": "kind hub, where it must be given: org/name",
     "revision": "kind hub, where it must be given: commit of 40 hexadecimal digits",
+    "tokenizer": "where the tokenizer of a model without one is read: a directory, or org/name@COMMIT",
     "fingerprint": "false writes the manifest without loading the model",
     "dtype": "float32 (when left out), float16 or bfloat16, to load it for its fingerprint",
 }
