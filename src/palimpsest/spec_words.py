@@ -267,6 +267,7 @@ EXAMPLES: dict[str, str] = {
     "pretrain": """--spec '{"family": "gpt2", "width": 64, "blocks": 2, "heads": 2, "steps": 100}' \\
          --source my-world --out my-gpt2""",
     "model": """--spec '{"kind": "path", "path": "my-gpt2"}' --out results/models/my-gpt2""",
+    "convert": "downloads/t5-small-ssm-nq --out models/t5-small-ssm-nq",
     "gate": """--spec '{}' --model results/models/mini-gpt2 --dataset results/datasets/mini-zsre \\
          --source results/data/mini-world --out my-gate.json --known my-known.json""",
     "statistics": """--spec '{"layers": [0, 1, 2], "tokens": 100000}' --model results/models/mini-gpt2 \\
