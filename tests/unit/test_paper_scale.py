@@ -8,6 +8,8 @@ import pytest
 
 from palimpsest import experiments
 from palimpsest.config import ConfigError, read_yaml
+from palimpsest.figures.editing_table import deviations_without_effect, second_model_words
+from palimpsest.figures.read import Method, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALES = {"paper": "gpt2-xl", "small": "gpt2"}
@@ -102,3 +104,56 @@ def test_grace_as_published_has_the_released_number_of_steps(scale):
         assert found["published"]["steps"] == 100
         if figure == "crossover_curves":
             assert found["default"]["steps"] == 200
+
+
+def test_models_without_tokenizer_files_name_one_that_is_pinned(scale):
+    plan, _ = scale
+    models = plan.scale["models"]
+    assert models["scotus-bert"]["tokenizer"].startswith("google-bert/bert-base-cased@")
+    assert models["scotus-bert"]["settings"]["serac"]["counterfactual"] == models["scotus-bert"]["tokenizer"]
+    if "gpt2-xl-bio" in models:
+        whole = models["gpt2-xl"]
+        assert models["gpt2-xl-bio"]["tokenizer"] == f"{whole['id']}@{whole['revision']}"
+    assert not [one for one in plan.unpinned() if one.place.endswith(".tokenizer")]
+
+
+def test_one_bad_record_of_a_real_file_refuses_no_stream(scale):
+    plan, _ = scale
+    for name in ("lifelong_qa", "lifelong_labels", "lifelong_lives"):
+        assert plan.scale["datasets"][name]["bad_records"] == "skip", name
+    for name in ("lifelong_qa", "lifelong_labels"):
+        assert plan.scale["datasets"][name]["lifelong"]["upstream"]["bad_records"] == "skip", name
+
+
+def run(editor: str, batch_size: int = 30, **settings) -> Run:
+    spec = {"run": "r", "editor": editor, "variant": "v", "batch_size": batch_size, "settings": settings}
+    return Run(ROOT, {"spec": spec, "seed": 0})
+
+
+def test_a_caption_says_which_deviation_does_nothing_here():
+    """Batches of 30 lose nothing to an executor that edits the last 128."""
+    method = Method("mend", "v", "MEND (MEMIT's executor)")
+    said = deviations_without_effect([run("mend", last_chunk_only=128)], [method])
+    assert said == [
+        "MEND (MEMIT's executor): batches of 30 are no larger than its chunk of 128, so that no edit is dropped."
+    ]
+    for other in (run("mend", 200, last_chunk_only=128), run("mend", last_chunk_only=None), run("serac")):
+        assert deviations_without_effect([other], [method]) == []
+
+
+def test_where_the_executor_is_drawn_it_drops_edits_or_the_caption_says_so(scale):
+    plan, model = scale
+    specs = [plan.runs[name].spec for name in plan.figures["learned_deviations"].runs]
+    (spec,) = [spec for spec in specs if spec["variant"] == "memit_executor"]
+    acts = spec["settings"]["last_chunk_only"] < spec["batch_size"]
+    assert acts is (model == "gpt2")
+
+
+def test_a_caption_says_which_model_answers_in_place_of_the_papers():
+    said = second_model_words(
+        [run("serac", counterfactual=f"gpt2@{'a' * 40}"), run("mend"), run("serac", counterfactual="scratch")]
+    )
+    assert said.startswith(
+        "SERAC's second model starts from gpt2; that of the printed rows is a random GPT-J toy"
+    )
+    assert second_model_words([run("serac", counterfactual="scratch"), run("ft")]) == ""
