@@ -48,6 +48,11 @@ def tokenizer(kind: str = "decoder") -> PreTrainedTokenizerFast:
     )
 
 
+def two_tokenizers():
+    """The decoders' own, and another one of no more tokens that cuts words otherwise."""
+    return tokenizer(), train_tokenizer(TEXTS[:2], 300, 64)
+
+
 def network(
     family: str,
     seed: int = 0,

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from palimpsest import __version__, commands, interruption, listing, spec_help, spec_words
+from palimpsest import __version__, commands, interruption, listing
+from palimpsest.cli_parts import Parser, add, add_out, add_path, add_spec, add_threads
 from palimpsest.errors import PalimpsestError
 
 _EPILOG = """
@@ -63,19 +64,8 @@ def _torch_threads(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Lists the keys of the command's SPEC below the options; found only when help is asked for."""
-
-    spec_flag: str | None = None
-
-    def format_help(self) -> str:
-        """The usual help, and the keys."""
-        keys = spec_help.text(self.prog.split()[-1], self.spec_flag) if self.spec_flag else ""
-        return super().format_help() + keys
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="palimpsest",
         description="Edit language models again and again, measure what was gained and lost, and draw the papers' figures.",
         epilog=_EPILOG,
@@ -91,40 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(groups: argparse._SubParsersAction, name: str, function, help: str, description: str) -> _Parser:
-    example = f"Example: palimpsest {name} {spec_words.EXAMPLES[name]}"
-    parser = groups.add_parser(
-        name,
-        help=help,
-        description="\n".join([help, "", *([description] if description else []), example]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=function)
-    return parser
-
-
-def _spec(parser: _Parser, text: str, flag: str = "--spec") -> None:
-    parser.spec_flag = flag
-    parser.add_argument(
-        flag, dest="spec", required=True, metavar="SPEC", help=f"JSON or @FILE: {text}; keys below"
-    )
-
-
-def _out(parser: argparse.ArgumentParser, text: str = "directory for the results") -> None:
-    _path(parser, "--out", text)
-
-
-def _path(parser: argparse.ArgumentParser, flag: str, text: str, required: bool = True) -> None:
-    parser.add_argument(flag, type=Path, default=None, required=required, help=text)
-
-
-def _threads(parser: argparse.ArgumentParser, default: str = "the library's") -> None:
-    text = f"threads for linear algebra (default: {default})"
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help=text)
-
-
 def _data_commands(groups: argparse._SubParsersAction) -> None:
-    world = _add(
+    world = add(
         groups, "world",
         lambda o: commands.run_world(commands.read_spec(o.spec, "--settings"), o.seed, o.out, o.kind),
         "Generate a world: records to edit in the real upstream schemas, and what a model reads to know them.",
@@ -136,7 +94,7 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         "  claims       fact checking: fever-{train,dev}-kilt.jsonl, vitaminc_{train,dev}.jsonl, pairs.jsonl\n"
         "  sentiment    replies in a dialogue: blender_{train,val,test}.json, facts.jsonl, text.txt, corpus.txt",
     )  # fmt: skip
-    _spec(world, "sizes of the world; {} for the defaults", "--settings")
+    add_spec(world, "sizes of the world; {} for the defaults", "--settings")
     world.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     world.add_argument(
         "--kind",
@@ -144,18 +102,18 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         default="facts",
         help="facts; qa, labels, biographies: worlds of the lifelong tasks; claims; sentiment (default facts)",
     )
-    _out(world)
+    add_out(world)
 
-    source = _add(
+    source = add(
         groups, "source", lambda o: commands.run_source(commands.read_spec(o.spec), o.out),
         "Prepare real files for pre-training a small model.",
         "Facts (CounterFact, ZsRE), claims (FEVER, VitaminC), the records of a lifelong task (key task), or text alone.\n"
         "Real files are looked up by absolute path or under the directory named by PALIMPSEST_DATA.",
     )  # fmt: skip
-    _spec(source, "which records and which text")
-    _out(source)
+    add_spec(source, "which records and which text")
+    add_out(source)
 
-    dataset = _add(
+    dataset = add(
         groups, "dataset", lambda o: commands.run_dataset(commands.read_spec(o.spec), o.source, o.out),
         "Read and validate a data set of edits.",
         "Reads the upstream forms of CounterFact, ZsRE, FEVER, VitaminC (evidence), SERAC's conversations and\n"
@@ -164,72 +122,89 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         "(probes.jsonl); with reserve or learning it also writes learning.jsonl, for editors that learn.\n"
         "A malformed record is refused with file, record and field before anything heavy starts.",
     )  # fmt: skip
-    _spec(dataset, "reader or task, and where the records are")
-    _path(dataset, "--source", "directory of a generated or prepared source", required=False)
-    _out(dataset, "directory for edits.jsonl and manifest.json")
+    add_spec(dataset, "reader or task, and where the records are")
+    add_path(dataset, "--source", "directory of a generated or prepared source", required=False)
+    add_out(dataset, "directory for edits.jsonl and manifest.json")
 
 
 def _model_commands(groups: argparse._SubParsersAction) -> None:
     def pretrain(o: argparse.Namespace) -> None:
         commands.run_pretrain(commands.read_spec(o.spec), o.source, o.out, o.threads or 1)
 
-    parser = _add(groups, "pretrain", pretrain, "Pre-train a small model on a source.",
+    parser = add(groups, "pretrain", pretrain, "Pre-train a small model on a source.",
                   "Resumes from its last checkpoint. "
                   "Writes hub format, manifest.json and training.csv (the loss curve).")  # fmt: skip
-    _spec(parser, "family, sizes and training settings")
-    _path(parser, "--source", "directory with facts.jsonl and text.txt; t5 and bert: with pairs.jsonl")
-    _out(parser)
-    _threads(parser, "1")
+    add_spec(parser, "family, sizes and training settings")
+    add_path(parser, "--source", "directory with facts.jsonl and text.txt; t5 and bert: with pairs.jsonl")
+    add_out(parser)
+    add_threads(parser, "1")
 
-    parser = _add(groups, "model", lambda o: commands.run_model(commands.read_spec(o.spec), o.out),
+    parser = add(groups, "convert", _print_converted, "Convert a model's PyTorch weights to safetensors, once.",
+                  "For hub models that have pytorch_model.bin and spiece.model only; everything else here reads\n"
+                  "safetensors and tokenizer.json. torch's restricted reader builds tensors and runs nothing; a file\n"
+                  "that needs more is refused.\n"
+                  "Use the result with `kind: path`. SentencePiece files need the extra t5.")  # fmt: skip
+    parser.add_argument(
+        "source", metavar="SOURCE", help="directory with config.json and pytorch_model.bin, or ID@COMMIT"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        default=None,
+        metavar="PLACE",
+        help="directory or ID@COMMIT, for a source that has none",
+    )
+    add_out(parser, "directory for config.json, model.safetensors, tokenizer.json, converted.json")
+    add_threads(parser)
+
+    parser = add(groups, "model", lambda o: commands.run_model(commands.read_spec(o.spec), o.out),
                   "Describe a model made elsewhere, or make a random stand-in.", "Writes manifest.json.")  # fmt: skip
-    _spec(parser, "kind path | hub | random, and where or what it is")
-    _out(parser, "directory for manifest.json")
-    _threads(parser)
+    add_spec(parser, "kind path | hub | random, and where or what it is")
+    add_out(parser, "directory for manifest.json")
+    add_threads(parser)
 
     def gate(o: argparse.Namespace) -> None:
         _torch_threads(o)
         commands.run_gate(commands.read_spec(o.spec), o.model, o.dataset, o.source, o.out, o.known)
 
-    parser = _add(groups, "gate", gate, "Ask whether a model can be edited at the subject, and what it knows.",
+    parser = add(groups, "gate", gate, "Ask whether a model can be edited at the subject, and what it knows.",
                   "Measures recall, the target-vector ceiling of each block and the state swap; a model without a critical\n"
                   "path recalls facts perfectly and still cannot be edited where subject-based editors write.")  # fmt: skip
-    _spec(parser, "mode refuse | warn, thresholds, sizes")
-    _path(parser, "--model", "model directory")
-    _path(parser, "--dataset", "data set directory")
-    _path(parser, "--source", "source the model was pre-trained on", required=False)
-    _path(parser, "--known", "file for the edits whose truth the model knows")
-    _out(parser, "file for the verdict")
-    _threads(parser)
+    add_spec(parser, "mode refuse | warn, thresholds, sizes")
+    add_path(parser, "--model", "model directory")
+    add_path(parser, "--dataset", "data set directory")
+    add_path(parser, "--source", "source the model was pre-trained on", required=False)
+    add_path(parser, "--known", "file for the edits whose truth the model knows")
+    add_out(parser, "file for the verdict")
+    add_threads(parser)
 
     def statistics(o: argparse.Namespace) -> None:
         _torch_threads(o)
         commands.run_statistics(commands.read_spec(o.spec), o.model, o.corpus, o.out)
 
-    parser = _add(groups, "statistics", statistics, "Collect the covariance of keys, or Fisher information.",
+    parser = add(groups, "statistics", statistics, "Collect the covariance of keys, or Fisher information.",
                   "The covariance, all layers in one pass, is what ROME, MEMIT and COMEBA-HK need; cached by model, corpus and\n"
                   "token budget; resumes. With \"kind\": \"fisher\", diagonal Fisher information over prompts and answers, for\n"
                   "ft_ewc:upstream.")  # fmt: skip
-    _spec(parser, "what is collected, of which layers")
-    _path(parser, "--model", "model directory")
+    add_spec(parser, "what is collected, of which layers")
+    add_path(parser, "--model", "model directory")
     corpus = "text, one passage a line; Fisher: JSON lines with prompt and answer (probes.jsonl, pairs.jsonl)"
-    _path(parser, "--corpus", corpus)
-    _out(parser)
-    _threads(parser)
+    add_path(parser, "--corpus", corpus)
+    add_out(parser)
+    add_threads(parser)
 
     def train_editor(o: argparse.Namespace) -> None:
         _torch_threads(o)
         commands.run_train_editor(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out)
 
-    parser = _add(groups, "train-editor", train_editor, "Train an editor that learns before it edits (MEND, SERAC).",
+    parser = add(groups, "train-editor", train_editor, "Train an editor that learns before it edits (MEND, SERAC).",
                   "Cached by model, data, settings and seed; resumes. "
                   "Writes weights.safetensors, trained.json, training.csv.")  # fmt: skip
-    _spec(parser, "editor, settings, and how the model is loaded (dtype, device)")
+    add_spec(parser, "editor, settings, and how the model is loaded (dtype, device)")
     parser.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
-    _path(parser, "--model", "model directory")
-    _path(parser, "--dataset", "data set directory with learning.jsonl, or such a file")
-    _out(parser, "directory for the trained editor")
-    _threads(parser)
+    add_path(parser, "--model", "model directory")
+    add_path(parser, "--dataset", "data set directory with learning.jsonl, or such a file")
+    add_out(parser, "directory for the trained editor")
+    add_threads(parser)
 
 
 def _run_commands(groups: argparse._SubParsersAction) -> None:
@@ -237,15 +212,15 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         _torch_threads(o)
         commands.run_targets(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, o.known)
 
-    parser = _add(groups, "targets", targets, "Search the target vectors of many edits on the untouched model.",
+    parser = add(groups, "targets", targets, "Search the target vectors of many edits on the untouched model.",
                   "Single-round runs of different methods, lambdas and batch sizes share them (run --targets).")  # fmt: skip
-    _spec(parser, "edits, options of the sample, settings of the search")
+    add_spec(parser, "edits, options of the sample, settings of the search")
     parser.add_argument("--seed", type=int, required=True, help="of the sample and the contexts")
-    _path(parser, "--model", "model directory")
-    _path(parser, "--dataset", "data set directory")
-    _path(parser, "--known", "which edits the model knows", required=False)
-    _out(parser, "directory for targets.safetensors and targets.json")
-    _threads(parser, "OMP_NUM_THREADS, else 1")
+    add_path(parser, "--model", "model directory")
+    add_path(parser, "--dataset", "data set directory")
+    add_path(parser, "--known", "which edits the model knows", required=False)
+    add_out(parser, "directory for targets.safetensors and targets.json")
+    add_threads(parser, "OMP_NUM_THREADS, else 1")
 
     def run(o: argparse.Namespace) -> None:
         _torch_threads(o)
@@ -255,10 +230,10 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         }
         commands.run_run(commands.read_spec(o.spec), o.seed, o.model, o.dataset, o.out, o.code, **inputs)
 
-    parser = _add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
+    parser = add(groups, "run", run, "Execute one run: edit, evaluate, write result tables.",
                   "Checkpoints between batches and resumes. `palimpsest list experiments` says what there is; "
                   "`snakemake -np TARGET`\nprints the commands of its runs with their specs.")  # fmt: skip
-    _spec(parser, "resolved run: protocol, editor, settings, sizes")
+    add_spec(parser, "resolved run: protocol, editor, settings, sizes")
     parser.add_argument(
         "--seed", type=int, required=True, help="varies sample, order, contexts and the editor's randomness"
     )
@@ -269,55 +244,55 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         ("--trained", "what train-editor wrote, for editors that learn"),
         ("--answers", "keeps the unedited model's answers here, for single-round and consecutive runs that ask the same"),
     ):  # fmt: skip
-        _path(parser, flag, text, required=flag in ("--model", "--dataset"))
+        add_path(parser, flag, text, required=flag in ("--model", "--dataset"))
     parser.add_argument("--code", help="digest of the source, as the workflow has it (default: worked out)")
-    _out(parser)
-    _threads(parser, "OMP_NUM_THREADS, else 1")
+    add_out(parser)
+    add_threads(parser, "OMP_NUM_THREADS, else 1")
 
-    parser = _add(groups, "figure", lambda o: commands.run_figure(o.name, commands.read_spec(o.spec), o.runs, o.out),
+    parser = add(groups, "figure", lambda o: commands.run_figure(o.name, commands.read_spec(o.spec), o.runs, o.out),
                   "Draw one figure or table from finished runs.",
                   "Nothing is computed again: result files in, pictures and numbers out.")  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="stem of the files, such as comeba_fig4")
-    _spec(parser, "drawer, title, methods, models, data sets, options")
+    add_spec(parser, "drawer, title, methods, models, data sets, options")
     parser.add_argument(
         "--runs", type=Path, nargs="*", default=[], metavar="DIR", help="results/runs/RUN/seed=N directories"
     )
-    _out(parser, "directory for the figure")
+    add_out(parser, "directory for the figure")
 
-    parser = _add(groups, "toy", lambda o: commands.run_toy(commands.read_spec(o.spec), o.out),
+    parser = add(groups, "toy", lambda o: commands.run_toy(commands.read_spec(o.spec), o.out),
                   "Compute GRACE's illustrative figure: a small classifier, edited and fine-tuned.",
                   "Writes toy.json.")  # fmt: skip
-    _spec(parser, "seeds, and settings that differ from the defaults")
-    _out(parser)
+    add_spec(parser, "seeds, and settings that differ from the defaults")
+    add_out(parser)
 
-    parser = _add(groups, "claims", lambda o: commands.run_claims(commands.read_spec(o.spec), o.results, o.out),
+    parser = add(groups, "claims", lambda o: commands.run_claims(commands.read_spec(o.spec), o.results, o.out),
                   "Judge the papers' claims on finished runs.",
                   "Verdicts: holds, fails, undecided, not run, as printed.")  # fmt: skip
-    _spec(parser, "experiments and their runs")
-    _path(parser, "--results", "directory that holds runs/")
-    _out(parser, "directory for claims.csv and claims.md")
+    add_spec(parser, "experiments and their runs")
+    add_path(parser, "--results", "directory that holds runs/")
+    add_out(parser, "directory for claims.csv and claims.md")
 
-    parser = _add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out, o.only, o.results),
+    parser = add(groups, "gallery", lambda o: commands.run_gallery(o.figures, o.out, o.only, o.results),
                   "Copy the finished pictures and tables into the documentation.",
                   "Writes README.md, an index with the captions. What `make gallery` calls after a run at scale mini; other\n"
                   "scales have galleries of their own, below docs/gallery.")  # fmt: skip
-    _path(parser, "--figures", "directory the workflow has drawn into")
-    _path(parser, "--results", "directory that holds runs/, to name their commits", required=False)
+    add_path(parser, "--figures", "directory the workflow has drawn into")
+    add_path(parser, "--results", "directory that holds runs/, to name their commits", required=False)
     parser.add_argument(
         "--only", nargs="*", default=None, metavar="NAME", help="these figures and tables (default all)"
     )
-    _out(parser, "directory of the gallery")
+    add_out(parser, "directory of the gallery")
 
 
 def _reader_commands(groups: argparse._SubParsersAction) -> None:
-    parser = _add(groups, "list", _print_list, "Show what there is.", "")
+    parser = add(groups, "list", _print_list, "Show what there is.", "")
     parser.add_argument("kind", choices=listing.KINDS, help="what to list")
     parser.add_argument("--json", action="store_true", help="as JSON: a list of objects with `name`")
     parser.add_argument(
         "--scale", default=None, help="whose figures, data sets, models and experiments (default mini)"
     )
 
-    parser = _add(groups, "edit", _print_edit, "Edit a model once and ask it.",
+    parser = add(groups, "edit", _print_edit, "Edit a model once and ask it.",
                   "Nothing is kept unless --save says where. The names of the example are of scale mini's world.")  # fmt: skip
     parser.add_argument(
         "--model", required=True, help="model directory, or hub id with its commit: org/name@COMMIT"
@@ -334,13 +309,13 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
         "--settings", default="{}", metavar="JSON",
         help="settings of the editor, over those of --preset: JSON or @FILE; `palimpsest schema` lists them",
     )  # fmt: skip
-    _path(
+    add_path(
         parser,
         "--statistics",
         "directory of the model's covariance, for editors that need it",
         required=False,
     )
-    _path(parser, "--trained", "directory that train-editor wrote, for editors that learn", required=False)
+    add_path(parser, "--trained", "directory that train-editor wrote, for editors that learn", required=False)
     ask = "prompts to continue before and after (repeatable)"
     parser.add_argument("--ask", action="append", default=[], metavar="PROMPT", help=ask)
     parser.add_argument("--tokens", type=int, default=8, help="length of the answers (default 8)")
@@ -348,9 +323,9 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the editor (default 0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default cpu)")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    _threads(parser)
+    add_threads(parser)
 
-    parser = _add(groups, "schema", _print_schema, "Show or write the schema of the editors' settings.",
+    parser = add(groups, "schema", _print_schema, "Show or write the schema of the editors' settings.",
                   "Run with --write after the settings of an editor have changed; a test compares the two.")  # fmt: skip
     parser.add_argument("--write", action="store_true", help="write workflow/schemas/editors.schema.json")
 
@@ -381,6 +356,11 @@ def _print_edit(options: argparse.Namespace) -> int:
             f"{answer['prompt']}\n  before: {answer['before'].strip()}\n  after:  {answer['after'].strip()}"
         )
     return int(bool(result["failed"]))
+
+
+def _print_converted(options: argparse.Namespace) -> None:
+    made = commands.run_convert(options.source, options.out, options.tokenizer)
+    print(f"wrote {options.out}: {made['tensors']} tensors, fingerprint {made['fingerprint']}")
 
 
 def _print_schema(options: argparse.Namespace) -> None:

@@ -133,6 +133,13 @@ def run_model(spec: dict[str, Any], out: Path) -> None:
     describe_model(_flat(spec, "shape"), out)
 
 
+def run_convert(source: str, out: Path, tokenizer: str | None = None) -> dict[str, Any]:
+    """Convert a model's PyTorch weights to safetensors; returns what `convert` does."""
+    from palimpsest.models.convert import convert
+
+    return convert(source, out, tokenizer)
+
+
 def run_gate(
     spec: dict[str, Any], model: Path, dataset: Path, source: Path | None, out: Path, known: Path
 ) -> None:

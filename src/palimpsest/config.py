@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,11 @@ def editor_settings(
         config.scale.get("settings", {}).get(editor),
         config.scale.get("settings", {}).get(f"{editor}:{variant}"),
     )
+
+
+def without_scale_settings(config: Config) -> Config:
+    """The same without the scale's `settings`, which may level variants on purpose (few steps in smoke runs)."""
+    return replace(config, scale={**config.scale, "settings": {}})
 
 
 def complete_settings(config: Config, editor: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""Names in a scale's file that nothing answers to, and numbers that it lacks."""
+"""Names in a scale's file that nothing answers to, numbers that it lacks, and methods that are one and the same."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from palimpsest import experiment_places as places
-from palimpsest.config import Config
+from palimpsest.config import Config, complete_settings, editor_settings, without_scale_settings
 from palimpsest.plain import suggest
 
 
@@ -30,6 +31,8 @@ def reference_problems(config: Config) -> Iterator[str]:
         }[entry["kind"]]:
             if not entry.get(key):
                 yield f"models.{name}: a model of kind {entry['kind']!r} needs the key {key!r}"
+        if entry.get("tokenizer") and entry["kind"] not in ("path", "hub"):
+            yield f"models.{name}.tokenizer: a model of kind {entry['kind']!r} gets its tokenizer here. Leave the key out"
     for role, model in (scale["claims"].get("models") or {}).items():
         if model not in scale["models"]:
             yield f"claims.models.{role}: {_absent(model, scale['models'])}"
@@ -65,6 +68,64 @@ def statistics_problems(scale: Mapping[str, Any], models: Iterable[str]) -> Iter
                 f"models.{name}: ROME, MEMIT and COMEBA-HK need statistics of its keys. Name a text under `corpus` "
                 "(a source of kind text)"
             )
+
+
+def coinciding(config: Config, experiment: str, runs: Iterable[Any]) -> tuple[list[str], list[str]]:
+    """Methods of one experiment that are one and the same on a model: (those that are refused, those that are only said).
+
+    A variant that states nothing for the model lacks its values: refused. One that states what the model has anyway, such as
+    the released negatives where the default is as released, is drawn twice on purpose: said. Where only the scale's own
+    `settings` make two alike, as few steps do in smoke runs, nothing is said.
+
+    Args:
+        experiment: its name.
+        runs: `experiments.Run`s of this experiment alone.
+    """
+    alike: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for run in runs:
+        same = {key: value for key, value in run.spec.items() if key not in ("run", "variant", "title")}
+        trained = run.training.spec if run.training else None
+        alike.setdefault(json.dumps([same, trained], sort_keys=True), {})[run.spec["variant"]] = run.spec
+    refused: dict[str, None] = {}
+    said: dict[str, None] = {}
+    for specs in alike.values():
+        first, *further = sorted(specs, key=lambda variant: variant != "default")
+        for variant in further:
+            spec = specs[variant]
+            editor, model = spec["editor"], spec["model"]
+            preset = config.scale["models"][model].get("preset") or model
+            both = (
+                f"{editor} and {editor}:{variant}"
+                if first == "default"
+                else f"{editor}:{first} and :{variant}"
+            )
+            found = f"experiments.{experiment}: {both} are one and the same on {model}"
+            silent = [name for name in (first, variant) if _says_nothing(config, editor, name, preset)]
+            if silent:
+                refused[
+                    f"{found}: config/editors/{editor}.yaml, variants.{silent[0]} has no settings for the preset {preset!r}. "
+                    "Add them under its `models`, or leave the method out at this scale (`without`)"
+                ] = None
+            elif _stated(config, spec, first) == _stated(config, spec, variant):
+                said[
+                    f"{found}: the variant states what this model has anyway; its rows repeat the other's"
+                ] = None
+    return list(refused), list(said)
+
+
+def _says_nothing(config: Config, editor: str, variant: str, preset: str) -> bool:
+    """Whether a variant other than the default states no setting for a preset."""
+    chosen = config.editors[editor]["variants"][variant]
+    own = chosen.get("settings") or (chosen.get("models") or {}).get(preset)
+    return variant != "default" and not own and f"{editor}:{variant}" not in config.scale["settings"]
+
+
+def _stated(config: Config, spec: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """Settings of a variant for a run's model and protocol before the scale's own are put over them."""
+    files, editor = without_scale_settings(config), spec["editor"]
+    return complete_settings(
+        files, editor, editor_settings(files, editor, variant, spec["model"], spec["protocol"])
+    )
 
 
 def _absent(value: object, known: Mapping[str, Any]) -> str:

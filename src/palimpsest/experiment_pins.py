@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from palimpsest.models.hub import PINNED
+from palimpsest.models.hub import PINNED, commit_of
 
 MARK = "unpinned"
 SETTINGS = ("encoder", "counterfactual")  # of editors: they name models
 WORDS = ("scratch", "base")  # what these say when they name none
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-REMEDY = "Copy the 40 hexadecimal digits of its commit from its page"
 
 
 @dataclass
@@ -68,6 +67,8 @@ def _named_by_models(
         entry = scale["models"][name]
         if entry["kind"] == "hub" and entry.get("id"):
             yield f"models.{name}.revision", entry["id"], entry.get("revision"), ("model", name)
+        if entry.get("tokenizer"):
+            yield f"models.{name}.tokenizer", entry["tokenizer"], None, ("model", name)
         if entry["kind"] == "pretrained" and entry.get("start"):
             yield f"models.{name}.start", entry["start"], None, ("model", name)
 
@@ -92,7 +93,7 @@ def _named_by_settings(
 def pin_problems(found: Iterable[Unpinned]) -> list[str]:
     """Models without a commit whose files do not say so."""
     return [
-        f"{one}: a hub id without a commit means whatever its owner puts there next. {REMEDY} "
+        f"{one}: a hub id without a commit means whatever its owner puts there next. {commit_of(one.identifier)} "
         f"(`revision:`, in a setting {one.identifier}@COMMIT); while it is not known, write {MARK!r} in its place"
         for one in found
         if not one.marked
@@ -103,7 +104,8 @@ def warning(found: Iterable[Unpinned]) -> str:
     """What a dry run says of those that are marked; empty when there are none."""
     listed = "".join(f"\n  {one}" for one in found)
     return (
-        f"Models of the hub whose commit is not known; jobs that load them are refused. {REMEDY}, or give a directory:{listed}"
+        f"Models of the hub whose commit is not known; jobs that load them are refused. {commit_of('ID')}. Or give a directory "
+        f"(of a model with pytorch_model.bin alone, what `palimpsest convert` makes of it):{listed}"
         if listed
         else ""
     )
@@ -113,5 +115,7 @@ def refused(found: Iterable[Unpinned], jobs: Iterable[Mapping[str, str]]) -> lis
     """Those that jobs, given by their wildcards, would load."""
     wanted = {item for wildcards in jobs for item in wildcards.items()}
     return [
-        f"{one}: no commit is given. {REMEDY}, or give a directory" for one in found if one.users & wanted
+        f"{one}: no commit is given. {commit_of(one.identifier)}. Or give a directory"
+        for one in found
+        if one.users & wanted
     ]

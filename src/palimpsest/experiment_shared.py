@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from palimpsest import experiment_places as places
-from palimpsest.config import Config, complete_settings, editor_settings, merge_settings
+from palimpsest.config import (
+    Config,
+    complete_settings,
+    editor_settings,
+    merge_settings,
+    without_scale_settings,
+)
 from palimpsest.plain import suggest
 
 # What a search of target vectors reads of a run's settings (KeyValueSettings) and options (run_inputs.Options).
@@ -66,7 +72,8 @@ def training_of(
     """The training that a run edits with; None for editors that do not learn.
 
     Its settings are those of the variant, or of the one that it is `trained_as`, without what the protocol changes and
-    without settings that say how to edit: these two may not change anything else.
+    without settings that say how to edit: these two may not change anything else. A variant whose training is that of
+    `default` on this model shares it.
 
     Args:
         spec: of the run, resolved.
@@ -86,6 +93,8 @@ def training_of(
         return None
     edit_time = set(config.settings_schema[editor].get("edit_time", ()))
     learned = {name: value for name, value in changes.items() if name not in edit_time}
+    if _trained_alike(config, editor, learned_as, model):
+        learned_as = "default"
     stated = merge_settings(editor_settings(config, editor, learned_as, model, None), learned)
     settings = complete_settings(config, editor, stated)
     differ = [
@@ -117,6 +126,15 @@ def training_of(
             "device": spec["options"]["device"],
             "dtype": spec["options"]["dtype"],
         },
+    )
+
+
+def _trained_alike(config: Config, editor: str, variant: str, model: str) -> bool:
+    """Whether a variant is trained as `default` is: by its files, and with what the scale puts over them."""
+    return all(
+        complete_settings(one, editor, editor_settings(one, editor, variant, model, None))
+        == complete_settings(one, editor, editor_settings(one, editor, "default", model, None))
+        for one in (config, without_scale_settings(config))
     )
 
 

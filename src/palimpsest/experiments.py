@@ -23,7 +23,7 @@ from palimpsest.config import (
     merge_settings,
     suggest,
 )
-from palimpsest.experiment_checks import reference_problems, statistics_problems
+from palimpsest.experiment_checks import coinciding, reference_problems, statistics_problems
 from palimpsest.experiment_figures import figure_spec
 from palimpsest.experiment_pins import Unpinned, pin_problems, unpinned_models
 from palimpsest.experiment_places import split_method
@@ -65,11 +65,16 @@ class Figure:
 
 @dataclass
 class Plan:
-    """Everything a scale needs, resolved."""
+    """Everything a scale needs, resolved.
+
+    Attributes:
+        notes: what a dry run says: methods of one experiment that are the same on a model.
+    """
 
     config: Config
     runs: dict[str, Run]
     figures: dict[str, Figure]
+    notes: list[str] = field(default_factory=list)
 
     def searches(self) -> dict[str, dict[str, Any]]:
         """Searches of target vectors that runs share: name -> their spec."""
@@ -142,6 +147,7 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
     """
     config = load_config(scale, root)
     problems = list(reference_problems(config))
+    notes: list[str] = []
     runs: dict[str, Run] = {}
     figures: dict[str, Figure] = {}
     for name, sizes in config.scale["experiments"].items():
@@ -156,14 +162,17 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
         problems += places.methods_problems(name, sizes, entry, config.editors)
         sizes = places.sized(sizes, entry)
         figures[name] = figure = Figure(name, figure_spec(config, name, entry, sizes))
-        for run in _expand(config, name, entry, sizes, problems):
+        own = list(_expand(config, name, entry, sizes, problems))
+        refused, said = coinciding(config, name, own)
+        problems, notes = [*problems, *refused], [*notes, *said]
+        for run in own:
             _share(run, runs, problems)
             figure.runs[run.name] = sorted({*figure.runs.get(run.name, ()), *run.seeds})
     places.join_figures(figures, config.experiments)
     problems += training_problems(run.training for run in runs.values())
     needing = dict.fromkeys(run.spec["model"] for run in runs.values() if run.needs_statistics)
     problems += statistics_problems(config.scale, needing)
-    made = Plan(config, dict(sorted(runs.items())), figures)
+    made = Plan(config, dict(sorted(runs.items())), figures, notes)
     if not problems:
         problems = pin_problems(made.unpinned())
     if problems:

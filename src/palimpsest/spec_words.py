@@ -120,6 +120,7 @@ EXTERNAL = {
     "path": "kind path, where it must be given: directory in hub format",
     "id": "kind hub, where it must be given: org/name",
     "revision": "kind hub, where it must be given: commit of 40 hexadecimal digits",
+    "tokenizer": "where the tokenizer of a model without one is read: a directory, or org/name@COMMIT",
     "fingerprint": "false writes the manifest without loading the model",
     "dtype": "float32 (when left out), float16 or bfloat16, to load it for its fingerprint",
 }
@@ -266,6 +267,7 @@ EXAMPLES: dict[str, str] = {
     "pretrain": """--spec '{"family": "gpt2", "width": 64, "blocks": 2, "heads": 2, "steps": 100}' \\
          --source my-world --out my-gpt2""",
     "model": """--spec '{"kind": "path", "path": "my-gpt2"}' --out results/models/my-gpt2""",
+    "convert": "downloads/t5-small-ssm-nq --out models/t5-small-ssm-nq",
     "gate": """--spec '{}' --model results/models/mini-gpt2 --dataset results/datasets/mini-zsre \\
          --source results/data/mini-world --out my-gate.json --known my-known.json""",
     "statistics": """--spec '{"layers": [0, 1, 2], "tokens": 100000}' --model results/models/mini-gpt2 \\

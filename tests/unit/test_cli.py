@@ -14,8 +14,8 @@ from palimpsest import cli, commands, listing, spec_help
 from palimpsest.spec_words import EXAMPLES, PARTS
 
 COMMANDS = (
-    "world", "source", "dataset", "pretrain", "model", "gate", "statistics", "train-editor", "targets", "run", "figure", "toy",
-    "claims", "gallery", "list", "edit", "schema",
+    "world", "source", "dataset", "pretrain", "convert", "model", "gate", "statistics", "train-editor", "targets", "run",
+    "figure", "toy", "claims", "gallery", "list", "edit", "schema",
 )  # fmt: skip
 
 

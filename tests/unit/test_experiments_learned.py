@@ -353,7 +353,8 @@ def test_models_of_the_hub_without_a_commit_are_refused_or_said():
     assert refused(plan.unpinned(), [{"model": "gpt2"}, {"run": "another"}]) == []
     assert refused([bert], [{"model": "scotus-bert", "dataset": "lifelong_labels"}]) == [
         "models.scotus-bert.revision: tomh/scotus-bert: no commit is given. Copy the 40 hexadecimal digits of its commit "
-        "from its page, or give a directory"
+        'from its page, or ask: python -c "from huggingface_hub import HfApi; '
+        "print(HfApi().model_info('tomh/scotus-bert').sha)\". Or give a directory"
     ]
     small["models"]["scotus-bert"]["revision"] = "a" * 40
     assert "tomh/scotus-bert" not in {one.identifier for one in experiments.plan(small, ROOT).unpinned()}

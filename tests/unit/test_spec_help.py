@@ -29,7 +29,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture) -> str:
 
 def test_every_command_with_a_spec_is_told_about(capsys: pytest.CaptureFixture):
     text = (SOURCE / "cli.py").read_text(encoding="utf-8")
-    assert len(re.findall(r"^    _spec\(", text, re.MULTILINE)) == len(PARTS)
+    assert len(re.findall(r"^    add_spec\(", text, re.MULTILINE)) == len(PARTS)
     for command, parts in PARTS.items():
         shown = help_of(command, capsys)
         assert f"keys of {'--settings' if command == 'world' else '--spec'} (" in shown

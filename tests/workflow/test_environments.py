@@ -103,6 +103,17 @@ def test_environments_name_what_is_imported_late(environment):
     assert outside and not missing, f"imported by: {missing}"
 
 
+def test_packages_that_conda_lacks_are_named_with_the_tested_versions():
+    """Extras of models are in no environment; profiles/README.md has the lines to add."""
+    tested = constraints()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    said = dict(re.findall(r"`- ([\w-]+)==([\w.]+)`", (ROOT / "profiles" / "README.md").read_text()))
+    for extra in ("court", "t5", "placement"):
+        for text in project["optional-dependencies"][extra]:
+            name = canonicalize_name(Requirement(text).name)
+            assert said[name] == tested[name], extra
+
+
 @pytest.mark.conda
 @pytest.mark.slow
 def test_rules_run_in_their_own_environments(tmp_path: Path):

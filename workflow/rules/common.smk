@@ -35,6 +35,8 @@ except ConfigError as error:
 UNPINNED = PLAN.unpinned()
 if UNPINNED and workflow.is_main_process:
     logger.warning(warning(UNPINNED))
+if PLAN.notes and workflow.is_main_process:
+    logger.warning("\n".join(PLAN.notes))
 
 # The package is not installed in the conda environments, and activating one clears PYTHONPATH. This runs afterwards.
 shell.prefix(f"export PYTHONPATH='{ROOT}/src'; ")

@@ -105,8 +105,8 @@ def model_spec(wildcards):
     used = {
         "pretrained": ("kind", "family", "seed", "start"),
         "random": ("kind", "family", "seed", "vocabulary", "dtype"),
-        "path": ("kind", "family", "path", "dtype"),
-        "hub": ("kind", "family", "id", "revision", "dtype"),
+        "path": ("kind", "family", "path", "tokenizer", "dtype"),
+        "hub": ("kind", "family", "id", "revision", "tokenizer", "dtype"),
     }[entry["kind"]]
     if entry["kind"] == "random" and entry.get("source"):
         beside = "pairs.jsonl" if entry["family"] in PAIR_FAMILIES else "corpus.txt"
@@ -116,9 +116,10 @@ def model_spec(wildcards):
 
 
 def model_weights(wildcards):
-    """Digest of a model that lies in a directory of this machine: with other weights it is described again."""
-    path = PLAN.scale["models"][wildcards.model].get("path")
-    return content_digest(path) if path and Path(path).is_dir() else ""
+    """Digests of directories of this machine that a model or its tokenizer lies in: with others it is described again."""
+    entry = PLAN.scale["models"][wildcards.model]
+    named = [entry[key] for key in ("path", "tokenizer") if entry.get(key)]
+    return " ".join(content_digest(path) for path in named if Path(path).is_dir())
 
 
 def model_source(wildcards):

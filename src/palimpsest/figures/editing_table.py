@@ -157,6 +157,9 @@ def _words(
             f"Printed numbers are the paper's, set beside the model of the same shape ({beside}); "
             "diff. = measured − printed."
         )
+    words += deviations_without_effect(runs, methods)
+    if options.get("published"):
+        words.append(second_model_words(runs))
     missing = [
         method.title for method in methods if method.not_run or not any(method.fits(run) for run in runs)
     ]
@@ -168,3 +171,28 @@ def _words(
         bold += ", of locality among the rows whose reliability lies above the unedited model's with its whole interval"
     words.append(f"{bold}. A dash: the paper prints no number.")
     return words
+
+
+def deviations_without_effect(runs: Sequence[Run], methods: Sequence[Method]) -> list[str]:
+    """Rows that are named for dropping all but the last chunk of a batch, where batches are no larger than that chunk."""
+    found = {}
+    for run in runs:
+        chunk, size = run.settings.get("last_chunk_only"), int(run.spec["batch_size"])
+        title = next((method.title for method in methods if method.fits(run)), None)
+        if chunk and title and size <= chunk:
+            found[title] = (
+                f"{title}: batches of {size} are no larger than its chunk of {chunk}, so that no edit is dropped."
+            )
+    return list(found.values())
+
+
+def second_model_words(runs: Sequence[Run]) -> str:
+    """What answers in SERAC's scope, where it was trained before: the printed rows have a model that was not."""
+    named = [str(run.settings.get("counterfactual")) for run in runs if run.spec["editor"] == "serac"]
+    trained = sorted({Path(name.partition("@")[0]).name for name in named if "@" in name})
+    if not trained:
+        return ""
+    return (
+        f"SERAC's second model starts from {' and '.join(trained)}; that of the printed rows is a random GPT-J toy, which cannot "
+        "copy an answer."
+    )

@@ -20,6 +20,12 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 NO_PICKLE: dict[str, Any] = {"use_safetensors": True}
 
 
+def commit_of(identifier: str) -> str:
+    """How to learn the commit of a hub model, for messages."""
+    asking = f"from huggingface_hub import HfApi; print(HfApi().model_info('{identifier}').sha)"
+    return f'Copy the 40 hexadecimal digits of its commit from its page, or ask: python -c "{asking}"'
+
+
 def pinned(where: str, revision: str | None = None) -> tuple[str, dict[str, Any]]:
     """What to give to every `from_pretrained`: the place, and options that pin the commit and refuse code.
 
@@ -41,7 +47,7 @@ def pinned(where: str, revision: str | None = None) -> tuple[str, dict[str, Any]
     if not PINNED.fullmatch(commit):
         raise ModelError(
             f"the hub model {identifier!r} is not pinned to a commit (found {commit or 'none'!r}): what a name or a branch "
-            f"means can change. Copy the commit of 40 hexadecimal digits from its page and give `revision`, or "
-            f"{identifier}@COMMIT; or download it and give the directory"
+            f"means can change. {commit_of(identifier)}. Give it as `revision`, or {identifier}@COMMIT; or download the model "
+            "and give the directory"
         )
     return identifier, {"revision": commit, **NO_CODE}

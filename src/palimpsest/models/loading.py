@@ -19,6 +19,7 @@ from palimpsest.files import read_json
 from palimpsest.models.families import Family, family_of, matrix_view, part
 from palimpsest.models.hub import NO_PICKLE, pinned
 from palimpsest.models.placement import placement, refuse_elsewhere, refuse_spread
+from palimpsest.models.tokenizer_files import digest_of, read_tokenizer, refuse_more_tokens
 from palimpsest.models.tokens import TokenBatch
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class LanguageModel:
         )
         self.lean = True  # False: no shortcut of passes, everything is run by the network's own modules
         self.written_out: dict[Any, Any] = {}  # by models/lean.py, for all rows
+        self.tokenizer_digest = ""  # of a tokenizer from elsewhere, which is a part of what this model is
 
     @property
     def device(self) -> torch.device:
@@ -195,7 +197,7 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over configuration and weights, taken before anything was edited."""
+        """16 hex digits over configuration and weights (and a tokenizer from elsewhere), taken before anything was edited."""
         return self.take_fingerprint()
 
     def take_fingerprint(self) -> str:
@@ -207,6 +209,7 @@ class LanguageModel:
             if not k.startswith("_") and "version" not in k
         }
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        digest.update(self.tokenizer_digest.encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -277,6 +280,7 @@ def load_model(
     device: str = "cpu",
     revision: str | None = None,
     family: str | None = None,
+    tokenizer: str | Path | None = None,
 ) -> LanguageModel:
     """Load a model from a local directory in hub format, a directory with our manifest, or a hub id with its commit.
 
@@ -288,15 +292,18 @@ def load_model(
         dtype: "float32", "float64", "bfloat16" or "float16", or torch's own.
         device: "cpu", "cuda", "cuda:1", or "auto": accelerate places the blocks on the GPUs there are; editors
             refuse a model on more than one.
+        tokenizer: a directory or `org/name@COMMIT` with its tokenizer, for a model whose own files have none (or one that
+            cannot be read); a manifest's own is taken when left out.
     """
     import transformers
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known (known: {', '.join(DTYPES)})")
-    source, revision, name = resolve(path_or_id, revision)
+    source, revision, name, own = resolve(path_or_id, revision)
     source, options = pinned(source, revision)
+    elsewhere = str(tokenizer or own or "")
     placed = placement(device)
     try:
         config = AutoConfig.from_pretrained(source, **options)
@@ -305,7 +312,9 @@ def load_model(
             raise ModelError(
                 f"{name} is a {config.model_type} model, not {row.name}. Correct or leave out `family`"
             )
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+        words = read_tokenizer(
+            elsewhere or (f"{source}@{options['revision']}" if "revision" in options else source), name
+        )
         network, found = getattr(transformers, AUTO[row.kind]).from_pretrained(
             source, dtype=DTYPES[dtype], output_loading_info=True, **NO_PICKLE, **options, **placed
         )
@@ -321,22 +330,18 @@ def load_model(
             f"{name} lacks weights ({sorted(found['missing_keys'])[0]} among others), which a {row.kind} needs. Give "
             "a model that was trained for its task, such as a classifier with its head"
         )
-    # transformers makes an empty tokenizer up when the files are missing; a real one has every byte or letter
-    if not getattr(tokenizer, "is_fast", False) or len(tokenizer) < 32:
-        raise ModelError(
-            f"{name} has no fast tokenizer (tokenizer.json), which is needed to find subjects and targets"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    model = LanguageModel(network if placed else network.to(device), tokenizer, row, name)
+    model = LanguageModel(network if placed else network.to(device), words, row, name)
+    if elsewhere:
+        refuse_more_tokens(words, network, name, elsewhere)
+        model.tokenizer_digest = digest_of(words)
     refuse_elsewhere(model)
     _refuse_non_finite(model)
     _refuse_bare_tokens(model)
     return model
 
 
-def resolve(path_or_id: str | Path, revision: str | None = None) -> tuple[str, str | None, str]:
-    """(what to load, pinned revision, name) for a directory, one of our manifests, or a hub id."""
+def resolve(path_or_id: str | Path, revision: str | None = None) -> tuple[str, str | None, str, str | None]:
+    """(what to load, pinned revision, name, tokenizer elsewhere) for a directory, one of our manifests, or a hub id."""
     path = Path(path_or_id)
     manifest = path if path.name == MANIFEST else path / MANIFEST
     if manifest.is_file():
@@ -349,15 +354,16 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> tuple[str, s
             target = content["path"]
             local = (manifest.parent / target).resolve()
             name = content.get("name") or manifest.parent.resolve().name
-            return (str(local) if local.is_dir() else target), content.get("revision") or revision, name
+            where = str(local) if local.is_dir() else target
+            return where, content.get("revision") or revision, name, content.get("tokenizer")
     if path.is_dir():
-        return str(path), None, path.resolve().name
+        return str(path), None, path.resolve().name, None
     if path.exists() or str(path_or_id).startswith((".", "/")) or str(path_or_id).count("/") > 1:
         raise ModelError(
             f"{path_or_id} is not a model directory. Give a directory in hub format, or a hub id with its "
             "commit: org/name@COMMIT (or revision=COMMIT)"
         )
-    return str(path_or_id), revision, str(path_or_id)
+    return str(path_or_id), revision, str(path_or_id), None
 
 
 def _refuse_bare_tokens(model: LanguageModel) -> None:

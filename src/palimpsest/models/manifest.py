@@ -13,6 +13,7 @@ from torch import nn
 from palimpsest.errors import ModelError, SettingsError
 from palimpsest.files import read_object, write_json
 from palimpsest.models.families import family_of
+from palimpsest.models.hub import pinned
 from palimpsest.models.loading import MANIFEST, LanguageModel, load_model
 from palimpsest.models.pairs import read_pairs
 from palimpsest.models.shapes import SHAPE, random_network, shape_keys, shape_of
@@ -24,6 +25,7 @@ EXTERNAL = {
     "path",
     "id",
     "revision",
+    "tokenizer",
     "family",
     "name",
     "title",
@@ -67,7 +69,8 @@ def describe_model(spec: dict[str, Any], out: Path | str) -> None:
             initialised stand-in: keys of `shapes.shape_keys`, `vocabulary`, `seed`, for its tokenizer an optional
             `corpus` file or `pairs` (pairs.jsonl of a source, whose classes are the model's; its files are
             written to `out`). Optional `family`, `dtype`, `name`, `fingerprint`
-            (False skips loading).
+            (False skips loading); of the first two `tokenizer`: a directory or `org/name@COMMIT` with the tokenizer of a
+            model whose own files have none.
         out: directory for manifest.json.
 
     Raises:
@@ -82,9 +85,16 @@ def describe_model(spec: dict[str, Any], out: Path | str) -> None:
     content |= {"pretrained_here": False, "fingerprint": None}
     if spec.get("name"):
         content["name"] = spec["name"]
+    if spec.get("tokenizer"):
+        place, options = pinned(str(spec["tokenizer"]))
+        content["tokenizer"] = (
+            f"{place}@{options['revision']}" if "revision" in options else str(Path(place).resolve())
+        )
     if spec.get("fingerprint", True):
         dtype, revision, family = spec.get("dtype", "float32"), spec.get("revision"), spec.get("family")
-        model: LanguageModel = load_model(target, dtype, revision=revision, family=family)
+        model: LanguageModel = load_model(
+            target, dtype, revision=revision, family=family, tokenizer=content.get("tokenizer")
+        )
         content |= {"family": model.family.name, "fingerprint": model.fingerprint, "blocks": model.n_blocks}
         content |= {"width": model.width, "inner": model.inner_width, "context": model.context}
     elif content["family"]:
