@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -298,6 +299,7 @@ def test_gpus_are_counted_without_starting_them(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
     monkeypatch.setattr(warm.subprocess, "Popen", lambda *_, **given: seen.update(given["env"]))
     warm.start()
+    shutil.rmtree(Path(os.environ[warm.VARIABLE]).parent)
     assert seen["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
 
 
