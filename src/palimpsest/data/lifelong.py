@@ -204,7 +204,7 @@ def released_pairs(items: Items, records: Sequence[Any], settings: LifelongSetti
         phrasings = edit.rephrasings if edit is not None else _raw_phrasings(record)
         more = settings.rephrasings if len(phrasings) >= settings.at_least else 0
         if edit is None:
-            pairs += [None] * (1 + len(phrasings[:more]))
+            pairs.extend(None for _ in range(1 + len(phrasings[:more])))
             continue
         for number, prompt in enumerate((edit.prompt, *phrasings[:more])):
             subject = edit.subject if edit.subject and edit.subject in prompt else None
@@ -226,8 +226,8 @@ def split_questions(
     source = random.Random(f"{settings.seed} stream")
     half, there = math.ceil(len(pairs) / 2), [pair for pair in pairs if pair is not None]
     if settings.split == "released":
-        order = _permuted(pairs, settings.seed)
-        taken, held = _once(order[:half]), _once(order[half:])
+        permuted = _permuted(pairs, settings.seed)
+        taken, held = _once(permuted[:half]), _once(permuted[half:])
     elif settings.split == "mixed":
         mixed = source.sample(there, len(there))
         taken, held = mixed[:half], mixed[half:]
