@@ -204,28 +204,31 @@ def write_table(path: Path | str, rows: Sequence[Mapping[str, Any]], schema: Tab
     write_atomic(path, lambda temporary: parquet.write_table(table, temporary, compression="zstd"))
 
 
-def read_table(path: Path | str, schema: TableSchema) -> pd.DataFrame:
-    """Read one table; a missing, truncated or foreign file is refused with its name and the remedy."""
+def read_table(path: Path | str, schema: TableSchema, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read one table, or only some of its columns (in this order); a missing, truncated or foreign file is refused with its name
+    and the remedy."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     if not Path(path).is_file():
         raise ResultError(f"file {path} does not exist. Make it with the rule 'run' (snakemake {path})")
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            table = file.read([name for name in names if columns is None or name in columns])
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ResultError(
             f"file {path} is not a readable parquet file ({error}). Delete it and run again"
         ) from error
-    missing = [name for name in schema.columns if name in schema.later and name not in table.schema.names]
+    missing = [name for name in schema.columns if name in schema.later and name not in names]
     for name in missing:
         table = table.append_column(_arrow_schema(schema).field(name), pa.nulls(len(table), pa.string()))
-    if sorted(table.schema.names) != sorted(schema.columns):
+    if sorted([*names, *missing]) != sorted(schema.columns):
         raise ResultError(
-            f"file {path}: the columns are {table.schema.names}, the table '{schema.name}' has "
+            f"file {path}: the columns are {names}, the table '{schema.name}' has "
             f"{list(schema.columns)}. It was written by another version: delete it and run again"
         )
-    return table.select(list(schema.columns)).to_pandas()
+    return table.select(list(columns or schema.columns)).to_pandas()
 
 
 def write_metrics(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -25,6 +25,7 @@ from palimpsest.learning.artefact import Trained
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.loading import LanguageModel, load_model
+from palimpsest.models.memory import peak_on_gpu
 from palimpsest.protocols import protocol, protocol_part
 from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
 from palimpsest.protocols.inspection import inspection_rows
@@ -371,6 +372,7 @@ def _reasons(run: str, progress: Progress) -> dict[str, int]:
 def _circumstances(model: LanguageModel, identity: Mapping[str, Any], gate: dict[str, Any]) -> dict[str, Any]:
     return {
         "peak_rss_bytes": peak_memory(),
+        "gpu_peak_bytes": peak_on_gpu(model.device),
         "versions": provenance.versions(),
         "git": provenance.git_state(),
         "code": identity["code"],

@@ -36,6 +36,8 @@ LIBRARIES = (
 )  # fmt: skip
 # A process is forked safely while it has a single thread; Arrow's allocator would start one of its own.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+# Whether there are GPUs is asked without starting CUDA: started before a fork, it serves no forked process.
+NO_CUDA_YET = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -63,7 +65,7 @@ def start() -> subprocess.Popen[bytes] | None:
         stdin=subprocess.PIPE,
         pass_fds=[listener.fileno()],
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": source, **ONE_THREAD},
+        env={**os.environ, "PYTHONPATH": source, **ONE_THREAD, **NO_CUDA_YET},
     )
     listener.close()
     os.environ[VARIABLE] = address
@@ -308,6 +310,13 @@ def _interpreter() -> dict[str, Any]:
 def _job(arguments: list[str]) -> int:
     """In the forked process: the threads its environment asks for, then the command."""
     torch, words = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS", "")
+    if torch is not None and torch.cuda._is_in_bad_fork():  # a library has started CUDA after all
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.environ[VARIABLE] = "off"
+        os.execv(
+            sys.executable, [sys.executable, "-m", "palimpsest", *arguments]
+        )  # the same process, loaded anew
     if torch is not None and words.isdigit() and int(words):
         torch.set_num_threads(int(words))
     sys.argv[1:] = arguments

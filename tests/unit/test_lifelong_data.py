@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from palimpsest.data.lifelong import build_lifelong, fact_of
@@ -96,6 +97,49 @@ def test_the_released_halves_are_numpys_with_seed_42(tmp_path, nq):
     assert asked != [
         int(e.target.split()[1]) for e in built({**kept, "split": "mixed"}, None, tmp_path / "m")[1]
     ]
+
+
+def released_halves(records, count):
+    """GRACE's data set class, written from the specification (3.1) alone: what it edits and what it holds out."""
+    pairs = []
+    for record in records:
+        answer, phrasings = record["output"][0].get("answer"), record["filtered_rephrases"]
+        pairs.append((record["input"], answer))
+        if len(phrasings) >= 10:
+            pairs += [(phrasing, answer) for phrasing in phrasings[:10]]
+    pairs = pairs[:count]
+    order = [int(place) for place in np.random.RandomState(42).permutation(len(pairs))]
+    return [[pairs[place] for place in part] for part in (order[: len(pairs) // 2], order[len(pairs) // 2 :])]
+
+
+def test_what_is_repeated_or_bad_keeps_its_place_in_the_released_halves(tmp_path, nq):
+    """A phrasing said twice, or a record that cannot be edited, would shift every pair behind it."""
+    records = [structured(k, 12 if k % 3 else 4) for k in range(30)]
+    for k in (1, 2, 17):  # the question itself, and a rephrasing once more
+        records[k]["filtered_rephrases"][3:5] = [records[k]["input"], records[k]["filtered_rephrases"][0]]
+    for k in (4, 6, 20):
+        records[k]["output"] = [{"answer": " "}]
+    records[22]["filtered_rephrases"][2] = ""
+    bad = {4, 6, 20, 22}
+    file = write(tmp_path / "z.jsonl", records)
+    spec = {
+        "task": "qa",
+        "file": file,
+        "upstream": nq,
+        "split": "released",
+        "bad_records": "skip",
+        "pairs": 200,
+    }
+    manifest, edits, probes = built(spec, None, tmp_path / "out")
+    whose = {text: k for k, one in enumerate(records) for text in (one["input"], *one["filtered_rephrases"])}
+    wanted, held = (
+        [pair for pair in half if pair[0] and whose[pair[0]] not in bad]
+        for half in released_halves(records, 200)
+    )
+    assert [(edit.prompt, edit.target) for edit in edits] == list(dict.fromkeys(wanted))
+    unseen = dict.fromkeys(pair for pair in held if pair not in wanted)
+    assert {(p["prompt"], p["answer"]) for p in probes if p["set"] == "holdout"} == set(unseen)
+    assert len(wanted) > len(set(wanted)) and len(manifest["skipped"]) == 4
 
 
 def test_phrasings_of_each_question_can_be_halved_and_the_stream_cut(tmp_path, nq):

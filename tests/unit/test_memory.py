@@ -96,6 +96,13 @@ def test_free_memory_is_what_the_kernel_and_the_container_leave(tmp_path, files,
     assert memory.free_memory("cpu", tree(tmp_path, files)) == free
 
 
+def test_the_peak_is_that_of_the_models_gpu(monkeypatch):
+    peaks = {torch.device("cuda", 0): 7, torch.device("cuda", 1): 123}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peaks.get)
+    assert memory.peak_on_gpu("cuda:1") == 123
+    assert memory.peak_on_gpu("cpu") is None and memory.peak_on_gpu(torch.device("meta")) is None
+
+
 def test_nobody_knows_about_other_devices():
     assert memory.free_memory("meta") is None
     assert memory.that_fit(7, 10**18, "meta", "anything") == 7

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import tracemalloc
 
 import pytest
 import torch
@@ -120,12 +122,35 @@ def test_perplexity_is_that_of_the_plain_pass(model):
 def test_held_out_text_is_the_last_tenth(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("\n".join(f"line {i}" for i in range(30)) + "\n\n")
-    assert held_out_passages(path) == ["line 27", "line 28", "line 29"]
+    assert list(held_out_passages(path)) == ["line 27", "line 28", "line 29"]
     path.write_text("\n")
     with pytest.raises(DataError, match="no text"):
         held_out_passages(path)
     with pytest.raises(DataError, match="does not exist"):
         held_out_passages(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.34, 1.0])
+def test_held_out_text_is_what_it_was_when_the_whole_file_was_read(tmp_path, share):
+    """Every character that ends a line for Python, of which some stand inside passages of real text."""
+    path, source = tmp_path / "text.txt", random.Random(1)
+    for _ in range(40):
+        ends = ["\n", "\r\n", "\r", "\u2028", "\x0c", "\x85", "\n\n", " \n", "\n \t\n"]
+        text = "".join(f"größe {k}{source.choice(ends)}" for k in range(source.randint(1, 25)))
+        path.write_bytes(text.encode())
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        assert list(held_out_passages(path, share)) == lines[-max(1, round(share * len(lines))) :]
+
+
+def test_the_drift_meter_keeps_little_of_a_large_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("one passage of a large file, and so on\n" * 100_000)  # 4 MB
+    model = tiny_model("gpt2")
+    tracemalloc.start()
+    rows = token_rows(model, held_out_passages(path), 64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows and peak < 1_000_000
 
 
 def test_evaluation_before_editing_and_after_a_change():

@@ -295,16 +295,6 @@ def test_random_state_comes_back():
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
 
 
-def test_each_device_gets_its_own_random_state_back(monkeypatch):
-    """Of more than ten devices too, whose numbers do not sort as text."""
-    states, put_back = [torch.tensor([number], dtype=torch.uint8) for number in range(12)], []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
-    monkeypatch.setattr(torch.cuda, "set_rng_state_all", put_back.extend)
-    set_random_state(*random_state())
-    assert [int(state) for state in put_back] == list(range(12))
-
-
 def edit(number, subject=None, prompt=None, **fields):
     subject = subject or f"Person{number}"
     return Edit(prompt or f"{subject} lives in", "Marrin", subject, f"e{number}", **fields)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 
 from palimpsest import results
+from palimpsest.figures.read import Run
 from palimpsest.results import ResultError
 
 
@@ -65,6 +67,40 @@ def test_records_without_the_later_column_are_read(tmp_path):
     assert results.read_records(path).failed.isna().all()
     with pytest.raises(ResultError, match="'inventd'"):
         results.write_records(path, [record_row(inventd=1)])
+
+
+def test_some_columns_are_read_alone(tmp_path):
+    """In the order asked for, and checked as a whole table is: one of another version is refused."""
+    path = tmp_path / "records.parquet"
+    results.write_records(path, [record_row(), record_row(order=4, value=0.25)])
+    whole = results.read_table(path, results.RECORDS_SCHEMA)
+    some = results.read_table(path, results.RECORDS_SCHEMA, ["value", "edit", "failed"])
+    pd.testing.assert_frame_equal(some, whole[["value", "edit", "failed"]])
+    whole.drop(columns="failed").to_parquet(path)
+    older = results.read_table(path, results.RECORDS_SCHEMA, ["failed", "value"])
+    assert list(older) == ["failed", "value"] and older["failed"].isna().all()
+    whole.rename(columns={"order": "place"}).to_parquet(path)
+    with pytest.raises(ResultError, match="another version"):
+        results.read_table(path, results.RECORDS_SCHEMA, ["value"])
+
+
+def test_a_figure_keeps_no_whole_table_of_records(tmp_path):
+    """Forty runs of 10,000 edits would not fit; means are those of the whole table."""
+    rows = [
+        record_row(
+            order=order, edit=f"cf-{order % 3}", n_edits=n_edits, step=n_edits, split=split, value=order / 7
+        )
+        for n_edits in (0, 5)
+        for split in ("edit", "rephrase")
+        for order in range(6)
+    ]
+    results.write_records(tmp_path / "records.parquet", rows)
+    run = Run(tmp_path, {})
+    found = run.record_values("exact_match", "rephrase", 5)
+    assert "records" not in vars(run)
+    part = run.records.query("split == 'rephrase' and n_edits == 5")
+    pd.testing.assert_series_equal(found, part.groupby("edit")["value"].mean())
+    assert run.snapshots("exact_match", "edit") == [5]
 
 
 def test_empty_and_several_tables(tmp_path):

@@ -69,6 +69,7 @@ def test_a_run_writes_its_four_files(world, tmp_path):
     assert content["model"]["name"] == "tiny" and len(content["history"]["alpha"]["0"]) == 2
     assert content["spec"]["settings"]["layers"] == [0, 1] and content["gate"] == {"mode": "off"}
     assert content["peak_rss_bytes"] > 1e7 and content["threads"] >= 1
+    assert content["gpu_peak_bytes"] is None  # on the CPU
     assert set(content["seconds"]) == {"edit", "evaluate", "total"}
     inspection = results.read_inspection(tmp_path)
     assert set(inspection.split) >= {"edit", "rephrase", "locality"} and set(inspection.layer) == {0, 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -289,3 +290,32 @@ def test_a_forked_run_writes_the_rows_of_a_cold_one(tmp_path, monkeypatch):
     finally:
         process.stdin.close()
         process.wait(30)
+
+
+def test_gpus_are_counted_without_starting_them(tmp_path, monkeypatch):
+    """A process that has started CUDA cannot be forked into one that uses it."""
+    seen = {}
+    monkeypatch.setenv(warm.VARIABLE, "")
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
+    monkeypatch.setattr(warm.subprocess, "Popen", lambda *_, **given: seen.update(given["env"]))
+    warm.start()
+    shutil.rmtree(Path(os.environ[warm.VARIABLE]).parent)
+    assert seen["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+
+
+def test_a_job_forked_after_cuda_was_started_is_a_fresh_process(tmp_path):
+    """Same process id, command, folder and files; its status is the command's."""
+    code = """
+import sys
+from types import SimpleNamespace
+from palimpsest import warm
+sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(_is_in_bad_fork=lambda: True))
+print("before", end=" ")
+warm._job(["--version"])
+print("never said")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    wanted = subprocess.run(
+        [sys.executable, "-m", "palimpsest", "--version"], capture_output=True, text=True, check=True
+    )
+    assert (done.returncode, done.stdout) == (0, "before " + wanted.stdout), done.stderr

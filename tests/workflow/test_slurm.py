@@ -57,3 +57,37 @@ def test_a_job_whose_node_breaks_down_is_submitted_again(tmp_path):
     assert done.returncode == 0, text_of(done)[-5000:]
     assert [job["state"] for job in jobs_of(tmp_path)] == ["NODE_FAIL", "COMPLETED", "COMPLETED"]
     assert jobs_of(tmp_path)[0]["comment"] == jobs_of(tmp_path)[1]["comment"] == "rule_grace_toy_points"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "gpus", "feature"),
+    [
+        ((), "1", None),
+        (("covariance:constraint=a100-80gb",), "1", "a100-80gb"),
+        (("covariance:gpu_model=a100",), "a100:1", None),
+    ],
+)
+def test_a_job_on_a_gpu_asks_for_one_and_for_its_kind(tmp_path, asked, gpus, feature):
+    """What the profile's README says. There is no GPU here: the job itself fails, and is not tried again."""
+    done = gpu_job(tmp_path, *(("--set-resources", *asked) if asked else ()))
+    (job,) = jobs_of(tmp_path)
+    assert (job["gpus"], job["C"], job["state"]) == (gpus, feature, "FAILED"), text_of(done)[-5000:]
+
+
+@pytest.mark.slow
+def test_the_kind_of_gpu_is_refused_among_the_free_options(tmp_path):
+    """Why the README names `constraint`, and not `slurm_extra`."""
+    done = gpu_job(tmp_path, "--set-resources", "covariance:slurm_extra='--constraint=a100-80gb'")
+    assert done.returncode and not jobs_of(tmp_path) and "slurm_extra" in text_of(done)
+
+
+def gpu_job(directory, *more: str):
+    """One job that uses the GPU, with everything before it as if it were there."""
+    for name in ("models/smoke-gpt2/manifest.json", "data/smoke-world/corpus.txt"):
+        (directory / "results" / name).parent.mkdir(parents=True)
+        (directory / "results" / name).write_text("{}")
+    target = "results/statistics/smoke-gpt2/covariance.json"
+    return on_cluster(
+        directory, target, "--config", "device=cuda", "--allowed-rules", "covariance", "--retries", "0", *more
+    )

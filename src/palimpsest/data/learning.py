@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.data.in_scope import IN_SCOPE_KINDS, asked_aside, wished
+from palimpsest.data.other_answers import OtherAnswers
 from palimpsest.data.relations import SLOT, Templates, cluster, fill, template_of
 from palimpsest.data.sources import digest
 from palimpsest.data.unrelated import unrelated_questions
@@ -175,6 +176,10 @@ class _Maker:
             group: Templates(_shapes(own[place] for place in places))
             for group, places in self.members.items()
         }
+        self.others: dict[str, OtherAnswers] = {}  # of each relation
+        self.borrowed: dict[
+            str, list[str]
+        ] = {}  # ways of asking that a prompt's template may take from others
         self.left_out: Counter[str] = Counter()
         aside = [
             probe.prompt in self.blocked
@@ -224,24 +229,31 @@ class _Maker:
         """The record's own new answer first, then other classes or answers of the same relation."""
         edit = self.own[place]
         answer = edit.truth or edit.target
-        if self.classes is not None:
-            others = list(self.classes)
-        else:  # an answer that names its subject is taken over with the name of this one
-            others = [
-                text.replace(whose, edit.subject) if whose and edit.subject else text
-                for text, whose in self.said[self.groups[place]]
-            ]
-        others = sorted(set(others) - {answer, edit.target})
         own = [edit.target] if edit.target != answer else []
-        return [*own, *source.sample(others, len(others))][: self.amounts.alternatives]
+        number = self.amounts.alternatives
+        return [*own, *self._others(place).draw(edit.subject, {answer, edit.target}, number, source)][:number]
+
+    def _others(self, place: int) -> OtherAnswers:
+        """What other records of the same relation answer, or the classes."""
+        group = self.groups[place] if self.classes is None else ""
+        if group not in self.others:
+            said = self.said[group] if self.classes is None else [(name, None) for name in self.classes]
+            self.others[group] = OtherAnswers(said)
+        return self.others[group]
 
     def _rephrasings(self, edit: Edit) -> list[str]:
         """The record's own, then ways of asking the same prompt that several other records use."""
         template = template_of(edit.prompt, edit.subject)
-        borrowed = [] if template is None else [w for w, n in self.ways[template].items() if n >= SHARED]
-        texts = [*edit.rephrasings, *(fill(way, edit.subject or "") for way in sorted(borrowed))]
-        free = [text for text in dict.fromkeys(texts) if text != edit.prompt and text not in self.blocked]
-        return free[: self.amounts.rephrasings]
+        if template is not None and template not in self.borrowed:
+            self.borrowed[template] = sorted(way for way, n in self.ways[template].items() if n >= SHARED)
+        ways = self.borrowed[template] if template is not None else []
+        free: dict[str, None] = {}  # in order, each once
+        for text in chain(edit.rephrasings, (fill(way, edit.subject or "") for way in ways)):
+            if len(free) == self.amounts.rephrasings:
+                break
+            if text != edit.prompt and text not in self.blocked:
+                free[text] = None
+        return list(free)
 
     def _outside(self, place: int, source: random.Random) -> list[dict[str, Any]]:
         edit, group = self.own[place], self.groups[place]
@@ -289,7 +301,7 @@ class _Maker:
     ) -> list[int]:
         """Places drawn at random, twice as many as wanted since some fall away; `avoid`: not of this group."""
         if avoid is None:
-            return source.sample(list(places), min(len(places), 2 * number))
+            return source.sample(places, min(len(places), 2 * number))
         drawn = [source.choice(places) for _ in range(4 * number)]
         return [place for place in dict.fromkeys(drawn) if self.groups[place] != avoid or not avoid]
 

@@ -21,6 +21,7 @@ from palimpsest.data.learning import LEARNING_FILE, write_learning
 from palimpsest.data.lifelong_learning import Records, biography_records, document_records, question_records
 from palimpsest.data.lifelong_readers import (
     Item,
+    Items,
     about_file,
     biography_forms,
     document_forms,
@@ -138,7 +139,12 @@ def _questions(settings: LifelongSettings, folder: Path | None) -> Stream:
     source = _stream_source(settings, folder)
     forms = question_forms(settings.empty_rephrasings)
     items = read_items(source, forms, PREFIX["qa"], settings.schema, settings.bad_records)
-    edits, held = split_questions(flatten(items.items, settings)[: settings.pairs], settings)
+    pairs: Sequence[Edit | None]
+    if settings.split == "released":
+        pairs = released_pairs(items, source.records, settings)
+    else:
+        pairs = flatten(items.items, settings)
+    edits, held = split_questions(pairs[: settings.pairs], settings)
     # Two records may ask the same question: what is edited in one cannot be held out in the other.
     edited = {edit.prompt for edit in edits}
     unseen = [pair for pair in held if pair[1].prompt not in edited]
@@ -186,21 +192,48 @@ def flatten(items: Sequence[Item], settings: LifelongSettings) -> list[Edit]:
     return pairs
 
 
+def released_pairs(items: Items, records: Sequence[Any], settings: LifelongSettings) -> list[Edit | None]:
+    """The pairs that the released code counts: repeated phrasings too, and None in the places of a record that is left out.
+
+    Places in its permutation are places in this list, so that whatever were missing here would shift all halves.
+    """
+    edits = {place: item.edit for place, item in zip(items.places, items.items, strict=True)}
+    pairs: list[Edit | None] = []
+    for place, record in enumerate(records):
+        edit = edits.get(place)
+        phrasings = edit.rephrasings if edit is not None else _raw_phrasings(record)
+        more = settings.rephrasings if len(phrasings) >= settings.at_least else 0
+        if edit is None:
+            pairs.extend(None for _ in range(1 + len(phrasings[:more])))
+            continue
+        for number, prompt in enumerate((edit.prompt, *phrasings[:more])):
+            subject = edit.subject if edit.subject and edit.subject in prompt else None
+            pairs.append(Edit(prompt, edit.target, subject, f"{edit.identifier}.{number}"))
+    return pairs
+
+
+def _raw_phrasings(record: Any) -> Sequence[Any]:
+    """Of a record that could not be read: whatever stands where its rephrasings should."""
+    content = record if isinstance(record, Mapping) else {}
+    names = ("filtered_rephrases", "rephrase_prompt", "rephrase")
+    return next((content[name] for name in names if isinstance(content.get(name), list)), [])
+
+
 def split_questions(
-    pairs: Sequence[Edit], settings: LifelongSettings
+    pairs: Sequence[Edit | None], settings: LifelongSettings
 ) -> tuple[list[Edit], list[tuple[str, Edit]]]:
     """The shuffled stream, each edit with the held-out phrasings of its fact, and (fact, held-out pair)."""
     source = random.Random(f"{settings.seed} stream")
-    if settings.split != "phrasings":
-        order = (
-            _permuted(pairs, settings.seed)
-            if settings.split == "released"
-            else source.sample(list(pairs), len(pairs))
-        )
-        taken, held = order[: math.ceil(len(order) / 2)], order[math.ceil(len(order) / 2) :]
+    half, there = math.ceil(len(pairs) / 2), [pair for pair in pairs if pair is not None]
+    if settings.split == "released":
+        permuted = _permuted(pairs, settings.seed)
+        taken, held = _once(permuted[:half]), _once(permuted[half:])
+    elif settings.split == "mixed":
+        mixed = source.sample(there, len(there))
+        taken, held = mixed[:half], mixed[half:]
     else:
         by_fact: dict[str, list[Edit]] = defaultdict(list)
-        for pair in pairs:
+        for pair in there:
             by_fact[fact_of(pair.identifier)].append(pair)
         taken, held = [], []
         for group in by_fact.values():
@@ -215,7 +248,16 @@ def split_questions(
     return edits, [(fact_of(pair.identifier), pair) for pair in held]
 
 
-def _permuted(pairs: Sequence[Edit], seed: int) -> list[Edit]:
+def _once(pairs: Iterable[Edit | None]) -> list[Edit]:
+    """Each phrasing of a fact once, where it comes first; places that hold no pair fall away."""
+    found: dict[tuple[str, str], Edit] = {}
+    for pair in pairs:
+        if pair is not None:
+            found.setdefault((fact_of(pair.identifier), pair.prompt), pair)
+    return list(found.values())
+
+
+def _permuted(pairs: Sequence[Edit | None], seed: int) -> list[Edit | None]:
     import numpy
 
     return [pairs[place] for place in numpy.random.RandomState(seed).permutation(len(pairs))]

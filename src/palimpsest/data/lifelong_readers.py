@@ -55,11 +55,12 @@ class Item:
 
 @dataclass
 class Items:
-    """What a file gave: the items in file order, and the records that were left out and why."""
+    """What a file gave: the items in file order, the numbers of their records (from 0), and the records left out and why."""
 
     form: str
     total: int
     items: list[Item] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def of(self, kind: str) -> list[Item]:
@@ -104,6 +105,7 @@ def read_items(
             continue
         seen |= {item.edit.identifier for item in items}
         found.items += items
+        found.places += [index] * len(items)
     if first is not None and (bad_records == "refuse" or not found.items):
         if len(found.skipped) == 1:
             raise first

@@ -41,7 +41,8 @@ class LifelongSettings:
         empty_rephrasings: "refuse" a record that has none, or keep its "question" alone (GRACE).
         pairs: the first so many (question, answer) pairs are used.
         split: "released" permutes the pairs with numpy's generator of this `seed` and halves them into stream and
-            hold-out: the released code's own halves of its file; "mixed" does so in an order drawn here; "phrasings" halves
+            hold-out: the released code's own halves of its file, in which repeated phrasings and records that are left out
+            keep their places, to fall away afterwards; "mixed" does so in an order drawn here; "phrasings" halves
             the phrasings of each question (as the paper describes it).
         holdout, accurates: largest number of probes of each kind; null keeps all.
         labels: class names in the order of the classifier; null takes those of the source or of the upstream file.

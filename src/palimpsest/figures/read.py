@@ -73,8 +73,12 @@ class Run:
     @cached_property
     def _by_cell(self) -> dict[tuple[str, str, int], pd.Series]:
         """Records once sorted into (metric, split, n_edits): every figure asks for many of them."""
-        # An edit may have several probes of a split: the record's value is their mean.
-        means = self.records.groupby(["metric", "split", "n_edits", "edit"], sort=True)["value"].mean()
+        # An edit may have several probes of a split: the record's value is their mean. Only what this needs is read, and let go
+        # again: whole tables of forty runs of 10,000 edits would take 6 GB.
+        path, by = self.directory / results.RECORDS_FILE, ["metric", "split", "n_edits", "edit"]
+        rows = results.read_table(path, results.RECORDS_SCHEMA, [*by, "value"])
+        means = rows.groupby(by, sort=True)["value"].mean()
+        del rows
         cells = {}
         key: Any  # (metric, split, n_edits)
         for key, values in means.groupby(level=[0, 1, 2], sort=True):

@@ -38,6 +38,15 @@ def free_memory(device: torch.device | str, root: Path = Path("/")) -> int | Non
     return min(known) if known else None
 
 
+def peak_on_gpu(device: torch.device | str) -> int | None:
+    """Most bytes that torch's tensors took on a GPU at one time, so far in this process; None on other devices.
+
+    What CUDA and torch's allocator hold beside it, about half a GB and more, is not counted.
+    """
+    device = torch.device(device)
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
+
+
 def _available(root: Path) -> int | None:
     try:
         lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()

@@ -1,9 +1,10 @@
 """Checkpoints of a run: all it needs to go on after a crash and end with the same rows.
 
-A checkpoint is `step-000012-KEY.safetensors` (tensors) and `step-000012-KEY.json` (plain data, and the digest of the
-tensors), KEY a digest of what the run is. The JSON file is written last, so a checkpoint without it never happened. The
-last two are kept: should the newest be damaged, the one before serves. The last two of other runs in the same folder
-(another seed, other code) stay too, until a run there has ended. Nothing is pickled.
+A checkpoint is `step-000012-KEY.safetensors` (tensors) and `step-000012-KEY.json` (plain data, the digest of the tensors, and
+shape and type of those that are zero throughout, as after a reset: they are not written), KEY a digest of what the run is.
+The JSON file is written last, so a checkpoint without it never happened. The last two are kept: should the newest be damaged,
+the one before serves. The last two of other runs in the same folder (another seed, other code) stay too, until a run there has
+ended. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ from palimpsest.provenance import file_fingerprint
 log = logging.getLogger(__name__)
 
 KEPT = 2
-CUDA = "random.cuda."  # name of a device's random state, before its number
+SMALL = 1024  # bytes
+GPU = "random.gpu"  # name of the random state of the GPU that the model lies on
+
+
+class GpuStateError(RuntimeError):
+    """A GPU does not take its random state. A RuntimeError of its own, so that it never counts as damage (files.py)."""
 
 
 @dataclass
@@ -74,8 +80,11 @@ class Checkpoints:
         tensors = {
             name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()
         }
-        write_atomic(tensors_path, lambda temporary: save_file(tensors, temporary))
+        zeros = {name: _form(tensor) for name, tensor in tensors.items() if _is_zero(tensor)}
+        kept = {name: tensor for name, tensor in tensors.items() if name not in zeros}
+        write_atomic(tensors_path, lambda temporary: save_file(kept, temporary))
         content = {"key": self.key, "tensors": file_fingerprint(tensors_path), "plain": checkpoint.plain}
+        content["zeros"] = zeros
         write_json(plain_path, content, indent=None)
         for old in self._steps()[:-KEPT]:
             self.drop(old)
@@ -105,8 +114,17 @@ class Checkpoints:
                     raise PalimpsestError(
                         f"file {tensors_path} is not the one that {plain_path} was written with"
                     )
-                return Checkpoint(step, load_file(tensors_path), content["plain"])
-            except (PalimpsestError, SafetensorError, OSError, KeyError, TypeError) as error:
+                tensors = load_file(tensors_path)
+                tensors |= {name: _zeros(*form) for name, form in content.get("zeros", {}).items()}
+                return Checkpoint(step, tensors, content["plain"])
+            except (
+                PalimpsestError,
+                SafetensorError,
+                OSError,
+                LookupError,
+                AttributeError,
+                TypeError,
+            ) as error:
                 if not proves_damage(error):
                     raise unreadable_now(plain_path, error) from error
                 log.warning("checkpoint of step %d is not used: %s", step, error)
@@ -150,13 +168,32 @@ class Checkpoints:
         return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
 
 
-def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """State of every global source of random numbers (torch, numpy, Python), as tensors and plain data."""
+def _is_zero(tensor: torch.Tensor) -> bool:
+    """Whether every bit of a tensor in main memory is 0 (-0.0 is kept); small ones are not worth a look."""
+    return tensor.nbytes > SMALL and not bool(tensor.reshape(-1).view(torch.uint8).any())
+
+
+def _form(tensor: torch.Tensor) -> tuple[list[int], str]:
+    return list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+
+
+def _zeros(shape: list[int], dtype: str) -> torch.Tensor:
+    return torch.zeros(shape, dtype=getattr(torch, dtype))
+
+
+def random_state(
+    device: torch.device | None = None,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """State of every global source of random numbers (torch, numpy, Python), as tensors and plain data.
+
+    Args:
+        device: where the model lies. Of the GPUs only this one has a say: the others are those of other jobs.
+    """
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     words_of_numpy = np.asarray(keys, dtype=np.int64)
     tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(words_of_numpy)}
-    for number, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
-        tensors[f"{CUDA}{number}"] = state
+    if device is not None and device.type == "cuda":
+        tensors[GPU] = torch.cuda.get_rng_state(device)
     version, words, python_gauss = random.getstate()
     plain = {
         "python": [version, list(words), python_gauss],
@@ -165,18 +202,25 @@ def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, plain
 
 
-def set_random_state(tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
-    """Put back what `random_state` gave."""
+def set_random_state(
+    tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any], device: torch.device | None = None
+) -> None:
+    """Put back what `random_state` gave; `device`: where the model lies now, whatever number it has among the visible ones.
+
+    Raises:
+        GpuStateError: the GPU does not take its state, which says nothing about the state.
+    """
     torch.set_rng_state(tensors["random.torch"])
     name, position, has_gauss, gauss = plain["numpy"]
     keys = tensors["random.numpy"].numpy().astype(np.uint32)
     np.random.set_state((name, keys, position, has_gauss, gauss))
     version, words, python_gauss = plain["python"]
     random.setstate((version, tuple(words), python_gauss))
-    # By number: as text, device 10 would come before device 2 and get its state.
-    numbers = sorted(int(name.removeprefix(CUDA)) for name in tensors if name.startswith(CUDA))
-    if numbers and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([tensors[f"{CUDA}{number}"] for number in numbers])
+    if GPU in tensors and device is not None and device.type == "cuda":
+        try:
+            torch.cuda.set_rng_state(tensors[GPU].cpu(), device)
+        except (LookupError, RuntimeError, AssertionError) as error:
+            raise GpuStateError(f"cuda: {device} does not take its random state ({error})") from error
 
 
 def seed_everything(seed: int) -> None:

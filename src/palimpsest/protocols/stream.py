@@ -157,7 +157,8 @@ def resumed(
     Raises:
         PalimpsestError: memory, a disk or a device failed while one was taken over: it is kept.
     """
-    tensors, plain = random_state()
+    device = stream.editor.model.device
+    tensors, plain = random_state(device)
     while checkpoints is not None and (found := checkpoints.latest()) is not None:
         try:
             progress = _restored(stream, found, kind)
@@ -176,7 +177,7 @@ def resumed(
             log.warning("checkpoint of step %d is not used, it is of another form: %r", found.step, error)
             checkpoints.drop(found.step)
             stream.editor.reset()
-            set_random_state(tensors, plain)
+            set_random_state(tensors, plain, device)
             continue
         log.info("%s goes on after %d edits", stream.run, progress.done)
         return progress
@@ -192,7 +193,7 @@ def _restored(stream: Streamed, found: Checkpoint, kind: type[SomeProgress]) -> 
     }
     stream.editor.load_state(EditorState(tensors, found.plain["editor"]))
     # Last: loading may draw random numbers.
-    set_random_state(found.tensors, found.plain["random"])
+    set_random_state(found.tensors, found.plain["random"], stream.editor.model.device)
     return progress
 
 
@@ -202,7 +203,7 @@ def keep(stream: Streamed, progress: Progress, checkpoints: Checkpoints | None) 
     if checkpoints is None or not (leaving or checkpoints.due()) or progress.done >= len(stream.edits):
         return
     state = stream.editor.state()
-    tensors, random_plain = random_state()
+    tensors, random_plain = random_state(stream.editor.model.device)
     tensors.update({f"{EDITOR_PREFIX}{name}": tensor for name, tensor in state.tensors.items()})
     plain = {"progress": progress.to_plain(), "editor": state.plain, "random": random_plain}
     checkpoints.save(Checkpoint(progress.step, tensors, plain))

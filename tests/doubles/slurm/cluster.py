@@ -35,7 +35,7 @@ def sbatch(arguments: list[str]) -> None:
         "--cpus-per-task",
         "--gpus",
         "-D",
-        "--constraint",
+        "-C",
     ):
         parser.add_argument(name)
     given = parser.parse_args(arguments)
