@@ -40,6 +40,7 @@ METHOD_COLOURS = {
     ("mend", "toolkit"): "#A9D6F0",
     ("mend", "only_alpha"): "#4B6B7A",
     ("serac", "default"): "#B8A100",
+    ("serac", "packaged"): "#B8A100",
     ("serac", "random_negatives"): "#C8553D",
     ("serac", "diagonal"): "#E08BA8",
     ("serac", "short"): "#6FB1BC",
