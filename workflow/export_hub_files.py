@@ -6,7 +6,7 @@
 
 COMMIT: 40 hexadecimal digits, of the data set's branch `refs/convert/parquet`, which the hub makes of every public data set. It
 holds no code, so that data sets that are scripts (`stas/openwebtext-10k`) can be read with a present version of `datasets`.
-Needs the network and the extra `hub`.
+Needs the network.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,20 @@ def test_who_cites_the_specification_names_its_page():
         pages = re.findall(r"docs/spec/\w+\.md", text)
         assert pages or not re.search(r"\b[Ss]pec(, section| quirk)? \w?\d|\(Q\d", text), file.name
         assert all((ROOT / page).is_file() for page in pages), file.name
+
+
+def test_extras_that_are_named_exist():
+    """In messages, comments and documents: what to install, and "the extra" with its name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = set()
+    folders = [ROOT / name for name in ("config", "docs", "profiles", "src", "workflow")]
+    files = [ROOT / "README.md", *(file for folder in folders for file in folder.rglob("*"))]
+    for file in files:
+        if file.suffix in (".md", ".py", ".yaml", ".smk"):
+            text = " ".join(file.read_text(encoding="utf-8").split())
+            named |= set(re.findall(r"\bextra `(\w+)`", text))
+            named |= {name for group in re.findall(r'"\.\[([\w,]+)\]"', text) for name in group.split(",")}
+    assert named >= {"court", "slurm"} and named <= set(project["optional-dependencies"]), named
 
 
 def test_style_is_clean():
