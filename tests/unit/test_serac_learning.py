@@ -278,7 +278,7 @@ def test_settings_that_the_mixture_does_not_use_are_named(caplog):
     for name in ("cf_steps = 1", "negatives = 'every'"):
         assert f"objective: mixture: the setting {name} has no effect" in caplog.text
     for _ in range(2):
-        assert float(made.step(draws)["total"]) == float(plain.step(draws)["total"])
+        assert made.step(draws)["total"].item() == plain.step(draws)["total"].item()
 
 
 def test_replies_that_the_edit_makes_wrong_become_unlikely():
