@@ -121,7 +121,6 @@ def test_articles_are_drawn_by_seed_and_the_rest_of_the_split_is_not_read(monkey
 
 def test_a_split_in_hub_format_is_looked_up_row_by_row(tmp_path, monkeypatch):
     """The library itself, on a directory that lies where the id says."""
-    pytest.importorskip("datasets")
     (tmp_path / "own" / "text").mkdir(parents=True)
     rows = "".join(json.dumps({"text": f"article number {n}"}) + "\n" for n in range(30))
     (tmp_path / "own" / "text" / "train.jsonl").write_text(rows)

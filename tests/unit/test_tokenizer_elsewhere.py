@@ -129,8 +129,10 @@ def test_missing_packages_are_those_that_cannot_be_imported(monkeypatch):
 
 
 def test_a_sentencepiece_tokenizer_is_read_with_the_extra(tmp_path):
-    sentencepiece = pytest.importorskip("sentencepiece", reason="extra t5")
-    pytest.importorskip("google.protobuf", reason="extra t5")
+    sentencepiece = pytest.importorskip(
+        "sentencepiece", reason="the extra `t5` (SentencePiece files) is not installed"
+    )
+    pytest.importorskip("google.protobuf", reason="the extra `t5` (SentencePiece files) is not installed")
     from tiny import TEXTS
 
     network("t5").save_pretrained(tmp_path)
