@@ -22,6 +22,7 @@ COMMON = {
     "lam": 5.0,
     "context_lengths": [[6, 3]],
 }
+NAMES = ["memit", "comeba_hk", "rome", "ft"]  # whose removal and saved states are tested here
 
 
 def editor(model, name="memit", seed=0, **extra):
@@ -92,7 +93,7 @@ def test_memit_of_one_layer_is_its_closed_form(gpt2):
     assert expected.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["memit", "comeba_hk", "rome", "ft"])
+@pytest.mark.parametrize("name", NAMES)
 def test_remove_gives_back_the_model_bit_for_bit(model, name):
     """Whatever was done in between."""
     before = {key: value.clone() for key, value in model.network.state_dict().items()}
@@ -108,7 +109,7 @@ def test_remove_gives_back_the_model_bit_for_bit(model, name):
         assert torch.equal(value, before[key]), key
 
 
-@pytest.mark.parametrize("name", ["memit", "comeba_hk", "rome", "ft"])
+@pytest.mark.parametrize("name", NAMES)
 def test_state_goes_round(gpt2, name, tmp_path):
     """Save, load into a fresh editor on a fresh model: the same answers, and the same next step."""
     from palimpsest.editors.base import load_state, save_state

@@ -9,6 +9,7 @@ from tiny import random_statistics, saved_world, some_edits, tiny_model
 from untrained_mend import untrained
 
 from palimpsest import Edit, make_editor, results
+from palimpsest.editors import editor_class
 from palimpsest.editors.base import EditorState
 from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.errors import DivergedEdit
@@ -41,8 +42,9 @@ def built(name, model, **changes):
     settings = {**GOOD[name], **changes}
     if name == "mend":
         return make_editor("mend", model, trained=untrained(model))
-    needs = name.split()[0] in ("memit", "comeba_hk", "rome")
-    return make_editor(name.split()[0], model, settings, random_statistics(model, (1, 2)) if needs else None)
+    kind = name.split()[0]
+    needs = editor_class(kind).needs_statistics
+    return make_editor(kind, model, settings, random_statistics(model, (1, 2)) if needs else None)
 
 
 def content_of(editor):

@@ -178,11 +178,9 @@ def _scale(axis: Axes, points: Sequence[dict[str, Any]], shown: str) -> None:
     lowest = min((min(point["mean"], point.get("low", 0.0)) for point in points), default=0.0)
     style.unit_axis(axis)
     if lowest < -0.03:
-        floor = -1.0 if lowest < -0.5 else -0.5
-        axis.set_ylim(floor - 0.03, 1.03)
-        axis.set_yticks(
-            [floor, 0, 0.5, 1], [f"{floor:g}".replace("-", "−").replace("0.5", ".5"), "0", ".5", "1"]
-        )
+        below = [(-1.0, "−1"), (-0.5, "−.5")] if lowest < -0.5 else [(-0.5, "−.5")]
+        axis.set_ylim(below[0][0] - 0.03, 1.03)
+        axis.set_yticks(*zip(*below, (0, "0"), (0.5, ".5"), (1, "1"), strict=True))
 
 
 def _sizes_axis(axes: Sequence[Axes], measured: Sequence[int]) -> None:
@@ -311,7 +309,8 @@ def draw_cost(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) 
         words = [
             simultaneous.counts(runs),
             "Left: median over batches of the wall-clock seconds of a batch per edit, mean over seeds; right: what the editor "
-            "keeps (edited weights, or stored edits and their states).",
+            "keeps: of a method that writes, the edited weights; of one that stores edits, these and what was computed of them; of SERAC "
+            "the texts and its two trained networks.",
             lifelong_captions.bands(runs),
             "Training of the learned editors is not in it. Times depend on the machine; compare methods, not numbers.",
         ]
