@@ -130,6 +130,11 @@ def fabricate_stream(
              "before": "Ben", "after": "Ada" if split == "edit" else "Ben"}
             for split in ("edit", "upstream")
         ]  # fmt: skip
+        if editor == "grace":
+            history["shared_keys"] = [
+                {"key": 4, "radius": 2.5, "answer": "Ada", "edits": 7, "prompts": [f"who made {i}" for i in range(6)]},
+                {"key": 1, "radius": 1.25, "answer": "Ben", "edits": 2, "prompts": ["who sold it", "it was sold by"]},
+            ]  # fmt: skip
         history["edit_seconds"] = [round(float(t), 5) for t in generator.gamma(20, middle / 20, n_edits)]
         directory = root / "runs" / run / f"seed={seed}"
         results.write_metrics(directory / results.METRICS_FILE, content.metrics)

@@ -13,7 +13,7 @@ from palimpsest.editors.base import load_state, save_state
 from palimpsest.edits import Edit
 from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.models.objectives import encode, row_losses, say
-from palimpsest.protocols.lifelong_notes import Checks
+from palimpsest.protocols.lifelong_notes import Checks, shared_keys
 
 OTHERS = ["Port Velden Bay lies", "I say so", "Ben Tolvek lives in Marrin, therefore"]
 
@@ -178,6 +178,23 @@ def test_undo_of_a_shared_key_moves_nothing_and_takes_nothing_from_others(bert):
     assert book.taught[0].edits == ["c"]
     assert book.forget("c").deleted == 1
     assert [taught.edits for taught in book.taught] == [["d"], ["b"]]
+
+
+def test_a_run_notes_which_inputs_share_a_key(bert):
+    """Entries of several edits, largest first, with the prompts of these; one of a single edit is not among them."""
+    used = grace(bert, radius=1e9)  # everything of one class lands in one ball
+    edits = edits_for(bert)
+    edits = [replace(edit, target=LABELS[0 if i else 1]) for i, edit in enumerate(edits)]
+    assert used.edit(edits).applied == [edit.identifier for edit in edits]
+    held = [taught.edits for taught in used.codebook.taught]
+    noted = shared_keys(used, edits)
+    assert [note["edits"] for note in noted] == sorted(
+        (len(own) for own in held if len(own) > 1), reverse=True
+    )
+    largest = max(held, key=len)
+    assert len(largest) > 1 and noted[0]["answer"] == LABELS[0]
+    assert noted[0]["prompts"] == [edit.prompt for edit in edits if edit.identifier in largest]
+    assert shared_keys(make_editor("ft", bert, {"layer": 1, "loss": "own"}), edits) == []
 
 
 def test_reverting_an_edit_that_was_taught_again_gives_it_back_what_it_shared(bert):

@@ -207,6 +207,22 @@ def test_examples_are_what_was_said(runs, tmp_path):
     assert "| …" in (tmp_path / "grace_examples.md").read_text()
 
 
+def test_shared_keys_are_what_the_runs_noted(runs, tmp_path):
+    """One run of each method and task; the csv has all prompts, the table the first three of an entry."""
+    figures.draw("grace_shared_keys", _spec("shared_keys_table", methods=BOTH), runs["main"], tmp_path)
+    table = pd.read_csv(tmp_path / "grace_shared_keys.csv")
+    assert len(table) == 3 * 2 * 2 and set(table["seed"]) == {0}
+    assert table["edits"].tolist() == [7, 2] * 6 and table["prompts"][0].count("\n") == 5
+    shown = (tmp_path / "grace_shared_keys.md").read_text()
+    assert "| 7 | 2.5 | Ada | who made 0 |" in shown and "who made 2" in shown and "who made 3" not in shown
+
+
+def test_no_shared_key_is_said_so(runs, tmp_path):
+    """Methods without a codebook noted none: no table of nothing, and no error in the middle of a workflow."""
+    figures.draw("grace_shared_keys", _spec("shared_keys_table", methods=MAIN[:1]), runs["main"], tmp_path)
+    assert "No entry holds several edits" in (tmp_path / "grace_shared_keys.md").read_text()
+
+
 def test_curves_are_the_runs_own_rows(runs, tmp_path):
     figures.draw("grace_stream", _spec("stream_curves"), runs["main"], tmp_path)
     points = pd.read_csv(tmp_path / "grace_stream.csv")
@@ -264,10 +280,8 @@ def test_sweep_has_a_cell_per_block_and_radius(runs, tmp_path):
     value = cells.query("block == 4 and radius == 1.0")["mean"].iloc[0]
     rows = _rows(runs["sweep"], "sweep-4-2", "stream", "keys").query("step == 80")["value"]
     assert value == pytest.approx(rows.mean())
-    assert set(points.query("panel == 'line'")["block"]) == {2}
-    figures.draw("grace_sweep", {**spec, "options": {"block": 4}}, runs["sweep"], tmp_path)
-    assert set(pd.read_csv(tmp_path / "grace_sweep.csv").query("panel == 'line'")["block"]) == {4}
-    assert "block 4 (the default)" in (tmp_path / "grace_sweep.caption.md").read_text()
+    lines = points.query("panel == 'line' and quantity == 'keys'")
+    assert set(lines["block"]) == {2, 4} and set(lines["radius"]) == {0.25, 0.5, 1.0}
     with pytest.raises(DataError, match="one task"):
         figures.draw("it", _spec("radius_sweep", methods=BOTH), runs["main"], tmp_path)
 

@@ -347,7 +347,7 @@ def _words(
         shown = f"{len(test.metrics) * len(test.datasets)} comparisons"
     seeds = f"{sum(value > 0 for value in values)} of {len(values)} seeds positive"
     bar = float(test.part.get("above", 0))
-    name = f"statistic (above {bar:+g})" if bar else "statistic"
+    name = f"margin over {bar:+g}:" if bar else "statistic"
     return f"{shown}; {name} {np.mean(values):+.3f} [{low:+.3f}, {high:+.3f}], {seeds}".replace(
         "-0.000", "+0.000"
     )

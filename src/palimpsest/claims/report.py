@@ -53,7 +53,8 @@ def markdown(judged: Judged, spec: dict[str, Any]) -> str:
         "*holds*: in every seed, and the interval excludes the opposite; *fails*: the other way round; "
         "*undecided*: anything else, or fewer than 20 records a seed; *not run*: a needed run or editor is missing, or "
         "the model failed the gate that an editor needs; *as printed*: the papers' tables say so, nothing was measured here. "
-        "A statistic is positive where the claim is right. In brackets: bootstrap interval over "
+        "A statistic is positive where the claim is right; where the claim names a bound, it is the margin over it. "
+        "In brackets: bootstrap interval over "
         "records, the same ones resampled in all seeds. MEND and SERAC were trained once for each model and data set: intervals "
         "say nothing about another training. Numbers of keys, seconds, means whose records were not kept, and shapes of a sweep "
         "(a rank correlation, the worst block) have none to draw from: theirs is the range of the seeds, and a single seed "
@@ -81,7 +82,7 @@ def markdown(judged: Judged, spec: dict[str, Any]) -> str:
 # What a statistic is where it is no sum of the means that the test's line shows.
 SHAPES = {
     "majority": "the comparison that decides a majority",
-    "slope": "slope per 100 edits",
+    "slope": "slope per 100 edits, with the sign that makes the claim positive",
     "level": "change along the stream, against its limit",
     "early_drop": "fall at the beginning of the stream",
     "steadiest": "range along the stream, against the others' smallest",

@@ -106,7 +106,7 @@ def outcome(
     `drawn`: `low` and `high` are of a bootstrap over records; otherwise they are the lowest and highest seed.
     """
     above, mean = float(test.part.get("above", 0)), sum(values) / len(values)
-    name = f"statistic (above {above:+g})" if above else "statistic"
+    name = f"margin over {above:+g}:" if above else "statistic"
     positive = f"{sum(value > 0 for value in values)} of {len(values)} seeds positive"
     interval = f"[{low:+.3g}, {high:+.3g}]" if drawn else f"(seeds {low:+.3g} to {high:+.3g})"
     text = f"{words}; {name} {mean:+.3g} {interval}, {positive}"

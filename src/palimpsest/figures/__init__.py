@@ -28,6 +28,7 @@ DRAWERS: dict[str, str] = {
     "lifelong_table": "palimpsest.figures.lifelong_table:draw",
     "data_table": "palimpsest.figures.data_table:draw",
     "examples_table": "palimpsest.figures.examples:draw",
+    "shared_keys_table": "palimpsest.figures.examples:draw_shared_keys",
     "stream_curves": "palimpsest.figures.stream_curves:draw",
     "radius_sweep": "palimpsest.figures.radius_sweep:draw",
     "codebook_keys": "palimpsest.figures.codebooks:draw_keys",
@@ -47,6 +48,7 @@ TABLE_DRAWERS = frozenset(
         "lifelong_table",
         "data_table",
         "examples_table",
+        "shared_keys_table",
         "crossover_table",
         "success_table",
     }

@@ -220,6 +220,11 @@ def legend(figure: Figure, methods: Sequence[Method], points: Sequence[dict[str,
                     label=method.title if measured else f"{method.title}, printed",
                 )
             )  # fmt: skip
+    if any({"measured", "printed"} <= sources for sources in drawn.values()):
+        label = "that method, as printed"
+        handles.append(
+            Line2D([], [], color=style.INK, ls=":", marker="o", mfc="white", mew=1.0, ms=5.6, label=label)
+        )
     figure.legend(
         handles=handles,
         loc="outside upper center",
@@ -236,6 +241,7 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], names: Sequence[str], po
         _coincide(points),
         captions.intervals((spec.get("options") or {}).get("level", LEVEL)),
         captions.trained_once(runs),
+        captions.measured_radii(runs),
         "Where all edits of a seed make one batch, the interval is of its records and says nothing about other batches.",
     ]
     printed = points[points["source"] == "printed"]
@@ -309,8 +315,8 @@ def draw_cost(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) 
         words = [
             simultaneous.counts(runs),
             "Left: median over batches of the wall-clock seconds of a batch per edit, mean over seeds; right: what the editor "
-            "keeps: of a method that writes, the edited weights; of one that stores edits, these and what was computed of them; of SERAC "
-            "the texts and its two trained networks.",
+            "keeps: of a method that writes, the edited weights; of one that stores edits, these and what was computed of "
+            "them; of SERAC the texts and its two trained networks.",
             lifelong_captions.bands(runs),
             "Training of the learned editors is not in it. Times depend on the machine; compare methods, not numbers.",
         ]

@@ -138,7 +138,22 @@ def trained_once(runs: Sequence[Run]) -> str:
     if not learned:
         return ""
     names = " and ".join(name.upper() for name in learned)
-    return f"{names}: one training for each model and data set, on other facts; seeds vary the edits."
+    sizes = {int(run.settings.get("k_train", 1)) for run in runs if run.spec["editor"] == "mend"} - {1}
+    batches = f" MEND trained on batches: of {_list(map(str, sizes))} edits." if sizes else ""
+    return (
+        f"{names}: one training for each model and data set, on other facts; seeds vary the edits.{batches}"
+    )
+
+
+def measured_radii(runs: Sequence[Run]) -> str:
+    """LU's radius is measured in each run, on other prompts where a run has another number of edits."""
+    own = [run for run in runs if run.spec["editor"] == "lu" and run.settings.get("radius_ratio") is not None]
+    return (
+        "LU's radius is measured anew in each run, on prompts that the run does not edit, and so differs between runs of "
+        "different numbers of edits."
+        if own
+        else ""
+    )
 
 
 def alpha_words(runs: Sequence[Run]) -> str:
@@ -150,7 +165,7 @@ def alpha_words(runs: Sequence[Run]) -> str:
     start = f"({starts.pop()})" if len(starts) == 1 else "(of each line)"
     words = (
         f"α starts at α₀ {start} and is lowered after every batch, for each hooked layer, to the smallest of the edit "
-        "prompts' largest z-scores"
+        "prompts' largest z-scores, as the unedited model's pass shows them at that moment"
     )
     return words + (
         "; fixed: it stays at α₀." if any(run.settings.get("fixed_alpha") for run in hooked) else "."

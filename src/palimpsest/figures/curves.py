@@ -327,9 +327,12 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
             "beyond these runs."
         )
     if options.get("swap_rate"):
-        words.append("Swap rate: share of locality prompts in which a hook layer swaps any token.")
+        words.append(
+            "Swap rate: share of locality prompts in which a hook layer swaps any token; a swap away from the subject may "
+            "change no answer."
+        )
     if any(point["source"] == UNEDITED.editor for point in points):
         words.append("Dotted: the unedited model, on all of a run's edits.")
     if options.get("series") == "alpha":
-        words.append(captions.alpha_words(runs))
+        words += [captions.alpha_words(runs), "Where lines lie on each other, their α₀ made no difference."]
     return captions.caption(spec, *words)

@@ -14,6 +14,7 @@ from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.published import find_printed
 
 METRICS = ("reliability", "generality", "locality")
+HALF = 0.5  # of the best reliability of its block: a row below it is not praised for what it kept
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
@@ -118,12 +119,13 @@ def layout(points: pd.DataFrame, methods: Sequence[Method]) -> tables.Table:
 
 def _best(part: pd.DataFrame) -> set[tuple[str, str]]:
     """(method, metric) of the best measured values. What changes nothing keeps everything: locality counts only in rows
-    whose reliability lies above the unedited model's with its whole interval.
+    whose reliability lies above the unedited model's with its whole interval, and is at least half of the best one.
     """
     measured = part[(part["status"] == "measured") & (part["editor"] != UNEDITED.editor)]
     reliability = part[part["metric"] == "reliability"].set_index("method")
     if UNEDITED.title in reliability.index:
         works = reliability["low"] > reliability.loc[UNEDITED.title, "mean"]
+        works &= reliability["mean"] >= HALF * reliability["mean"].max()
         measured = measured[(measured["metric"] != "locality") | measured["method"].map(works)]
     return {
         (str(point["method"]), str(metric))
@@ -137,7 +139,7 @@ def _cells(point: pd.Series) -> list[str]:
     printed = point["printed"] if isinstance(point["printed"], str) else nothing
     if point["status"] != "measured":
         return ["not run" if nothing else "", printed, ""]
-    measured = f"{point['mean']:.3f} [{point['low']:.2f}, {point['high']:.2f}]"
+    measured = f"{point['mean']:.3f} [{point['low']:.3f}, {point['high']:.3f}]"
     difference = f"{point['difference']:+z.3f}".replace("-", "−") if pd.notna(point["difference"]) else ""
     return [measured, printed, difference]
 
@@ -168,7 +170,10 @@ def _words(
     bold = "Bold: the best measured value of its block"
     if (points["editor"] == UNEDITED.editor).any():
         words.append("Unedited: the same prompts before any edit.")
-        bold += ", of locality among the rows whose reliability lies above the unedited model's with its whole interval"
+        bold += (
+            ", of locality among the rows whose reliability lies above the unedited model's with its whole interval and is at "
+            "least half of the best"
+        )
     words.append(f"{bold}. A dash: the paper prints no number.")
     return words
 

@@ -42,7 +42,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             "Rows with the same λ differ only in the method.",
             _pair_words(points),
             captions.intervals(level, "Bars"),
-            "Small ticks: the seeds' own means.",
+            "Small hollow dots: the lowest and the highest seed's own mean.",
         )
         write_text(out / f"{name}.md", _markdown(points) + "\n" + caption)
         return [
@@ -155,10 +155,12 @@ def _panel(axis: Axes, rows: pd.DataFrame, names: bool) -> None:
             [point["seed_low"], point["seed_high"]],
             [position] * 2,
             ls="none",
-            marker="|",
-            ms=6,
-            color=point["colour"],
-            mew=0.9,
+            marker="o",
+            ms=3,
+            mfc="white",
+            mec=point["colour"],
+            mew=0.8,
+            zorder=2.5,  # under the mean
         )
         axis.plot(
             [point["mean"]],
@@ -168,6 +170,7 @@ def _panel(axis: Axes, rows: pd.DataFrame, names: bool) -> None:
             mec="white",
             mew=0.6,
             ms=5.5,
+            zorder=3,
         )
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_yticks(range(len(rows)), list(rows["row"]) if names else [""] * len(rows))
@@ -209,4 +212,4 @@ def _markdown(points: pd.DataFrame) -> str:
 
 
 def _measured(point: dict[Any, Any]) -> str:
-    return f"{float(point['mean']):.3f} [{float(point['low']):.2f}, {float(point['high']):.2f}]"
+    return f"{float(point['mean']):.3f} [{float(point['low']):.3f}, {float(point['high']):.3f}]"

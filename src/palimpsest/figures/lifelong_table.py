@@ -12,7 +12,7 @@ import pandas as pd
 from palimpsest.figures import captions, lifelong, lifelong_captions, read, tables
 from palimpsest.figures.lifelong import LOWER_IS_BETTER, PRINTED, Spread
 from palimpsest.figures.read import UNEDITED, Method, Run
-from palimpsest.published import PrintedValue, find_printed
+from palimpsest.published import PrintedValue, find_printed, load_table
 
 # Heading -> quantity; the third column is the average of both retentions, or ARR in the generation task.
 COLUMNS = ("TRR", "ERR", "Avg or ARR", "edits", "keys", "s / edit")
@@ -242,7 +242,7 @@ def _words(
     ]
     words.append(captions.trained_once(runs))
     if points["printed"].notna().any():
-        words.append("Printed numbers are the paper's, on its models and data.")
+        words += ["Printed numbers are the paper's, on its models and data.", _elsewhere(spec)]
     if (points["evidence"] == "unchecked").any():
         words.append(lifelong_captions.unchecked())
     missing = [
@@ -263,6 +263,23 @@ def _words(
         )
     words.append(_memory(runs, methods))
     return words
+
+
+def _elsewhere(spec: dict[str, Any]) -> str:
+    """What others measured with the released code, on the task that the paper calls SCOTUS."""
+    table = spec["options"]["published"].get("elsewhere")
+    found = {
+        cell.metric: cell
+        for cell in (load_table(table) if table else ())
+        if (cell.dataset, cell.model, cell.method) == ("SCOTUS", "BERT", "GRACE")
+    }
+    if not found:
+        return ""
+    trr, err, edits = (found[metric].shown for metric in ("trr", "err", "edits"))
+    first = found["trr"]
+    return (
+        f"Of GRACE on SCOTUS, {first.note} had TRR {trr} and ERR {err} after {edits} edits ({first.paper})."
+    )
 
 
 def _memory(runs: Sequence[Run], methods: Sequence[Method]) -> str:

@@ -69,6 +69,11 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             "The three definitions judge the same edited models; numbers made by different ones cannot be "
             "compared.",
         ]
+        if any(run.spec["editor"] == "comeba_hk" for run in runs):
+            words.append(
+                "COMEBA-HK's hooks decide over the whole row: teacher-forced, the row holds the whole answer; in free generation "
+                "only what was said so far. So generation can be right where the forced answer is not."
+            )
         return style.save_figure(figure, name, out, pd.DataFrame(points), captions.caption(spec, *words))
 
 

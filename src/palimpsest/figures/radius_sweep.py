@@ -32,7 +32,7 @@ def radius_words(relative: bool) -> str:
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
-    """Above: radius x block at the end of the stream; below: along the stream at one block, a line per radius."""
+    """Above: radius x block at the end of the stream; below: along the stream, a row per block, a line per radius."""
     runs = read.select(spec, run_dirs)
     places = lifelong.places_of(spec, runs)
     if len(places) > 1:
@@ -47,31 +47,29 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     relative = radius_of(runs[0])[1]
     blocks = sorted({int(run.settings["layer"]) for run in runs})
     radii = sorted({radius_of(run)[0] for run in runs})
-    counted = {
-        block: len({radius_of(r)[0] for r in runs if r.settings["layer"] == block}) for block in blocks
-    }
-    wanted = (spec.get("options") or {}).get("block")
-    block = (
-        wanted
-        if wanted in blocks
-        else max(blocks, key=lambda b: (counted[b], -abs(b - np.median(blocks)), -b))
-    )
     points: list[dict[str, Any]] = []
     with style.house_style():
-        figure = style.new_figure(style.WIDTH + 0.9, 1.25 + 0.3 * len(blocks) + 2.2)
+        figure = style.new_figure(style.WIDTH + 0.9, 1.6 + (0.3 + 1.55) * len(blocks))
         axes = figure.subplots(
-            2, len(quantities), squeeze=False, height_ratios=[0.35 + 0.24 * len(blocks), 1.75]
+            1 + len(blocks),
+            len(quantities),
+            squeeze=False,
+            height_ratios=[0.35 + 0.24 * len(blocks), *[1.3] * len(blocks)],
         )
         for column, quantity in enumerate(quantities):
             points += _grid(axes[0][column], runs, quantity, blocks, radii, places[0][0])
-            points += _lines(axes[1][column], runs, quantity, block, radii, places[0][0])
+            for row, block in enumerate(blocks, start=1):
+                points += _lines(axes[row][column], runs, quantity, block, radii, places[0][0])
+            _one_scale(axes[1:, column])
+            axes[-1][column].set_xlabel("edits made", labelpad=2)
             axes[0][column].set_title(lifelong.TITLES[quantity], pad=7)
             axes[0][column].set_xlabel(radius_words(relative), labelpad=3)
         axes[0][0].set_ylabel("edited block", labelpad=6)
-        axes[1][0].set_ylabel(f"block {block}", fontweight="bold", labelpad=6)
+        for row, block in enumerate(blocks, start=1):
+            axes[row][0].set_ylabel(f"block {block}", fontweight="bold", labelpad=6)
         title = "initial " + radius_words(relative).removeprefix("initial ")
         figure.legend(
-            *axes[1][0].get_legend_handles_labels(),
+            *_every_line(axes[1:, 0], radii),
             loc="outside lower center", ncols=len(radii), title=title, title_fontsize=8,
         )  # fmt: skip
         style.panel_letters([axis for row in axes for axis in row])
@@ -80,9 +78,8 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             lifelong_captions.streams(runs),
             lifelong_captions.scores(runs),
             lifelong_captions.legend(quantities),
-            "Above: after the whole stream, mean over seeds; a darker cell is a higher number, on each panel's own scale. "
-            + ("Fewer keys are better. " if "keys" in quantities else "")
-            + f"Below: block {block}{' (the default)' if block == wanted else ''}, a line per radius, dotted the unedited model.",
+            "Above: after the whole stream, mean over seeds; a darker cell is better (of keys and perplexities: lower), on each "
+            "panel's own scale. Below: a row per block, a line per radius, dotted the unedited model.",
             lifelong_captions.bands(runs),
             "Blocks count from 0."
             + (
@@ -127,7 +124,8 @@ def _grid(
         else Normalize(min(low, high - 0.1), high)
     )
     colours = matplotlib.colormaps["BuPu"]
-    shades = np.array(norm(np.ma.masked_invalid(values)).filled(np.nan)) * 0.72 + 0.06
+    shades = np.array(norm(np.ma.masked_invalid(values)).filled(np.nan))
+    shades = (1 - shades if logarithmic else shades) * 0.72 + 0.06  # darker is better
     for (row, column), shade in np.ndenumerate(shades):
         colour = colours(shade) if np.isfinite(shade) else "#f4f4f4"
         axis.add_patch(matplotlib.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, lw=0))
@@ -136,7 +134,7 @@ def _grid(
             color="white" if np.isfinite(shade) and shade > 0.55 else style.INK,
         )  # fmt: skip
     axis.set_xlim(-0.5, len(radii) - 0.5)
-    axis.set_ylim(-0.5, len(blocks) - 0.5)
+    axis.set_ylim(len(blocks) - 0.5, -0.5)  # in the order of the rows below
     axis.set_xticks(range(len(radii)), [f"{radius:g}" for radius in radii])
     axis.set_yticks(range(len(blocks)), [str(block) for block in blocks])
     axis.grid(visible=False)
@@ -184,7 +182,6 @@ def _lines(
         axis.axhline(before.mean, color=style.FAINT, lw=0.9, ls=":", zorder=1)
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    axis.set_xlabel("edits made", labelpad=2)
     if quantity == "keys":
         axis.set_ylim(bottom=0)
     elif task in LOWER_IS_BETTER or quantity == "arr":
@@ -192,3 +189,22 @@ def _lines(
     else:
         style.unit_axis(axis)
     return points
+
+
+def _one_scale(axes: Sequence[Axes]) -> None:
+    """The blocks of a column can be compared."""
+    lows, highs = zip(*(axis.get_ylim() for axis in axes), strict=True)
+    right = max(axis.get_xlim()[1] for axis in axes)
+    for axis in axes:
+        axis.set_ylim(min(lows), max(highs))
+        axis.set_xlim(0, right)
+
+
+def _every_line(axes: Sequence[Axes], radii: Sequence[float]) -> tuple[list[Any], list[str]]:
+    """One handle per radius: a block may lack some."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    labels = [f"{radius:g}" for radius in radii if f"{radius:g}" in found]
+    return [found[label] for label in labels], labels

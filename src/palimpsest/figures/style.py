@@ -154,11 +154,19 @@ def sequence_colours(count: int) -> list[Any]:
 
 
 def unedited_line(axis: Axes, value: float) -> None:
-    """A thin dotted line with its name, where the unedited model stands."""
+    """A thin dotted line where the unedited model stands, with its name at an end where no line drawn before covers it."""
+    points = [np.asarray(line.get_xydata(), dtype=float) for line in axis.get_lines()]
     axis.axhline(value, color=FAINT, lw=0.9, ls=":", zorder=1)
+    drawn = np.concatenate([*points, np.empty((0, 2))])
+    near = drawn[np.abs(drawn[:, 1] - value) < 0.1][:, 0]
+    middle = (0 + drawn[:, 0].max()) / 2 if len(drawn) else 0.0
+    if (near <= middle).any() and (near > middle).any():
+        return
+    left = not (near <= middle).any()
     axis.annotate(
         "unedited",
-        (0.02, value),
+        (0.02 if left else 0.98, value),
+        ha="left" if left else "right",
         xycoords=axis.get_yaxis_transform(),
         xytext=(0, 1.5),
         textcoords="offset points",

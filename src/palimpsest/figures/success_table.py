@@ -16,6 +16,7 @@ from palimpsest.figures.bootstrap import DRAWS, LEVEL
 from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.figures.simultaneous import DRIFTS, OF_RIGHT_ANSWERS, quantity
 
+HALF = 0.5  # of the best success of its block: a row below it is not praised for what it kept
 SUCCESS = ("es", "edit")  # whether edits work at all: the first that a table shows
 COLUMNS = ("es", "rephrase", "dd", "dd_near", "dd_far", "es_minus_dd")
 
@@ -145,7 +146,8 @@ def _group_title(model: str, dataset: str, part: pd.DataFrame) -> str:
 
 def _best(part: pd.DataFrame) -> set[tuple[Any, Any]]:
     """(method, column) of the best measured values. What changes nothing loses nothing: columns where less is better count
-    only in rows whose success lies above the unedited model's with its whole interval.
+    only in rows whose success lies above the unedited model's with its whole interval, and is at least half of the best one. A
+    success of 0 is not the best of anything.
     """
     if not _measured(part):
         return set()
@@ -156,13 +158,16 @@ def _best(part: pd.DataFrame) -> set[tuple[Any, Any]]:
     works = (
         set(success.loc[success["low"] > before.iloc[0], "method"]) if len(before) else set(edited["method"])
     )
+    if len(success):
+        works &= set(success.loc[success["mean"] >= HALF * success["mean"].max(), "method"])
     found = set()
     for name, own in edited.groupby("column"):
         lower = quantity(str(name)).lower
         ranked = own[own["method"].isin(works)] if lower else own
         if lower is not None and len(ranked):
             best = ranked["mean"].min() if lower else ranked["mean"].max()
-            found |= {(title, name) for title in ranked.loc[ranked["mean"] == best, "method"]}
+            if lower or best > 0:
+                found |= {(title, name) for title in ranked.loc[ranked["mean"] == best, "method"]}
     return found
 
 
@@ -176,7 +181,7 @@ def _cell(point: pd.Series) -> str:
         return ""
     if point["low"] == point["high"] == mean and quantity(str(point["column"])).whole:  # one seed, no records
         return f"{mean:z.3f}".replace("-", "−")
-    return f"{mean:z.3f} [{point['low']:z.2f}, {point['high']:z.2f}]".replace("-", "−")
+    return f"{mean:z.3f} [{point['low']:z.3f}, {point['high']:z.3f}]".replace("-", "−")
 
 
 def _printed_cell(point: pd.Series) -> str:
@@ -209,6 +214,7 @@ def _words(
         simultaneous.definitions(_shown(points), runs),
         captions.intervals(level, "Square brackets"),
         captions.trained_once(runs),
+        captions.measured_radii(runs),
     ]
     unedited = _measured(points[points["editor"] == UNEDITED.editor])
     if unedited:
@@ -227,7 +233,10 @@ def _words(
         words.append(f"Not run on all: {elsewhere}.")
     bold = "Bold: the best measured value of its block"
     if unedited and any(quantity(name).lower for name in points["column"].unique()):
-        bold += ", of what was lost among the rows whose ES lies above the unedited model's with its whole interval"
+        bold += (
+            ", of what was lost among the rows whose ES lies above the unedited model's with its whole interval and is at least "
+            "half of the best"
+        )
     words.append(f"{bold}.")
     if has_printed:
         words.append("A dash: the paper prints no number.")

@@ -20,6 +20,7 @@ from palimpsest.files import read_json
 _CLASSES = ("#0072B2", "#D55E00")
 _REGIONS = LinearSegmentedColormap.from_list("regions", ["#7FB4D6", "#F7F7F7", "#E8A878"])
 _MARKS = ("o", "s")
+_FIRES = "#882255"
 _LINES = {"trr": ("upstream points right", "#333333", "o"), "err": ("edits right", "#882255", "X"),
           "holdout": ("unseen flipped points right", "#44AA99", "d")}  # fmt: skip
 
@@ -68,7 +69,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             keys = f", {int(one['keys'])} key{'s' if one['keys'] != 1 else ''}" if key == "grace" else ""
             axis.set_title(title + keys, pad=7)
             axis.text(
-                0.03, 0.03, f"TRR {one['trr']:.3f}   ERR {one['err']:.2f}", transform=axis.transAxes, fontsize=7.8,
+                0.03, 0.03, f"TRR {one['trr']:.3f}  ERR {one['err']:.2f}", transform=axis.transAxes, fontsize=6.8,
                 bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 2},
             )  # fmt: skip
         points = _sweep(axes[1][2], rows)
@@ -86,7 +87,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             for k in (0, 1)
         ]
         handles.append(Line2D([], [], color=style.INK, lw=1.0, label="decision boundary"))
-        handles.append(Line2D([], [], color="#882255", lw=1.3, ls="--", label="where the key fires"))
+        handles.append(Line2D([], [], color=_FIRES, lw=3.4, label="edge of where the key fires"))
         handles.append(Line2D([], [], color=style.INK, lw=0.8, ls=":", label="disc of flipped labels"))
         figure.legend(
             handles=handles, loc="outside lower center", ncols=5, columnspacing=1.4, handletextpad=0.5
@@ -141,9 +142,9 @@ def _region(axis: Axes, maps: dict[str, Any], key: str, settings: dict[str, Any]
             line,
             np.asarray(maps["fires"]),
             levels=[0.5],
-            colors=["#882255"],
-            linewidths=1.3,
-            linestyles="--",
+            colors=[_FIRES],
+            linewidths=3.4,  # wider than the boundary, which lies on it wherever the key changes the class
+            zorder=1,
         )
     _points(axis, maps["train"], size=5, alpha=0.35)
     _points(axis, maps["edits"], size=8, edge=True)
@@ -166,11 +167,15 @@ def _sweep(axis: Axes, rows: pd.DataFrame) -> pd.DataFrame:
         table = pd.DataFrame(points)
         axis.fill_between(table["radius"], table["low"], table["high"], color=colour, alpha=0.14, lw=0)
         axis.plot(
-            table["radius"], table["mean"], color=colour, marker=marker, mec="white", mew=0.5, label=title
-        )
+            table["radius"], table["mean"], color=colour, marker=marker, mec="white", mew=0.5, label=title,
+            zorder=4 if quantity == "err" else 3,  # it lies on "unseen" where that is 1 too
+        )  # fmt: skip
         tables.append(table)
     for _, point in tables[0].iterrows():
         axis.text(point["radius"], 1.075, f"{point['keys']:.3g}", ha="center", fontsize=6.8, color=style.INK)
+    axis.text(
+        -0.03, 1.075, "keys", transform=axis.get_yaxis_transform(), ha="right", fontsize=6.8, color=style.INK
+    )
     axis.set_title("Initial radius, and keys", pad=7)
     axis.set_xscale("log")
     ticks = [radius for radius in tables[0]["radius"] if radius in (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)]
@@ -210,7 +215,8 @@ def _caption(spec: dict[str, Any], content: dict[str, Any], rows: pd.DataFrame) 
         f"A network with two hidden layers of {settings['width']} ReLU units learns two classes of points; then the labels "
         f"in a small disc are flipped, and {settings['flipped']} points of it are edited one after the other, at the second "
         "layer. Computed here, without a language model.",
-        f"Maps: probability of the classes, seed {seeds[0]}. GRACE's initial radius there is {settings['radius']:g}.",
+        f"Maps: the colour is the probability of the classes, seed {seeds[0]}. GRACE's initial radius there is "
+        f"{settings['radius']:g}.",
         f"{over}: unedited {words('unedited')}; GRACE {words('grace')}, {keys:.2g} key{'s' if keys != 1 else ''}; "
         f"fine-tuned {words('ft')}. TRR (test retention rate): points outside the disc; ERR (edit retention rate): edited "
         "points; unseen: points of the disc that were never edited.",

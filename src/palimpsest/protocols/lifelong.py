@@ -25,7 +25,7 @@ from palimpsest.metrics.retention import MAIN_SCORE, Pool, Scores, averages
 from palimpsest.metrics.scores import mean
 from palimpsest.protocols.checkpoints import Checkpoints
 from palimpsest.protocols.lifelong_inputs import AskedProbe, LifelongStream
-from palimpsest.protocols.lifelong_notes import codebook_note, keys_of
+from palimpsest.protocols.lifelong_notes import codebook_note, keys_of, shared_keys
 from palimpsest.protocols.stream import Progress, add_metric, edit_batch, keep, progress_bar, resumed
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class LifelongProgress(Progress):
         looks: at each look, step and the seconds it took by split.
         codebook: at each look, what `codebook_note` tells, where the editor has one.
         said: what the unedited model says to the prompts of `Examples`; examples: with what it says at the end.
+        shared_keys: at the end, what `shared_keys` tells.
         forward: at each look, seconds of a pass of the model as it was then and before any edit.
     """
 
@@ -61,10 +62,11 @@ class LifelongProgress(Progress):
     forward: list[dict[str, Any]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    shared_keys: list[dict[str, Any]] = field(default_factory=list)
 
     def history(self) -> dict[str, Any]:
         """For `run.json`, since no table holds a time: `edited` is each edit's position in the stream."""
-        names = ("edit_seconds", "looks", "codebook", "forward", "examples")
+        names = ("edit_seconds", "looks", "codebook", "forward", "examples", "shared_keys")
         return {**super().history(), "edited": self.made, **{name: getattr(self, name) for name in names}}
 
 
@@ -96,6 +98,7 @@ def run(stream: LifelongStream, checkpoints: Checkpoints | None = None) -> Lifel
             len(progress.made),
         )
     progress.examples = stream.examples.note(progress.said, progress.made)
+    progress.shared_keys = shared_keys(stream.editor, stream.edits)
     return progress
 
 

@@ -28,6 +28,7 @@ EXAMPLES, EXAMPLES_LOOKED_AT = (
     3,
     12,
 )  # shown of edits and of upstream; items among which the first edits are looked for
+SHARED_KEYS, SHARED_PROMPTS = 5, 6  # entries that are noted, and prompts of each
 
 
 def keys_of(editor: Editor) -> int | None:
@@ -53,6 +54,30 @@ def codebook_note(editor: Editor) -> dict[str, Any] | None:
         "radii": torch.quantile(radii, quantiles).tolist() if len(radii) else [],
         "events": dict(codebook.actions),
     }
+
+
+def shared_keys(editor: Editor, edits: Sequence[Edit]) -> list[dict[str, Any]]:
+    """The entries that most edits rely on: what inputs share a key (GRACE's paragraph on it).
+
+    Each has its `key` (number of the entry, from 0), `radius`, `answer`, `edits` (how many rely on it) and `prompts` (of the
+    first of these). Only entries with several edits; empty without a codebook.
+    """
+    keyed = editor.keyed()
+    if keyed is None:
+        return []
+    prompts = {edit_name(edit): edit.prompt for edit in edits}
+    entries = [entry for entry in enumerate(keyed.codebook.taught) if len(entry[1].edits) > 1]
+    largest = sorted(entries, key=lambda entry: -len(entry[1].edits))[:SHARED_KEYS]
+    return [
+        {
+            "key": number,
+            "radius": float(keyed.codebook.radii[number]),
+            "answer": taught.text,
+            "edits": len(taught.edits),
+            "prompts": [prompts[name] for name in taught.edits if name in prompts][:SHARED_PROMPTS],
+        }
+        for number, taught in largest
+    ]
 
 
 def key_distances(editor: Editor, edits: Sequence[Edit]) -> dict[str, Any] | None:
