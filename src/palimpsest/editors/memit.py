@@ -14,17 +14,13 @@ Spec: docs/spec/comeba_hk.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
-from palimpsest.editors.base import EditorState, FailedEdit
-from palimpsest.editors.shared.aftermath import refuse_broken
-from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
-from palimpsest.editors.shared.weights import EditedWeights
-from palimpsest.edits import Edit
+from palimpsest.editors.shared.key_value import KeyValueSettings
+from palimpsest.editors.shared.matrix_writer import MatrixWriter
 
 
 @dataclass(frozen=True)
@@ -34,50 +30,22 @@ class Settings(KeyValueSettings):
     lam: float | None = 20000.0
 
 
-class Memit(KeyValueEditor):
-    """Batch after batch, each solved against the pre-training statistics alone."""
+class Memit(MatrixWriter):
+    """Batch after batch, each solved against the pre-training statistics alone.
+
+    The search of z (Eq. 16) is `shared/target_vectors.py`, the spread over the layers (Eq. 20) `shared/layer_writer.py`.
+    """
 
     name = "memit"
     shares_targets = True
     settings_type = Settings
 
-    def __init__(self, model, settings, statistics=None, seed=0):
-        super().__init__(model, settings, statistics, seed)
-        self.weights = EditedWeights(model, settings.layers)
-
-    def apply(self, batch: Sequence[Edit], record: dict[str, Any] | None) -> list[FailedEdit]:
-        """z on the current weights, then layer by layer."""
-        before = self.weights.snapshot()
-        edits, targets, failed = self.search_targets(batch, record)
-        try:
-            self.write(edits, targets, self._solve, self.weights.add, cut=True, record=record)
-            refuse_broken(self.model, edits)
-        except BaseException:  # an interrupt too must not leave half a batch behind
-            self.weights.restore(before)
-            raise
-        return failed
-
-    def _solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
-        return self.system(layer).solve(keys, residuals)[0]
-
-    def state(self) -> EditorState:
-        """The sums of all updates, and the contexts they were computed with."""
-        return EditorState(self.weights.tensors(), {"contexts": self.contexts})
-
-    def load_state(self, state: EditorState) -> None:
-        """Write saved updates into the model."""
-        contexts = state.plain["contexts"]  # a state without them must not be half loaded
-        self.weights.load(state.tensors)
-        self.set_contexts(contexts)
-
-    def remove(self) -> None:
-        """Restore the weights, and the contexts that this editor drew."""
-        self.weights.restore()
-        self.set_contexts(self.drawn_contexts)
-
-    def state_bytes(self) -> int:
-        """The changed matrices."""
-        return self.weights.bytes()
+    def _solve(
+        self, layer: int, keys: Float[Tensor, "b d_k"], residuals: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "d d_k"]:
+        """Delta of Eq. 14; keys and residuals are rows here."""
+        update, _ = self.system(layer).solve(keys, residuals)
+        return update
 
 
 EDITOR = Memit
