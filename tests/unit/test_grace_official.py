@@ -9,6 +9,7 @@ import torch
 from test_grace import OTHERS, actions, edits_for, grace, losses
 from tiny import LABELS, some_edits, tiny_model
 
+from palimpsest.commands import preset_settings
 from palimpsest.editors.grace import without_end
 from palimpsest.models.objectives import encode, row_losses, say
 
@@ -35,6 +36,28 @@ def test_a_decoder_says_its_target_in_free_generation_and_not_as_released(gpt2):
         assert (said == [gpt2.tokenizer.decode([first])]) is works
         assert (said == unedited) is not works
         used.remove()
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "gpt2-xl", "mini-gpt2-bio"])
+def test_settings_of_decoders_correct_the_key_and_not_what_is_written(gpt2, preset):
+    """Q1: the released key is a token later; both overwrite all of the prompt and nothing of the target."""
+    written = {}
+    own = preset_settings("grace", preset, {"layer": 1, "radius": 1e-3, "radius_ratio": None, "steps": 2})
+    for compat, changed in (("corrected", {}), ("first_target", {"replacement": "prompt_before"})):
+        used = grace(gpt2, **{**own, **changed, "compat": compat})
+        (edit,) = some_edits(1)
+        used.edit([edit])
+        inputs, seen = encode(gpt2, [edit.prompt], [edit.target]), []
+        hook = used.adapter.module.register_forward_hook(
+            lambda _, __, output, seen=seen: seen.append(output[0])
+        )
+        row_losses(gpt2, inputs)
+        used.adapter.detach()
+        row_losses(gpt2, inputs)
+        hook.remove()
+        written[compat] = (seen[0] != seen[1]).any(dim=1).nonzero()[:, 0].tolist()
+        used.remove()
+    assert written["corrected"] == written["first_target"] == list(range(int(inputs.query[0]) + 1))
 
 
 def test_the_end_token_is_taught_and_as_released_it_is_not(gpt2):
