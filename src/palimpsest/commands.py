@@ -130,7 +130,8 @@ def run_model(spec: dict[str, Any], out: Path) -> None:
     """Describe an external model, or make a random stand-in."""
     from palimpsest.models.manifest import describe_model
 
-    describe_model(_flat(spec, "shape"), out)
+    with only_one(out):
+        describe_model(_flat(spec, "shape"), out)
 
 
 def run_convert(source: str, out: Path, tokenizer: str | None = None) -> dict[str, Any]:

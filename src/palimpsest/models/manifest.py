@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.files import read_object, write_json
+from palimpsest.files import read_object, whole_folder, write_json
 from palimpsest.models.families import family_of
 from palimpsest.models.hub import pinned
 from palimpsest.models.loading import MANIFEST, LanguageModel, load_model
@@ -39,10 +39,10 @@ EXTERNAL = {
 
 def save_network(network: nn.Module, tokenizer, out: Path) -> None:
     """Write a hub-format directory (config, safetensors, tokenizer); the manifest that makes it valid comes
-    last."""
-    (out / MANIFEST).unlink(missing_ok=True)
-    network.save_pretrained(str(out))  # type: ignore[operator]
-    tokenizer.save_pretrained(str(out))
+    last. An earlier model goes when the new one is written."""
+    with whole_folder(out, drop=(MANIFEST, "model*.safetensors*")) as half:
+        network.save_pretrained(str(half))  # type: ignore[operator]
+        tokenizer.save_pretrained(str(half))
 
 
 def write_manifest(out: Path, extra: Mapping[str, Any]) -> None:
