@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data_prepare import flat_record
 from test_fever import STATEMENT
-from test_fuzz_lifelong import CASES, LIFE, UPSTREAM, written
+from test_fuzz_lifelong import ASKED, CASES, LIFE, UPSTREAM, written
 
-from palimpsest.commands import run_source
+from palimpsest.commands import run_dataset, run_source
 from palimpsest.errors import DataError, PalimpsestError
 
 TEXT = "".join(f"Passage number {number} of a plain text, long enough.\n" for number in range(30))
@@ -78,6 +78,31 @@ def test_a_file_that_is_gone_or_broken_costs_no_source_and_leaves_no_half_of_one
         with pytest.raises(PalimpsestError):
             run_source(spec, place)
         assert contents(place) == wanted
+
+
+FACT = {"subject": "Ada", "src": "What ailed Ada?", "rephrase": "What did Ada have?", "alt": "flu", "answers": ["gout"],
+        "loc": "nq question: who?", "loc_ans": "Bo"}  # fmt: skip
+ALONE = {**FACT, "subject": "Mira", "src": "What ailed Mira?", "alt": "gout"}  # its only answer
+ALONE.pop("answers")
+
+
+def test_records_that_nothing_can_be_learned_from_cost_no_data_set(folder):
+    """Found out only when the examples are made."""
+    (folder / "facts.json").write_text(json.dumps([FACT]))
+    (folder / "alone.json").write_text(json.dumps([ALONE]))
+    rows = [{**ASKED[0], "prediction": None, "input": f"What is {word}?"} for word in "abcdefgh"]
+    (folder / "asked.jsonl").write_bytes(written(rows))
+    facts = {"reader": "zsre", "file": "facts.json"}
+    asked = {"task": "qa", "file": "asked.jsonl", "upstream": {"file": "upstream.jsonl"}}
+    for number, (spec, wrong) in enumerate(
+        ((facts, {"learning": {"file": "alone.json"}}), (asked, {"reserve": 1}))
+    ):
+        out = folder / str(number)
+        run_dataset(spec, None, out)
+        before = contents(out)
+        with pytest.raises(DataError, match="has an answer that it could be edited to"):
+            run_dataset({**spec, **wrong}, None, out)
+        assert contents(out) == before and "manifest.json" in before
 
 
 def test_half_a_character_in_a_column_of_text_is_refused(folder, monkeypatch):
