@@ -158,8 +158,13 @@ def test_a_number_names_a_class(tmp_path, label, name):
     assert read_edits(tmp_path / "out" / "edits.jsonl")[1].target == name
 
 
+DIGITS = st.text(st.characters(categories=["Nd", "No", "Cs"]), min_size=1, max_size=3)
+
+
 @settings(QUICK, max_examples=40)
-@given(label=junk, labels=st.sampled_from((None, ["A", "B"])), bad=st.sampled_from(("refuse", "skip")))
+@given(
+    label=DIGITS | junk, labels=st.sampled_from((None, ["A", "B"])), bad=st.sampled_from(("refuse", "skip"))
+)
 def test_any_label_makes_a_whole_data_set_or_none(label, labels, bad):
     with tempfile.TemporaryDirectory() as place:
         folder, out = Path(place), Path(place) / "out"
