@@ -85,7 +85,7 @@ def whole_folder(folder: Path | str, drop: Sequence[str] = ()) -> Iterator[Path]
             written = sorted(path for path in half.rglob("*") if path.is_file())
             for path in written:
                 _settle(path)
-            for old in (path for pattern in drop for path in folder.glob(pattern)):
+            for old in [path for pattern in drop for path in folder.glob(pattern)]:
                 old.unlink()
             for path in written:
                 target = folder / path.relative_to(half)
