@@ -19,7 +19,7 @@ from palimpsest.config import (
     suggest,
 )
 from palimpsest.errors import PalimpsestError, SettingsError
-from palimpsest.files import only_one, write_json
+from palimpsest.files import only_one, text_lines, write_json
 
 # Kind of a generated world -> module:function that makes it.
 WORLDS = {
@@ -44,6 +44,7 @@ def read_spec(text: str, flag: str = "--spec") -> dict[str, Any]:
             ) from error
     try:
         spec = json.loads(text)
+        json.dumps(spec, ensure_ascii=False).encode()  # half a character can be written to no manifest
     except (ValueError, RecursionError) as error:
         raise PalimpsestError(
             f"{flag} is not valid JSON ({error}). Quote it for the shell, or give @FILE"
@@ -130,7 +131,8 @@ def run_model(spec: dict[str, Any], out: Path) -> None:
     """Describe an external model, or make a random stand-in."""
     from palimpsest.models.manifest import describe_model
 
-    describe_model(_flat(spec, "shape"), out)
+    with only_one(out):
+        describe_model(_flat(spec, "shape"), out)
 
 
 def run_convert(source: str, out: Path, tokenizer: str | None = None) -> dict[str, Any]:
@@ -165,8 +167,7 @@ def run_statistics(spec: dict[str, Any], model: Path, corpus: Path, out: Path) -
 
     where = {key: spec[key] for key in ("device", "dtype") if key in spec}
     settings = CollectionSettings.from_dict({key: value for key, value in spec.items() if key not in where})
-    if not corpus.is_file():
-        raise PalimpsestError(f"the corpus {corpus} does not exist. Give a text file with one passage a line")
+    next(text_lines(corpus, "Give a text file with one passage a line"), None)  # no model is loaded in vain
     with only_one(out):
         collect_covariance(load_model(model, **where), corpus, settings=settings, out=out)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,20 +54,73 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
+        with _reported(target):
+            yield temporary
+            _settle(temporary)
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path | str, drop: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield a temporary folder within `folder`; on success its files replace those of their names, on any error it vanishes.
+
+    For libraries that write several files themselves: nothing of an earlier result is touched before the new one is whole.
+
+    Args:
+        drop: patterns of earlier files that go just before, in this order; first what vouches for the others.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(dir=folder, prefix=f".{folder.resolve().name}-", suffix=PART))
+    except OSError as error:
+        raise WriteError(
+            f"cannot write into {folder}: {error.strerror or error}. Check that it is a folder and writable, with space left"
+        ) from error
+    try:
+        with _reported(folder):
+            yield half
+            written = sorted(path for path in half.rglob("*") if path.is_file())
+            for path in written:
+                _settle(path)
+            for old in [path for pattern in drop for path in folder.glob(pattern)]:
+                old.unlink()
+            for path in written:
+                target = folder / path.relative_to(half)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+@contextmanager
+def _reported(target: Path) -> Iterator[None]:
+    """What the system refuses while a result is written, as a WriteError; other errors are the program's own."""
+    try:
+        yield
     except Exception as error:
-        # safetensors wraps the system's error in one of its own; it is not imported here, since figures need none of it.
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+        if not _by_the_system(error):
             raise
         raise WriteError(
             f"cannot write {target}: {getattr(error, 'strerror', None) or error}. Free some space and run the command again"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _by_the_system(error: Exception) -> bool:
+    """safetensors wraps the system's error in one of its own, tokenizers in a bare one; neither library is imported here,
+    since figures need none of them."""
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return True
+    return type(error) is Exception and "(os error " in str(error)
+
+
+def _settle(path: Path) -> None:
+    """Bring a written file to the disk, with the rights that any new file has."""
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
+    os.chmod(path, 0o666 & ~_umask())
 
 
 def write_atomic(target: Path | str, write: Callable[[Path], Any]) -> None:
@@ -119,6 +173,44 @@ def read_object(path: Path | str, *fields: str) -> dict[str, Any]:
         if name not in content:
             raise DataError("the field is missing", file=path, field=name, remedy=AGAIN)
     return content
+
+
+def text_lines(path: Path | str, remedy: str = "Check the path") -> Iterator[str]:
+    """Lines of a UTF-8 text with their ends, one after another: of a large file only one is in memory.
+
+    Args:
+        remedy: what to do where there is no such file.
+
+    Raises:
+        DataError: while it is read, a missing or unreadable file, or a line that is no UTF-8, named by its number.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            yield from file
+    except FileNotFoundError as error:
+        raise DataError("the file does not exist", file=path, remedy=remedy) from error
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+    except (OSError, ValueError) as error:  # ValueError: what no file name can hold
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"the file cannot be read ({reason})", file=path, remedy="Check the path and its rights"
+        ) from error
+
+
+def _not_utf8(path: Path | str) -> DataError:
+    """The error for a text in another encoding. Which line it is tells only a second look: texts are decoded by the block."""
+    what, place = "not UTF-8 text", None
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                what += f" (byte {error.start + 1} of the line is {line[error.start]:#04x})"
+                place = f"line {number}"
+                break
+    remedy = "Save the file as UTF-8 text, unpacked (iconv -f LATIN1 -t UTF-8, where it is Latin-1)"
+    return DataError(what, file=path, record=place, remedy=remedy)
 
 
 def read_records(path: Path | str, remedy: str = AGAIN) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -222,8 +314,12 @@ def only_one(folder: Path | str | None) -> Iterator[None]:
     try:
         for place in (folder, folder / CHECKPOINTS):
             for half in (path for pattern in HALF for path in place.glob(pattern)):
-                if half.is_file() and not half.is_symlink():
+                if half.is_symlink():
+                    continue
+                if half.is_file():
                     half.unlink(missing_ok=True)
+                elif PART in half.name:  # of `whole_folder`; others' folders are not ours to remove
+                    shutil.rmtree(half, ignore_errors=True)
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)

@@ -96,6 +96,20 @@ class Options:
         return options
 
 
+def check_parts(spec: Mapping[str, Any], owner: str, counts: Sequence[str]) -> None:
+    """Refuse `settings` and `options` that are no names with values, and counts that are no whole numbers above 0.
+
+    Args:
+        owner: whose specification it is, for messages: "run a".
+    """
+    for name in ("settings", "options"):
+        if not isinstance(spec.get(name) or {}, Mapping):
+            raise SettingsError(f"{owner}: {name!r} is {spec[name]!r:.60}; expected names with values")
+    for name in counts:
+        if type(spec[name]) is not int or spec[name] < 1:
+            raise SettingsError(f"{owner}: '{name}' is {spec[name]!r:.60}; expected a whole number above 0")
+
+
 def choose_edits(
     spec: Mapping[str, Any],
     seed: int,

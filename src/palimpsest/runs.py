@@ -35,6 +35,7 @@ from palimpsest.run_inputs import (
     Options,
     batching_of,
     check_gate,
+    check_parts,
     choose_edits,
     known_edits,
     set_threads,
@@ -205,17 +206,9 @@ def _check_spec(spec: Mapping[str, Any]) -> Options:
             )
     if not results.RUN_NAME.fullmatch(spec["run"]):
         raise SettingsError(f"the run name {spec['run']!r:.60} does not match {results.RUN_NAME.pattern}")
-    for name in ("settings", "options"):
-        if not isinstance(spec.get(name) or {}, Mapping):
-            raise SettingsError(
-                f"run {spec['run']}: {name!r} is {spec[name]!r:.60}; expected names with values"
-            )
     every = spec.get("snapshot_every")
-    for name in ("edits", "batch_size", *(() if every is None else ("snapshot_every",))):
-        if type(spec[name]) is not int or spec[name] < 1:
-            raise SettingsError(
-                f"run {spec['run']}: '{name}' is {spec[name]!r}; expected a whole number above 0"
-            )
+    counts = ("edits", "batch_size", *(() if every is None else ("snapshot_every",)))
+    check_parts(spec, f"run {spec['run']}", counts)
     protocol(spec["protocol"])
     if spec["protocol"] == "lifelong" and spec["batch_size"] != 1:
         raise SettingsError(

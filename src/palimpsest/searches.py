@@ -14,19 +14,20 @@ from tqdm import tqdm
 
 from palimpsest import interruption, provenance
 from palimpsest.editors.shared.contexts import longest_context, sample_contexts
-from palimpsest.editors.shared.key_value import SEARCHES, KeyValueSettings
+from palimpsest.editors.shared.key_value import SEARCHES, KeyValueSettings, check_fit
 from palimpsest.editors.shared.stored_targets import DESCRIPTION, StoredTargets, about_targets, keys_of
 from palimpsest.editors.shared.target_vectors import TargetVectors
 from palimpsest.editors.shared.usable import why_not
 from palimpsest.edits import Edit, read_edits
-from palimpsest.errors import EditError
+from palimpsest.errors import EditError, SettingsError
 from palimpsest.models.loading import LanguageModel, load_model
-from palimpsest.plain import build
+from palimpsest.plain import build, suggest
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints
 from palimpsest.protocols.sample import read_reserved
-from palimpsest.run_inputs import Options, choose_edits, known_edits, set_threads
+from palimpsest.run_inputs import Options, check_parts, choose_edits, known_edits, set_threads
 
 log = logging.getLogger(__name__)
+KEYS = ("model", "dataset", "edits", "options", "settings")  # the first two are names, for people
 EDITS_AT_ONCE = 64  # between two checkpoints
 
 
@@ -48,19 +49,22 @@ def search_targets(
 
     Returns:
         The path of the description, written last.
+
+    Raises:
+        PalimpsestError: bad input; a finished search in `out` stays then.
     """
     clock = time.perf_counter()
+    options, settings = check_search(spec)
     set_threads()
-    options = Options.from_dict(spec.get("options") or {})
     out, edits_file = Path(out), Path(dataset_dir) / "edits.jsonl"
-    settings = build(KeyValueSettings, spec["settings"], "a search of target vectors")
-    known_names = known_edits(options, known)
+    known_names, there = known_edits(options, known), read_edits(edits_file)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
+    check_fit(settings, model)
     edits = choose_edits(
         spec,
         seed,
         options,
-        read_edits(edits_file),
+        there,
         model,
         known_names,
         str(edits_file),
@@ -78,6 +82,25 @@ def search_targets(
     StoredTargets(vectors, keys_of(edits), about).save(out, seconds=time.perf_counter() - clock)
     checkpoints.clear()
     return out / DESCRIPTION
+
+
+def check_search(spec: Mapping[str, Any]) -> tuple[Options, KeyValueSettings]:
+    """The options and settings that a specification states, before anything is read.
+
+    Raises:
+        SettingsError: a missing or unknown key, or a value that no search could follow.
+    """
+    owner = "the search of target vectors"
+    if unknown := sorted(set(spec) - set(KEYS), key=str):
+        name = str(unknown[0])
+        raise SettingsError(
+            f"{owner} has no key {name!r:.60}{suggest(name, KEYS)}. It has: {', '.join(KEYS)}"
+        )
+    if missing := [name for name in ("edits", "settings") if spec.get(name) is None]:
+        raise SettingsError(f"the specification of {owner} lacks {', '.join(missing)}")
+    check_parts(spec, owner, ("edits",))
+    options = Options.from_dict(spec.get("options") or {})
+    return options, build(KeyValueSettings, spec["settings"], "a search of target vectors")
 
 
 def _usable(edits: Sequence[Edit], model: LanguageModel, margin: int) -> list[Edit]:

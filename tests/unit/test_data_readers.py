@@ -226,6 +226,25 @@ def test_half_a_character_is_refused():
         read("counterfact", json.loads(json.dumps(FLAT).replace("English", "\\ud800")))
 
 
+@given(said=st.text() | st.sampled_from(["\ud800", "1945", None, 5, " a "]))
+def test_corrections_start_from_what_a_model_says_or_the_record_is_bad(said):
+    """A prediction is written into edits.jsonl as the truth so far: half a character would break it there."""
+    record = {**STRUCTURED, "prediction": said}
+    text = said.strip() if isinstance(said, str) else ""
+    if text.encode(errors="replace").decode() != text:
+        with pytest.raises(DataError, match="half a character") as refusal:
+            read("zsre", record, schema="zsre-corrections")
+        assert refusal.value.field == "prediction"
+    else:
+        (edit,) = read("zsre", record, schema="zsre-corrections").edits
+        assert edit.truth == (text if text and text != "1945" else None)
+
+
+def test_half_a_character_in_a_statement_is_refused():
+    with pytest.raises(DataError, match=r"true_false.*half a character"):
+        read("zsre", {**STRUCTURED, "true_false": "It was 1945 \ud800"})
+
+
 def test_unpaired_probes_are_refused():
     with pytest.raises(DataError, match="'loc_ans'"):
         read("zsre", {name: value for name, value in MEND.items() if name != "loc_ans"}, schema="zsre-mend")

@@ -36,6 +36,7 @@ from palimpsest.protocols.lifelong_inputs import read_probes
 from palimpsest.protocols.sample import read_reserved
 from palimpsest.run_inputs import Options, check_gate, known_edits
 from palimpsest.runs import REQUIRED, _check_spec
+from palimpsest.searches import check_search
 from palimpsest.statistics.covariance import CollectionSettings, CovarianceStatistics
 from palimpsest.statistics.fisher import read_pairs as read_upstream
 
@@ -329,6 +330,20 @@ def test_settings_of_editors_from_anywhere(name, data):
 
 SPEC = {"run": "a", "protocol": "consecutive", "dataset": "d", "model": "m", "editor": "ft", "edits": 2, "batch_size": 1,
         "snapshot_every": 1, "settings": {}, "options": {"gate": "off", "inspect": True, "batch_sizes": [1]}}  # fmt: skip
+
+
+SEARCH = {"model": "m", "dataset": "d", "edits": 2, "options": {"sample": "file_order"},
+          "settings": {"layers": [1], "steps": 2, "context_lengths": [[5, 2]], "context_texts": None}}  # fmt: skip
+
+
+@QUICK
+@given(data=st.data())
+def test_specifications_of_searches(data):
+    content = broken(SEARCH, data)
+    with refusing():
+        options, stated = check_search(content)
+        assert content["edits"] >= 1 and isinstance(options, Options)
+        assert stated.search().layer == stated.layers[-1]
 
 
 @QUICK

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 
 import pandas as pd
@@ -10,6 +12,7 @@ from test_runs import run, spec, world  # noqa: F401  the fixture
 from tiny import breaking_off
 
 from palimpsest import experiment_shared, experiments, results, runs, searches
+from palimpsest.cli import main
 from palimpsest.config import repository_root
 from palimpsest.editors import editor_class, editor_names
 from palimpsest.editors.shared.stored_targets import StoredTargets
@@ -68,6 +71,46 @@ def test_facts_that_are_set_aside_come_last_in_a_search_too(world, tmp_path):  #
         statistics=world / "statistics",
     )
     assert read_json(out)["targets"].startswith("searched once")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"edits": None, "settings": None}, "lacks edits, settings"),
+        ({"edits": None}, "lacks edits"),
+        ({"edits": "x"}, "'edits' is 'x'; expected a whole number above 0"),
+        ({"edits": 0}, "'edits' is 0; expected"),
+        ({"edits": True}, "'edits' is True; expected"),
+        ({"edits": 2.0}, "'edits' is 2.0; expected"),
+        ({"settings": [1]}, r"'settings' is \[1\]; expected names with values"),
+        ({"options": "file_order"}, "'options' is 'file_order'; expected names with values"),
+        ({"options": {"dtipe": 1}}, "no setting 'dtipe'"),
+        ({"settings": {"lair": 1}}, "no setting 'lair'"),
+        ({"edit": 3}, r"has no key 'edit' \(did you mean 'edits'\?\)"),
+        ({"settings": {"context_lengths": [[5, 0]]}}, "a group has at least one token and one text"),
+    ],
+)
+def test_a_wrong_specification_is_refused_before_anything_is_read(tmp_path, capsys, change, words):
+    content = {"edits": 2, "settings": {"layers": [1], "steps": 2}, **change}
+    text = json.dumps({name: value for name, value in content.items() if value is not None})
+    where = [flag for name in ("model", "dataset", "out") for flag in (f"--{name}", str(tmp_path / name))]
+    assert main(["targets", "--spec", text, "--seed", "0", *where]) == 1
+    assert re.search(words, capsys.readouterr().err) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers": [9]}, "layer 9 does not exist"),
+        ({"layers": [1], "loss_layer": 9}, "loss_layer is 9"),
+        ({"layers": [1], "context_lengths": [[64, 1]]}, "texts of 64 tokens, but .* reads 64"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused(world, tmp_path, settings, words):  # noqa: F811
+    the_spec = {**search_of(single_round()), "settings": settings}
+    with pytest.raises(PalimpsestError, match=words):
+        searches.search_targets(the_spec, 0, world / "model", world / "data", tmp_path / "targets")
+    assert not (tmp_path / "targets").exists()
 
 
 def test_an_edit_that_cannot_be_made_ends_no_search(world, tmp_path):  # noqa: F811

@@ -44,7 +44,6 @@ def build_claims_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, A
     if not isinstance(held_out, (int, float)) or isinstance(held_out, bool) or not 0 <= held_out < 1:
         raise SettingsError(f"held_out: expected a share from 0 to below 1, found {held_out!r}")
     limit, out = check_limit(spec.get("limit")), Path(out)
-    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     source, reading = read_source(spec)
     drawn = random.Random(f"{spec.get('seed', 0)} held out")
     pairs: dict[str, dict[str, str]] = {}
@@ -55,6 +54,8 @@ def build_claims_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, A
             twice += prompt in pairs  # the first record that says something about a text decides
             pairs.setdefault(prompt, {"prompt": prompt, "answer": answer, "kind": kind})
     text = "".join(json.dumps(pair, ensure_ascii=True) + "\n" for pair in pairs.values())
+    # Only now: bad input, refused above, costs no earlier source. And never an old manifest beside new files.
+    (out / "manifest.json").unlink(missing_ok=True)
     write_text(out / "pairs.jsonl", text)
     manifest = {
         "kind": "real",

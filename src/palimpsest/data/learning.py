@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
-from pathlib import Path
 from typing import Any
 
 from palimpsest.data.in_scope import IN_SCOPE_KINDS, asked_aside, wished
@@ -26,7 +25,6 @@ from palimpsest.data.sources import digest
 from palimpsest.data.unrelated import unrelated_questions
 from palimpsest.edits import UNSETTLED, Edit, Probe
 from palimpsest.errors import DataError, SettingsError
-from palimpsest.files import write_text
 
 LEARNING_FILE = "learning.jsonl"
 SHARED = 2  # so many records must use a way of asking before it counts as one: free text is never borrowed, nor a link
@@ -337,18 +335,16 @@ def learning_lines(examples: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(example, ensure_ascii=True, sort_keys=True) + "\n" for example in examples)
 
 
-def write_learning(
-    out: Path,
+def learning_of(
     own: Sequence[Edit],
     tables: Sequence[Edit],
     answers: Sequence[str] | None = None,
     amounts: Amounts | None = None,
-) -> dict[str, Any]:
-    """Write `out`/learning.jsonl; return what the manifest says about it, its fingerprint among it."""
+) -> tuple[str, dict[str, Any]]:
+    """The text of learning.jsonl, and what the manifest says about it, its fingerprint among it."""
     examples, about = build_examples(own, tables, amounts=amounts, answers=answers)
     text = learning_lines(examples)
-    write_text(out / LEARNING_FILE, text)
-    return {**about, "fingerprint": digest(text.encode())}
+    return text, {**about, "fingerprint": digest(text.encode())}
 
 
 def check_reserve(count: Any) -> int:

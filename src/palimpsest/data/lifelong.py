@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from palimpsest.data.learning import LEARNING_FILE, write_learning
+from palimpsest.data.learning import LEARNING_FILE, learning_of
 from palimpsest.data.lifelong_learning import Records, biography_records, document_records, question_records
 from palimpsest.data.lifelong_readers import (
     Item,
@@ -99,12 +99,16 @@ def build_lifelong(spec: Mapping[str, Any], source: Path | str | None, out: Path
         **stream.about,
         "fingerprint": digest("".join(lines).encode()),
     }
+    learning = ""
+    if aside.own:
+        learning, learned = learning_of(aside.own, aside.tables, stream.records.classes)
+        manifest |= {"reserved": aside.reserved, "learning": {"asked": settings.reserve, **learned}}
     out = Path(out)
-    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
+    # Only now: bad input, refused above, costs no earlier data set. And never an old manifest beside new files.
+    (out / "manifest.json").unlink(missing_ok=True)
     (out / LEARNING_FILE).unlink(missing_ok=True)
     if aside.own:
-        learning = write_learning(out, aside.own, aside.tables, stream.records.classes)
-        manifest |= {"reserved": aside.reserved, "learning": {"asked": settings.reserve, **learning}}
+        write_text(out / LEARNING_FILE, learning)
     write_text(out / "edits.jsonl", lines[0])
     write_text(out / "probes.jsonl", lines[1])
     write_json(out / "manifest.json", manifest)

@@ -26,6 +26,7 @@ TAG = re.compile(r"<[^<>]{1,200}>")
 YEARS = re.compile(r"\d{4}")
 HEADER = "This is a Wikipedia passage about {}."
 ANNOTATIONS = ("accurate", "minor_inaccurate", "major_inaccurate")
+CLASS_DIGITS = 9  # no label set needs more, and `int` refuses thousands
 # A full stop after one of these, or after a single capital letter, ends no sentence.
 ABBREVIATION = re.compile(
     r"(?:\b[A-Z]|\b(?:Mr|Mrs|Ms|Dr|St|Sir|Jr|Sr|Rev|Hon|Gen|Col|Capt|Lt|Sgt|Prof|vs?|No|Inc|Co|Ltd|Mt|c|ca|b|d))\.$"
@@ -163,8 +164,7 @@ def question_forms(empty_rephrasings: str = "refuse") -> tuple[Form, ...]:
             if not true.rephrasings and empty_rephrasings == "refuse":
                 raise record.error("the list of rephrasings is empty (set empty_rephrasings: question to "
                                    "keep the question alone)", label)  # fmt: skip
-            said = record.content.get("prediction", record.content.get("pred"))
-            said = said.strip() if isinstance(said, str) and said.strip() else None
+            said = record.said("prediction", "pred")
             page = zsre.page_of(record, true.prompt) if "output" in record.content else None
             return [Item("stream", true, true.identifier, said=said, page=page)]
 
@@ -238,16 +238,15 @@ def document_forms(labels: Sequence[str] | None, words: int | None) -> tuple[For
     `words` words."""
 
     def item(record: Record, text: str, name: str, year: int | None) -> list[Item]:
-        raw = record.content.get(name)
-        if raw is None or not str(raw).strip():
-            raise record.error("the record has no label", name)
-        label = str(raw).strip()
-        if labels is not None and label.isdigit():
-            if int(label) >= len(labels):
+        label = _label(record, name)
+        if labels is not None and label.isascii() and label.isdecimal():  # "²" is a digit, and no number
+            number = int(label) if len(label) <= CLASS_DIGITS else len(labels)
+            if number >= len(labels):
                 raise record.error(
-                    f"class {label} is outside the label set of {len(labels)} classes (counted from 0)", name
+                    f"class {label:.20} is outside the label set of {len(labels)} classes (counted from 0)",
+                    name,
                 )
-            label = labels[int(label)]
+            label = labels[number]
         cut = text if words is None else " ".join(text.split()[:words])
         edit = record.edit(prompt=cut, target=label)
         return [Item("stream", edit, edit.identifier, year)]
@@ -263,6 +262,16 @@ def document_forms(labels: Sequence[str] | None, words: int | None) -> tuple[For
         Form("text-label", frozenset({"text", "label"}), release),
         Form("court-cases", frozenset({"facts", "term", "issue_area"}), cases),
     )
+
+
+def _label(record: Record, name: str) -> str:
+    """A document's class as it is written: a text or, in JSON, a number."""
+    raw = record.content.get(name)
+    if raw is None or (isinstance(raw, str) and not raw.strip()):
+        raise record.error("the record has no label", name)
+    if not isinstance(raw, (str, int, float)) or isinstance(raw, bool):
+        raise record.error(f"expected a text or a number, found {type(raw).__name__}", name)
+    return record.checked(str(raw), name)
 
 
 def _year(record: Record) -> int:

@@ -112,11 +112,12 @@ def build_lifelong_source(spec: Mapping[str, Any], out: Path | str) -> dict[str,
         DataError: a bad file or record. SettingsError: names the setting.
     """
     settings, out = LifelongSourceSettings.from_spec(spec), Path(out)
-    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     named = {"file": settings.file, "hub": settings.hub, "sha256": settings.sha256}
     source = open_records(named)
     make = {"qa": _questions, "classification": _cases, "generation": _biographies}[settings.task]
     items, files, about = make(settings, source)
+    # Only now: bad input, refused above, costs no earlier source. And never an old manifest beside new files.
+    (out / "manifest.json").unlink(missing_ok=True)
     for name, content in files.items():
         write_text(out / name, content)
     manifest = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from palimpsest.data.fever import LABELS
 from palimpsest.data.in_scope import unchanged
-from palimpsest.data.learning import LEARNING_FILE, check_reserve, set_aside, subject_key, write_learning
+from palimpsest.data.learning import LEARNING_FILE, check_reserve, learning_of, set_aside, subject_key
 from palimpsest.data.readers import READERS, read_source
 from palimpsest.data.real_source import build_source
 from palimpsest.data.sources import check_limit, digest
@@ -180,10 +180,15 @@ def build_dataset(spec: Mapping[str, Any], source: Path | str | None, out: Path 
     manifest |= describe(edits)
     content = "".join(json.dumps(edit.to_dict(), ensure_ascii=True, sort_keys=True) + "\n" for edit in edits)
     manifest["fingerprint"] = digest(content.encode())
-    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new edits
+    learning = ""
+    if own:
+        learning, about = learning_of(own, tables, CLASSES.get(spec["reader"]))
+        manifest["learning"] |= about
+    # Only now: bad input, refused above, costs no earlier data set. And never an old manifest beside new edits.
+    (out / "manifest.json").unlink(missing_ok=True)
     (out / LEARNING_FILE).unlink(missing_ok=True)
     if own:
-        manifest["learning"] |= write_learning(out, own, tables, CLASSES.get(spec["reader"]))
+        write_text(out / LEARNING_FILE, learning)
     # ASCII: U+2028 and its like would end a line for some readers of line-based files.
     write_text(out / "edits.jsonl", content)
     write_json(out / "manifest.json", manifest)

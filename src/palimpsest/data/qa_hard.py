@@ -91,7 +91,7 @@ def _implied(record: Record, truth: str, target: str) -> list[Probe]:
 
 
 def _true_false(record: Record, truth: str, target: str, wrong: str | None) -> list[Probe]:
-    statement = str(record.content.get("true_false") or "").strip().replace(" - ", "-")
+    statement = (record.said("true_false") or "").replace(" - ", "-")
     if not says_words(statement, truth, re.IGNORECASE):
         return []
     # The way of asking is drawn by the record's name: the same bytes each time, equal shares over records.

@@ -113,12 +113,13 @@ def build_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, Any]:
             file=source.name,
             remedy="Raise closed_answers or lower size",
         )
+    passages = read_passages(settings.text)
     out = Path(out)
-    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
+    # Only now: bad input, refused above, costs no earlier source. And never an old manifest beside new files.
+    (out / "manifest.json").unlink(missing_ok=True)
     records = [as_upstream(candidate, reader.name) for candidate in chosen]
     write_text(out / f"{reader.name}.json", json.dumps(records, indent=1, ensure_ascii=True) + "\n")
     shown, sentences = write_sentences(chosen, candidates, settings, reader.name, out)
-    passages = read_passages(settings.text)
     write_text(out / "text.txt", "".join(passage + "\n" for passage in passages))
     corpus = [one_line(text) + "." for text in shown] + passages[: math.ceil(len(passages) * 0.9)]
     random.Random(f"corpus {settings.seed}").shuffle(corpus)

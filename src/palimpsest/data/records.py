@@ -26,11 +26,11 @@ class Record:
         self.content: Mapping[str, Any] = content
         case = content.get("case_id")
         plain = isinstance(case, (int, str)) and not isinstance(case, bool) and str(case).strip()
-        self.identifier = f"{prefix}-{_encodable(str(case)) if plain else index}"
+        self.identifier = f"{prefix}-{encodable(str(case)) if plain else index}"
         if plain:
-            self.place += f", case_id {_encodable(str(case))}"
+            self.place += f", case_id {encodable(str(case))}"
         if isinstance(case, str) and case.startswith(f"{prefix}-"):
-            self.identifier = _encodable(case)
+            self.identifier = encodable(case)
 
     def error(self, what: str, name: str | None = None) -> DataError:
         """Make the error for this record; the caller raises it."""
@@ -57,6 +57,12 @@ class Record:
         """A text that is not empty, without blanks around it."""
         return self.checked(self.get(name, *inner), ".".join((name, *inner)))
 
+    def said(self, *names: str) -> str | None:
+        """Text of the first of these fields that the record has; None where it is empty, or something else than a text."""
+        name = next((name for name in names if name in self.content), "")
+        value = self.content.get(name)
+        return self.checked(value, name) if isinstance(value, str) and value.strip() else None
+
     def texts(self, name: str, *inner: str, empty: bool = False) -> tuple[str, ...]:
         """A text or a list of texts; with `empty`, the list may be empty."""
         value, label = self.get(name, *inner), ".".join((name, *inner))
@@ -77,7 +83,7 @@ class Record:
             raise self.error(f"expected a text, found {type(value).__name__}", label)
         if not value.strip():
             raise self.error("the text is empty", label)
-        if _encodable(value) != value:
+        if encodable(value) != value:
             raise self.error("the text holds half a character (a lone surrogate)", label)
         return value.strip()
 
@@ -92,7 +98,8 @@ class Record:
             raise self.error(str(error), error.field) from error
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """The text, with a question mark for half a character (a lone surrogate), which no UTF-8 file holds."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

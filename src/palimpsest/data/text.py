@@ -9,6 +9,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from palimpsest.data.records import encodable
 from palimpsest.data.sources import check_hub, hub_rows, locate, read_text
 from palimpsest.errors import DataError, SettingsError
 
@@ -145,9 +146,11 @@ def _hub_passages(hub: Mapping[str, Any], passage: str, seed: int | None) -> Ite
     for number in order:
         row = rows[number]
         value = row.get(column) if isinstance(row, Mapping) else None
-        if not isinstance(value, str):
+        if not isinstance(value, str) or encodable(value) != value:
             raise DataError(
-                "expected a text",
+                "expected a text, without half a character (a lone surrogate)"
+                if isinstance(value, str)
+                else "expected a text",
                 file=identifier,
                 record=f"number {number}",
                 field=column,

@@ -18,10 +18,11 @@ def build_text_source(spec: Mapping[str, Any], out: Path | str) -> dict[str, Any
     """Write `out`/text.txt (all passages; the last tenth measures drift), corpus.txt (the others), an empty facts.jsonl
     and, last, manifest.json, which is returned. `spec`: see `palimpsest.data.text.read_passages`."""
     out = Path(out)
-    (out / "manifest.json").unlink(missing_ok=True)  # never an old manifest beside new files
     passages = read_passages(spec)
     read = passages[: math.ceil(len(passages) * (1 - HELD_OUT))]
     text = "".join(passage + "\n" for passage in passages)
+    # Only now: bad input, refused above, costs no earlier source. And never an old manifest beside new files.
+    (out / "manifest.json").unlink(missing_ok=True)
     write_text(out / "facts.jsonl", "")
     write_text(out / "text.txt", text)
     write_text(out / "corpus.txt", "".join(passage + "\n" for passage in read))

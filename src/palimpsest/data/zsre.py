@@ -133,8 +133,8 @@ def structured(record: Record) -> Edit:
 def corrections(record: Record) -> Edit:
     """The same form edited the other way, as MEMIT and GRACE do: to the true answer, from what the model says now."""
     prompt, target = record.text("input"), true_answer(record)
-    said = record.content.get("prediction")
-    says = said.strip() if isinstance(said, str) and said.strip() and said.strip() != target else None
+    said = record.said("prediction")
+    says = said if said != target else None
     return record.edit(
         prompt=prompt,
         target=target,

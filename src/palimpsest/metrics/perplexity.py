@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from palimpsest.errors import DataError
+from palimpsest.files import text_lines
 from palimpsest.metrics.answers import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import pad
@@ -43,12 +44,8 @@ def held_out_passages(path: Path | str, share: float = HELD_OUT_SHARE) -> Iterat
     others (90 % of .4 GB at the paper's sizes) is kept.
 
     Raises:
-        DataError: no such file, or no text in it.
+        DataError: no such file, no text in it, or text that is not UTF-8.
     """
-    if not Path(path).is_file():
-        raise DataError(
-            "the file does not exist", file=path, remedy="Give the text the model was pre-trained with"
-        )
     count = sum(1 for _ in _lines(path))
     if not count:
         raise DataError("the file holds no text", file=path, remedy="Give a file with one passage a line")
@@ -56,10 +53,9 @@ def held_out_passages(path: Path | str, share: float = HELD_OUT_SHARE) -> Iterat
 
 
 def _lines(path: Path | str) -> Iterator[str]:
-    with Path(path).open(encoding="utf-8") as file:
-        for line in file:
-            # Other characters end a line too, such as U+2028.
-            yield from (part.strip() for part in line.splitlines() if part.strip())
+    for line in text_lines(path, "Give the text the model was pre-trained with"):
+        # Other characters end a line too, such as U+2028.
+        yield from (part.strip() for part in line.splitlines() if part.strip())
 
 
 def token_rows(model: LanguageModel, passages: Iterable[str], budget: int = TEXT_TOKENS) -> list[list[int]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from palimpsest.errors import ModelError
-from palimpsest.files import only_one, read_object, write_atomic, write_json
+from palimpsest.files import only_one, read_object, whole_folder, write_atomic, write_json
 from palimpsest.models.hub import pinned
 from palimpsest.models.loading import load_model
 from palimpsest.models.tokenizer_files import read_tokenizer
@@ -87,7 +87,8 @@ def convert(source: str, out: Path | str, tokenizer: str | None = None) -> dict[
             write_json(
                 out / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where}
             )
-        words.save_pretrained(str(out))
+        with whole_folder(out) as half:
+            words.save_pretrained(str(half))
         write_json(out / CONFIG, {key: value for key, value in config.items() if key != "auto_map"})
         try:
             record |= {"tensors": len(where), "fingerprint": load_model(out).fingerprint}

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.files import read_object, write_json
+from palimpsest.files import read_object, text_lines, whole_folder, write_json
 from palimpsest.models.families import family_of
 from palimpsest.models.hub import pinned
 from palimpsest.models.loading import MANIFEST, LanguageModel, load_model
@@ -39,10 +39,10 @@ EXTERNAL = {
 
 def save_network(network: nn.Module, tokenizer, out: Path) -> None:
     """Write a hub-format directory (config, safetensors, tokenizer); the manifest that makes it valid comes
-    last."""
-    (out / MANIFEST).unlink(missing_ok=True)
-    network.save_pretrained(str(out))  # type: ignore[operator]
-    tokenizer.save_pretrained(str(out))
+    last. An earlier model goes when the new one is written."""
+    with whole_folder(out, drop=(MANIFEST, "model*.safetensors*")) as half:
+        network.save_pretrained(str(half))  # type: ignore[operator]
+        tokenizer.save_pretrained(str(half))
 
 
 def write_manifest(out: Path, extra: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ def describe_model(spec: dict[str, Any], out: Path | str) -> None:
         out: directory for manifest.json.
 
     Raises:
-        SettingsError: an unknown kind or key. ModelError: the model cannot be read.
+        SettingsError: an unknown kind or key. ModelError: the model cannot be read. DataError: `corpus` or `pairs` cannot.
     """
     out = Path(out)
     if spec.get("kind") == "random":
@@ -133,6 +133,11 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
         raise SettingsError(
             f"unknown key {unknown[0]!r} in the spec of a random model; known are {', '.join(sorted(known))}"
         )
+    for name in ("corpus", "pairs"):
+        if spec.get(name) and not isinstance(spec[name], (str, Path)):
+            raise SettingsError(
+                f"the key {name!r} of a random model is {spec[name]!r:.60}; expected a file's name"
+            )
     labels = _labels_of(spec) if "labels" in known else None
     shape, seed = shape_of({**spec, **({"labels": labels} if labels else {})}), int(spec.get("seed", 0))
     if spec.get("pairs"):
@@ -140,7 +145,8 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
             text for pair in read_pairs(Path(spec["pairs"])) for text in (pair["prompt"], pair["answer"])
         ]
     elif spec.get("corpus"):
-        texts = Path(spec["corpus"]).read_text(encoding="utf-8").splitlines()
+        lines = text_lines(spec["corpus"], "Correct the key 'corpus', or leave it out for made-up lines")
+        texts = [part for line in lines for part in line.splitlines()]
     else:
         texts = _filler(seed)
     kind = family_of(shape["family"]).kind

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.files import read_json
+from palimpsest.files import read_json, text_lines
 from palimpsest.models.manifest import save_network, write_manifest
 from palimpsest.models.pretrain_masks import bottleneck_mask, masked_below
 from palimpsest.models.pretrain_rows import Packer, Rows, fact_sentence, read_facts, text_sentences
@@ -74,7 +74,7 @@ def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads:
     Raises:
         SettingsError: an unknown or impossible key of `spec` (keys of `shapes.SHAPE` and of `Training`).
         ModelError: training diverged, or an answer is not one token although the spec requires it.
-        DataError: facts.jsonl is missing or damaged.
+        DataError: facts.jsonl is missing or damaged, or text.txt is not UTF-8.
     """
     torch.set_num_threads(max(1, int(threads)))
     source, out = Path(source), Path(out)
@@ -169,7 +169,7 @@ def _packer(tokenizer, facts: list[dict[str, Any]], passages: list[str], trainin
 
 def _passages(source: Path, training: Training) -> list[str]:
     path = source / "text.txt"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = [part for line in text_lines(path) for part in line.splitlines()] if path.exists() else []
     return [line for line in lines[: math.ceil(len(lines) * (1 - training.held_out_text))] if line.strip()]
 
 

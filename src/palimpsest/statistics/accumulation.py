@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from palimpsest import interruption
 from palimpsest.errors import StatisticsError
-from palimpsest.files import Pace, proves_damage, unreadable_now, write_atomic
+from palimpsest.files import Pace, proves_damage, text_lines, unreadable_now, write_atomic
 from palimpsest.models.loading import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -252,8 +252,8 @@ def batched(rows: Iterator[list[int]], size: int) -> Iterator[list[list[int]]]:
 
 def _lines(corpus: Path | str | Sequence[str]) -> Iterator[str]:
     if isinstance(corpus, (str, Path)):
-        with Path(corpus).open(encoding="utf-8") as file:
-            yield from (line.strip() for line in file if line.strip())
+        lines = text_lines(corpus, "Give a text file with one passage a line")
+        yield from (line.strip() for line in lines if line.strip())
     else:
         yield from (line.strip() for line in corpus if line.strip())
 

@@ -26,6 +26,7 @@ from palimpsest.editors.shared.target_vectors import Search, TargetVectors, sear
 from palimpsest.editors.shared.target_vectors_plain import search_target_vectors_plain
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, SettingsError
+from palimpsest.models.loading import LanguageModel
 
 SEARCHES = {"fast": search_target_vectors, "plain": search_target_vectors_plain}
 
@@ -102,6 +103,12 @@ class KeyValueSettings:
             f"one of {', '.join(SEARCHES)}",
         )
         require(self.solver in SOLVERS, "solver", self.solver, f"one of {', '.join(SOLVERS)}")
+        require(
+            all(number >= 1 for group in self.context_lengths for number in group),
+            "context_lengths",
+            self.context_lengths,
+            "a group has at least one token and one text",
+        )
         groups = self.context_texts
         require(
             groups is None or (len(groups) > 0 and tuple(groups[0]) == ("",)),
@@ -126,6 +133,35 @@ class KeyValueSettings:
         )
 
 
+def check_fit(settings: KeyValueSettings, model: LanguageModel) -> None:
+    """Refuse layers that the model does not have, to edit or to read the loss at, and contexts that it cannot read.
+
+    Raises:
+        ModelError: an edited layer does not exist. SettingsError: names the setting.
+    """
+    for layer in settings.layers:
+        model.block(layer)
+    read = settings.loss_layer
+    if read is not None and not (
+        read < model.n_blocks and (settings.target_search == "fast" or read == model.n_blocks - 1)
+    ):
+        raise SettingsError(
+            f"loss_layer is {read}, but {model.name} has the blocks 0 to {model.n_blocks - 1}"
+            + (
+                ", and target_search 'plain' reads the loss at the last one"
+                if settings.target_search == "plain"
+                else ""
+            )
+            + ". Leave loss_layer out to read it at the last one"
+        )
+    longest = max((tokens for tokens, _ in settings.context_lengths), default=0)
+    if settings.context_texts is None and longest >= model.context:
+        raise SettingsError(
+            f"context_lengths asks for texts of {longest} tokens, but {model.name} reads {model.context} with the prompt behind "
+            "them. Ask for shorter ones"
+        )
+
+
 class KeyValueEditor(Editor, ABC):
     """An editor that searches target vectors and writes them as values of keys."""
 
@@ -138,21 +174,7 @@ class KeyValueEditor(Editor, ABC):
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
         self._systems: dict[int, KeySystem] = {}
-        for layer in settings.layers:
-            model.block(layer)
-        read = settings.loss_layer
-        if read is not None and not (
-            read < model.n_blocks and (settings.target_search == "fast" or read == model.n_blocks - 1)
-        ):
-            raise SettingsError(
-                f"loss_layer is {read}, but {model.name} has the blocks 0 to {model.n_blocks - 1}"
-                + (
-                    ", and target_search 'plain' reads the loss at the last one"
-                    if settings.target_search == "plain"
-                    else ""
-                )
-                + ". Leave loss_layer out to read it at the last one"
-            )
+        check_fit(settings, model)
         if self.statistics is not None:
             missing = [layer for layer in settings.layers if layer not in self.statistics.layers]
             if missing:
