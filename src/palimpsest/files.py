@@ -8,7 +8,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ HALF = (
 )  # what a killed writer leaves: ours, and safetensors', which writes beside as well
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"  # the only folder that a holder writes into below its own
+ABANDONED = 60.0  # seconds without a change, of a file that nobody holds
 WAIT = 2.0  # seconds for a process that was just killed to be gone
 
 
@@ -38,11 +40,13 @@ class WriteError(PalimpsestError):
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it replaces `target`, on any error it vanishes.
 
-    The temporary name keeps the target's suffix, because some writers choose their format by it.
+    The temporary name keeps the target's suffix, because some writers choose their format by it. What killed writers of the
+    same target left is removed: most folders have no holder (`only_one`) that would.
     """
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent, f".{escape(target.stem)}-????????{PART}{escape(target.suffix)}")
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}-", suffix=PART + target.suffix
         )
@@ -50,11 +54,14 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         raise WriteError(
             f"cannot write {target}: {error.strerror or error}. Check that the folder exists and is writable"
         ) from error
-    os.close(handle)
     temporary = Path(name)
+    if not _claimed(handle):
+        os.close(handle)
+        handle = -1
     try:
         yield temporary
         with temporary.open("rb+") as written:
+            _claimed(written.fileno())  # some writers put a file of their own in its place
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
@@ -67,6 +74,35 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+        if handle >= 0:
+            os.close(handle)
+
+
+def remove_abandoned(folder: Path, pattern: str = f".*-????????{PART}*") -> None:
+    """Remove what killed writers left in a folder that several processes write into: files of ours that nobody holds.
+
+    A file system without locks does not tell who writes, so nothing is removed there. On one where each machine sees its own
+    locks only, the time since the last change does.
+    """
+    for half in folder.glob(pattern) if fcntl is not None else ():
+        with suppress(OSError):  # it is being written, or has just become a result
+            handle = os.open(half, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(handle).st_mtime > ABANDONED:
+                    half.unlink()
+            finally:
+                os.close(handle)
+
+
+def _claimed(handle: int) -> bool:
+    """Whether others can see that this file is being written: a lock, which the system lets go of when the process ends."""
+    if fcntl is None:
+        return False
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def write_atomic(target: Path | str, write: Callable[[Path], Any]) -> None:
@@ -213,7 +249,6 @@ def only_one(folder: Path | str | None) -> Iterator[None]:
     folder = Path(folder)
     new = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         held = _lock(folder / LOCK)
     except OSError as error:
         raise WriteError(
@@ -228,30 +263,47 @@ def only_one(folder: Path | str | None) -> Iterator[None]:
     finally:
         (folder / LOCK).unlink(missing_ok=True)
         os.close(held)
-        if new and not any(folder.iterdir()):
-            folder.rmdir()  # bad input leaves nothing, not even a place for results
+        if new:
+            with suppress(OSError):  # there is something in it, or another process has begun there
+                folder.rmdir()  # bad input leaves nothing, not even a place for results
 
 
 def _lock(path: Path) -> int:
-    """Descriptor of the locked file."""
+    """Descriptor of the locked file; its folder is made."""
     until = time.monotonic() + WAIT
     while True:
-        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if fcntl is not None:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(held), path.stat()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if (held := _try_lock(path)) is not None:
                 return held
+        except FileNotFoundError:  # who made the folder left nothing in it and has just taken it away
+            if time.monotonic() > until:
+                raise
         except BlockingIOError as error:
             if time.monotonic() > until:
-                os.close(held)
                 raise BusyError(
                     f"another process is working on {path.parent}. Wait until it has ended, or give another folder"
                 ) from error
-        except OSError:  # a file system without locks
-            return held
-        os.close(held)  # its owner removed it in between, or holds it still
         time.sleep(0.05)
+
+
+def _try_lock(path: Path) -> int | None:
+    """The same at once, or BlockingIOError; None when the file was removed meanwhile: a lock on that keeps nobody out."""
+    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(held), path.stat()):
+            return held
+    except BlockingIOError:
+        os.close(held)
+        raise
+    except FileNotFoundError:  # its owner has ended; a third process may hold the next one
+        pass
+    except OSError:  # a file system without locks
+        return held
+    os.close(held)
+    return None
 
 
 def _umask() -> int:
