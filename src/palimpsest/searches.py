@@ -21,7 +21,7 @@ from palimpsest.editors.shared.usable import why_not
 from palimpsest.edits import Edit, read_edits
 from palimpsest.errors import EditError
 from palimpsest.models.loading import LanguageModel, load_model
-from palimpsest.plain import build
+from palimpsest.plain import build, check_whole
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints
 from palimpsest.protocols.sample import read_reserved
 from palimpsest.run_inputs import Options, choose_edits, known_edits, set_threads
@@ -52,8 +52,9 @@ def search_targets(
     clock = time.perf_counter()
     set_threads()
     options = Options.from_dict(spec.get("options") or {})
+    check_whole(spec.get("edits"), "a search of target vectors: 'edits'")
     out, edits_file = Path(out), Path(dataset_dir) / "edits.jsonl"
-    settings = build(KeyValueSettings, spec["settings"], "a search of target vectors")
+    settings = build(KeyValueSettings, spec.get("settings"), "a search of target vectors")  # type: ignore[arg-type]
     known_names = known_edits(options, known)
     model = load_model(model_dir, dtype=options.dtype, device=options.device)
     edits = choose_edits(
