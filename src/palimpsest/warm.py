@@ -149,7 +149,7 @@ def _heard(stream: BinaryIO) -> dict[str, Any]:
     """The next line of the process that jobs are forked from; empty when it has hung up, whichever way."""
     try:
         return dict(json.loads(stream.readline() or b"{}"))
-    except (OSError, ValueError):  # reset, or gone in the middle of a line
+    except (OSError, ValueError, TypeError):  # reset, or gone in the middle of a line
         return {}
 
 
@@ -230,7 +230,7 @@ class _Server:
             with client.makefile("rb", buffering=0) as stream:
                 told = json.loads(stream.readline())
             ours = {key: told[key] for key in _interpreter()} == _interpreter()
-            process = os.fork() if ours else None
+            process = os.fork() if ours and len(files) == 3 else None  # fewer came when descriptors are short
         except (OSError, ValueError, LookupError, TypeError):
             # Who hung up or talks nonsense gets nothing. Where the system has no room for another process (memory, a limit on
             # their number) the client does its work itself: a server that ended here would take all running jobs with it.
