@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsest import __version__, commands, interruption, listing
-from palimpsest.cli_parts import Parser, add, add_out, add_path, add_spec, add_threads
+from palimpsest.cli_parts import Parser, add, add_out, add_path, add_seed, add_spec, add_threads, whole
 from palimpsest.errors import PalimpsestError
 
 _EPILOG = """
@@ -95,7 +95,7 @@ def _data_commands(groups: argparse._SubParsersAction) -> None:
         "  sentiment    replies in a dialogue: blender_{train,val,test}.json, facts.jsonl, text.txt, corpus.txt",
     )  # fmt: skip
     add_spec(world, "sizes of the world; {} for the defaults", "--settings")
-    world.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
+    add_seed(world, "everything random follows from it")
     world.add_argument(
         "--kind",
         choices=sorted(commands.WORLDS),
@@ -200,7 +200,7 @@ def _model_commands(groups: argparse._SubParsersAction) -> None:
                   "Cached by model, data, settings and seed; resumes. "
                   "Writes weights.safetensors, trained.json, training.csv.")  # fmt: skip
     add_spec(parser, "editor, settings, and how the model is loaded (dtype, device)")
-    parser.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
+    add_seed(parser, "everything random follows from it")
     add_path(parser, "--model", "model directory")
     add_path(parser, "--dataset", "data set directory with learning.jsonl, or such a file")
     add_out(parser, "directory for the trained editor")
@@ -215,7 +215,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
     parser = add(groups, "targets", targets, "Search the target vectors of many edits on the untouched model.",
                   "Single-round runs of different methods, lambdas and batch sizes share them (run --targets).")  # fmt: skip
     add_spec(parser, "edits, options of the sample, settings of the search")
-    parser.add_argument("--seed", type=int, required=True, help="of the sample and the contexts")
+    add_seed(parser, "of the sample and the contexts", required=True)
     add_path(parser, "--model", "model directory")
     add_path(parser, "--dataset", "data set directory")
     add_path(parser, "--known", "which edits the model knows", required=False)
@@ -234,9 +234,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
                   "Checkpoints between batches and resumes. `palimpsest list experiments` says what there is; "
                   "`snakemake -np TARGET`\nprints the commands of its runs with their specs.")  # fmt: skip
     add_spec(parser, "resolved run: protocol, editor, settings, sizes")
-    parser.add_argument(
-        "--seed", type=int, required=True, help="varies sample, order, contexts and the editor's randomness"
-    )
+    add_seed(parser, "varies sample, order, contexts and the editor's randomness", required=True)
     for flag, text in (
         ("--model", "model directory"), ("--dataset", "data set directory"), ("--statistics", "directory of the covariance"),
         ("--gate", "the model's gate file"), ("--known", "which edits the model knows"), ("--text", "text for the drift meter"),
@@ -318,9 +316,11 @@ def _reader_commands(groups: argparse._SubParsersAction) -> None:
     add_path(parser, "--trained", "directory that train-editor wrote, for editors that learn", required=False)
     ask = "prompts to continue before and after (repeatable)"
     parser.add_argument("--ask", action="append", default=[], metavar="PROMPT", help=ask)
-    parser.add_argument("--tokens", type=int, default=8, help="length of the answers (default 8)")
+    parser.add_argument(
+        "--tokens", type=whole(1, 10**6), default=8, metavar="N", help="length of the answers (default 8)"
+    )
     parser.add_argument("--save", default=None, metavar="DIR", help="keep the editor's state there")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the editor (default 0)")
+    add_seed(parser, "seed of the editor")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default cpu)")
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_threads(parser)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from palimpsest import spec_help, spec_words
+from palimpsest.plain import SEEDS
+
+MOST_THREADS = 4096
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +54,30 @@ def add_path(parser: argparse.ArgumentParser, flag: str, text: str, required: bo
     parser.add_argument(flag, type=Path, default=None, required=required, help=text)
 
 
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """What an option that is a whole number between bounds (both count) is read by."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r:.40} is no whole number from {least} to {most}. Give one of these"
+            )
+        return number
+
+    return read
+
+
+def add_seed(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+    """What everything random follows from; 0 when it is left out."""
+    said = text if required else f"{text} (default 0)"
+    parser.add_argument("--seed", type=whole(*SEEDS), default=0, required=required, metavar="N", help=said)
+
+
 def add_threads(parser: argparse.ArgumentParser, default: str = "the library's") -> None:
     """How many threads linear algebra may use."""
     text = f"threads for linear algebra (default: {default})"
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help=text)
+    parser.add_argument("--threads", type=whole(1, MOST_THREADS), default=None, metavar="N", help=text)

@@ -19,7 +19,9 @@ from palimpsest.config import (
     suggest,
 )
 from palimpsest.errors import PalimpsestError, SettingsError
-from palimpsest.files import only_one, text_lines, write_json
+from palimpsest.files import only_one, write_json
+from palimpsest.plain import unwritable
+from palimpsest.text_files import text_lines
 
 # Kind of a generated world -> module:function that makes it.
 WORLDS = {
@@ -44,11 +46,13 @@ def read_spec(text: str, flag: str = "--spec") -> dict[str, Any]:
             ) from error
     try:
         spec = json.loads(text)
-        json.dumps(spec, ensure_ascii=False).encode()  # half a character can be written to no manifest
+        wrong = next(unwritable(spec), None)
     except (ValueError, RecursionError) as error:
         raise PalimpsestError(
             f"{flag} is not valid JSON ({error}). Quote it for the shell, or give @FILE"
         ) from error
+    if wrong is not None:  # it was read, and the file of results would refuse it, hours later
+        raise PalimpsestError(f"{flag}: {wrong}")
     if not isinstance(spec, dict):
         raise PalimpsestError(f"{flag} must be a JSON object, not {type(spec).__name__}")
     return spec

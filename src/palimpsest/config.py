@@ -16,7 +16,7 @@ from typing import Any
 
 from palimpsest.errors import PalimpsestError
 from palimpsest.files import read_json
-from palimpsest.plain import schema_of, suggest
+from palimpsest.plain import schema_of, suggest, unwritable
 
 # Two ways of giving one number: whoever sets one of a pair takes the other away.
 EXCLUSIVE = (("lam", "lam_ratio"), ("learning_rate", "learning_rate_ratio"), ("radius", "radius_ratio"))
@@ -71,7 +71,8 @@ def use_this_python() -> None:
 
 
 def read_yaml(path: Path | str) -> Any:
-    """Read a YAML file; a key that is given twice is an error, since the first value would silently be lost."""
+    """Read a YAML file; a key that is given twice is an error, since the first value would silently be lost; so is one that is
+    no text."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -85,10 +86,14 @@ def read_yaml(path: Path | str) -> Any:
                 None, None, f"the key {repeated[0]!r} is given twice", node.start_mark
             )
         loader.flatten_mapping(node)
-        return {
-            loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
-            for key, value in node.value
-        }
+        content = {}
+        for key, value in node.value:
+            name = loader.construct_object(key, deep=True)
+            if not isinstance(name, str):  # on, yes and 1 without quotes
+                what = f"the key {name!r:.40} is no text. Put it into quotes"
+                raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+            content[name] = loader.construct_object(value, deep=True)
+        return content
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
@@ -139,6 +144,8 @@ def check(content: Any, schema: Mapping[str, Any], where: str) -> list[str]:
     """Problems of `content` under a JSON schema, each naming key, value and remedy."""
     import jsonschema
 
+    if odd := [f"{where}: {problem}" for problem in unwritable(content)]:
+        return odd  # schemas are about JSON
     validator = jsonschema.Draft202012Validator(schema)
     return [
         _explain(error, where)

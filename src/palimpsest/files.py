@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ HALF = (
 )  # what a killed writer leaves: ours, and safetensors', which writes beside as well
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"  # the only folder that a holder writes into below its own
+ABANDONED = 60.0  # seconds without a change, of a file that nobody holds
 WAIT = 2.0  # seconds for a process that was just killed to be gone
 
 
@@ -39,11 +41,13 @@ class WriteError(PalimpsestError):
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it replaces `target`, on any error it vanishes.
 
-    The temporary name keeps the target's suffix, because some writers choose their format by it.
+    The temporary name keeps the target's suffix, because some writers choose their format by it. What killed writers of the
+    same target left is removed: most folders have no holder (`only_one`) that would.
     """
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent, f".{escape(target.stem)}-????????{PART}{escape(target.suffix)}")
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}-", suffix=PART + target.suffix
         )
@@ -51,8 +55,10 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         raise WriteError(
             f"cannot write {target}: {error.strerror or error}. Check that the folder exists and is writable"
         ) from error
-    os.close(handle)
     temporary = Path(name)
+    if not _claimed(handle):
+        os.close(handle)
+        handle = -1
     try:
         with _reported(target):
             yield temporary
@@ -60,6 +66,8 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+        if handle >= 0:
+            os.close(handle)
 
 
 @contextmanager
@@ -119,8 +127,36 @@ def _by_the_system(error: Exception) -> bool:
 def _settle(path: Path) -> None:
     """Bring a written file to the disk, with the rights that any new file has."""
     with path.open("rb+") as written:
+        _claimed(written.fileno())  # some writers put a file of their own in its place
         os.fsync(written.fileno())
     os.chmod(path, 0o666 & ~_umask())
+
+
+def remove_abandoned(folder: Path, pattern: str = f".*-????????{PART}*") -> None:
+    """Remove what killed writers left in a folder that several processes write into: files of ours that nobody holds.
+
+    A file system without locks does not tell who writes, so nothing is removed there. On one where each machine sees its own
+    locks only, the time since the last change does.
+    """
+    for half in folder.glob(pattern) if fcntl is not None else ():
+        with suppress(OSError):  # it is being written, or has just become a result
+            handle = os.open(half, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(handle).st_mtime > ABANDONED:
+                    half.unlink()
+            finally:
+                os.close(handle)
+
+
+def _claimed(handle: int) -> bool:
+    """Whether others can see that this file is being written: a lock, which the system lets go of when the process ends."""
+    if fcntl is None:
+        return False
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def write_atomic(target: Path | str, write: Callable[[Path], Any]) -> None:
@@ -173,44 +209,6 @@ def read_object(path: Path | str, *fields: str) -> dict[str, Any]:
         if name not in content:
             raise DataError("the field is missing", file=path, field=name, remedy=AGAIN)
     return content
-
-
-def text_lines(path: Path | str, remedy: str = "Check the path") -> Iterator[str]:
-    """Lines of a UTF-8 text with their ends, one after another: of a large file only one is in memory.
-
-    Args:
-        remedy: what to do where there is no such file.
-
-    Raises:
-        DataError: while it is read, a missing or unreadable file, or a line that is no UTF-8, named by its number.
-    """
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            yield from file
-    except FileNotFoundError as error:
-        raise DataError("the file does not exist", file=path, remedy=remedy) from error
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-    except (OSError, ValueError) as error:  # ValueError: what no file name can hold
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"the file cannot be read ({reason})", file=path, remedy="Check the path and its rights"
-        ) from error
-
-
-def _not_utf8(path: Path | str) -> DataError:
-    """The error for a text in another encoding. Which line it is tells only a second look: texts are decoded by the block."""
-    what, place = "not UTF-8 text", None
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                what += f" (byte {error.start + 1} of the line is {line[error.start]:#04x})"
-                place = f"line {number}"
-                break
-    remedy = "Save the file as UTF-8 text, unpacked (iconv -f LATIN1 -t UTF-8, where it is Latin-1)"
-    return DataError(what, file=path, record=place, remedy=remedy)
 
 
 def read_records(path: Path | str, remedy: str = AGAIN) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -305,7 +303,6 @@ def only_one(folder: Path | str | None) -> Iterator[None]:
     folder = Path(folder)
     new = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         held = _lock(folder / LOCK)
     except OSError as error:
         raise WriteError(
@@ -324,30 +321,47 @@ def only_one(folder: Path | str | None) -> Iterator[None]:
     finally:
         (folder / LOCK).unlink(missing_ok=True)
         os.close(held)
-        if new and not any(folder.iterdir()):
-            folder.rmdir()  # bad input leaves nothing, not even a place for results
+        if new:
+            with suppress(OSError):  # there is something in it, or another process has begun there
+                folder.rmdir()  # bad input leaves nothing, not even a place for results
 
 
 def _lock(path: Path) -> int:
-    """Descriptor of the locked file."""
+    """Descriptor of the locked file; its folder is made."""
     until = time.monotonic() + WAIT
     while True:
-        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if fcntl is not None:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(held), path.stat()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if (held := _try_lock(path)) is not None:
                 return held
+        except FileNotFoundError:  # who made the folder left nothing in it and has just taken it away
+            if time.monotonic() > until:
+                raise
         except BlockingIOError as error:
             if time.monotonic() > until:
-                os.close(held)
                 raise BusyError(
                     f"another process is working on {path.parent}. Wait until it has ended, or give another folder"
                 ) from error
-        except OSError:  # a file system without locks
-            return held
-        os.close(held)  # its owner removed it in between, or holds it still
         time.sleep(0.05)
+
+
+def _try_lock(path: Path) -> int | None:
+    """The same at once, or BlockingIOError; None when the file was removed meanwhile: a lock on that keeps nobody out."""
+    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(held), path.stat()):
+            return held
+    except BlockingIOError:
+        os.close(held)
+        raise
+    except FileNotFoundError:  # its owner has ended; a third process may hold the next one
+        pass
+    except OSError:  # a file system without locks
+        return held
+    os.close(held)
+    return None
 
 
 def _umask() -> int:

@@ -99,9 +99,10 @@ def requested() -> bool:
 @contextlib.contextmanager
 def saving() -> Iterator[None]:
     """For the length of a save, which no clock cuts off; one that a signal wound up before or meanwhile starts at its end."""
+    # First what was noted: a signal after this line starts a clock that is stopped below, or counts as one of meanwhile.
+    before = _state.noted
     outer, _state.saving = _state.saving, True
     running = _stop_clock()
-    before = _state.noted
     try:
         yield
     finally:

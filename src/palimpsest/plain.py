@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from palimpsest.errors import SettingsError
@@ -20,6 +21,8 @@ NAMES = {
     "boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "text", "null": "null",
     "object": "names with values",
 }  # fmt: skip
+# numpy takes no others, and torch none beyond 2**64, where a training's seed times its steps would come.
+SEEDS = (0, 2**32 - 1)
 SIMPLE = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 
 
@@ -79,6 +82,41 @@ def plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     return value
+
+
+def check_whole(value: Any, what: str, least: int = 1, most: int | None = None) -> int:
+    """The value, if it is a whole number between bounds (both count).
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    good = isinstance(value, int) and not isinstance(value, bool)
+    if not good or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise SettingsError(f"{what} is {value!r:.60}; expected a whole number {bounds}")
+    return value
+
+
+def unwritable(content: Any, place: str = "") -> Iterator[str]:
+    """What no file of results can state and JSON or YAML lets through, each with its place: "options.alpha is nan"."""
+    where = place or "the whole"
+    if isinstance(content, Mapping):
+        for name, inner in content.items():
+            if isinstance(name, str):
+                yield from unwritable(name, f"a key of {where}")
+                yield from unwritable(inner, f"{place}.{name}" if place else name)
+            else:  # YAML reads on, yes and 1 without quotes as something else
+                yield f"{where} has the key {name!r:.40}, which is no text. Put it into quotes"
+    elif isinstance(content, list | tuple):
+        for number, inner in enumerate(content):
+            yield from unwritable(inner, f"{where}[{number}]")
+    elif isinstance(content, float) and not math.isfinite(content):
+        yield f"{where} is {content}. Give a finite number"
+    elif isinstance(content, str) and not content.isascii():
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            yield f"{where} = {content!r:.40} holds half a character, which no file takes. Give whole ones"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

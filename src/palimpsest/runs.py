@@ -26,6 +26,7 @@ from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.models.memory import peak_on_gpu
+from palimpsest.plain import unwritable
 from palimpsest.protocols import protocol, protocol_part
 from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
 from palimpsest.protocols.inspection import inspection_rows
@@ -204,6 +205,8 @@ def _check_spec(spec: Mapping[str, Any]) -> Options:
             raise SettingsError(
                 f"the specification of the run: {name!r} is {spec[name]!r:.60}; expected a text"
             )
+    if wrong := next(unwritable(spec), None):
+        raise SettingsError(f"the specification of the run: {wrong}")
     if not results.RUN_NAME.fullmatch(spec["run"]):
         raise SettingsError(f"the run name {spec['run']!r:.60} does not match {results.RUN_NAME.pattern}")
     every = spec.get("snapshot_every")

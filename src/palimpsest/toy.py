@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from palimpsest.errors import SettingsError
 from palimpsest.files import write_json
-from palimpsest.plain import build
+from palimpsest.plain import SEEDS, build, check_whole
 
 RESULT_FILE = "toy.json"
 
@@ -333,8 +333,10 @@ def run_toy(spec: Mapping[str, Any], out: Path | str) -> Path:
     """
     settings = ToySettings.from_dict({name: value for name, value in spec.items() if name != "seeds"})
     seeds = list(spec.get("seeds", range(5))) if isinstance(spec.get("seeds", ()), list | tuple) else []
-    if not seeds or any(type(seed) is not int for seed in seeds):
+    if not seeds:
         raise SettingsError(f"toy: seeds = {spec.get('seeds')!r:.60}; expected a list of whole numbers")
+    for seed in seeds:
+        check_whole(seed, "toy: one of 'seeds'", *SEEDS)
     path = Path(out) / RESULT_FILE
     write_json(path, compute(settings, seeds))
     return path

@@ -19,10 +19,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 VARIABLE = "PALIMPSEST_WARM"
 LIBRARIES = (
@@ -38,6 +39,7 @@ LIBRARIES = (
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 # Whether there are GPUs is asked without starting CUDA: started before a fork, it serves no forked process.
 NO_CUDA_YET = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+PAUSE = 0.1  # seconds before another client is let in, when the system is out of descriptors
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -116,11 +118,11 @@ def hand_over(arguments: list[str]) -> int | None:
 
         for number in heard:
             signal.signal(number, forward)
-        socket.send_fds(line, [b"job"], [0, 1, 2])
-        with line.makefile("rwb") as stream:
-            stream.write(json.dumps(told).encode() + b"\n")
-            stream.flush()
-            answer = json.loads(stream.readline() or b"{}")
+        with line.makefile("rb") as stream:
+            with contextlib.suppress(OSError):  # it hung up already: no answer will come
+                socket.send_fds(line, [b"job"], [0, 1, 2])
+                line.sendall(json.dumps(told).encode() + b"\n")
+            answer = _heard(stream)
             if "process" not in answer:
                 for number in heard:
                     signal.signal(
@@ -132,15 +134,23 @@ def hand_over(arguments: list[str]) -> int | None:
             job.append(answer["process"])
             for received in missed:
                 forward(received, None)
-            ended = stream.readline()
-    if not ended:
+            ended = _heard(stream)
+    if "status" not in ended:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job[0], signal.SIGKILL)
         sys.stderr.write(
             "palimpsest: the process that jobs are forked from has ended; start the workflow again\n"
         )
         return 1
-    return int(json.loads(ended)["status"])
+    return int(ended["status"])
+
+
+def _heard(stream: BinaryIO) -> dict[str, Any]:
+    """The next line of the process that jobs are forked from; empty when it has hung up, whichever way."""
+    try:
+        return dict(json.loads(stream.readline() or b"{}"))
+    except (OSError, ValueError, TypeError):  # reset, or gone in the middle of a line
+        return {}
 
 
 def serve(
@@ -209,28 +219,35 @@ class _Server:
                     self._abandoned(key.data)
 
     def _accept(self) -> None:
-        client, _ = self.listener.accept()
+        try:
+            client, _ = self.listener.accept()
+        except OSError:  # no descriptor is free: the client waits in the queue, and so does this loop
+            time.sleep(PAUSE)
+            return
+        files: list[int] = []
         try:
             _, files, _, _ = socket.recv_fds(client, 3, 3)
             with client.makefile("rb", buffering=0) as stream:
                 told = json.loads(stream.readline())
-        except (OSError, ValueError):  # who hung up gets nothing
-            client.close()
-            return
-        if {key: told[key] for key in _interpreter()} == _interpreter():
-            process = os.fork()
-            if process == 0:
-                self._become(told, files, client)
-            with contextlib.suppress(OSError):  # both do it: whichever comes first
-                os.setpgid(process, process)
-            self.clients[process] = client
-            self.selector.register(client, selectors.EVENT_READ, process)
-            with contextlib.suppress(OSError):  # a client that is gone shows at the selector
-                client.sendall(json.dumps({"process": process}).encode() + b"\n")
-        else:
-            client.close()
+            ours = {key: told[key] for key in _interpreter()} == _interpreter()
+            process = os.fork() if ours and len(files) == 3 else None  # fewer came when descriptors are short
+        except (OSError, ValueError, LookupError, TypeError):
+            # Who hung up or talks nonsense gets nothing. Where the system has no room for another process (memory, a limit on
+            # their number) the client does its work itself: a server that ended here would take all running jobs with it.
+            process = None
+        if process == 0:
+            self._become(told, files, client)
         for file in files:
             os.close(file)
+        if process is None:
+            client.close()
+            return
+        with contextlib.suppress(OSError):  # both do it: whichever comes first
+            os.setpgid(process, process)
+        self.clients[process] = client
+        self.selector.register(client, selectors.EVENT_READ, process)
+        with contextlib.suppress(OSError):  # a client that is gone shows at the selector
+            client.sendall(json.dumps({"process": process}).encode() + b"\n")
 
     def _become(self, told: dict[str, Any], files: list[int], client: socket.socket) -> None:
         """In the forked process: take the client's place, do the job, and never return."""

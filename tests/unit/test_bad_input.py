@@ -90,7 +90,7 @@ def test_torchs_own_dtype_is_taken(directory):
 def test_parts_of_an_editor_that_are_something_else(gpt2, directory):
     with pytest.raises(SettingsError, match="built on what load_model"):
         make_editor("ft", str(directory))
-    with pytest.raises(SettingsError, match="seed = 'a'"):
+    with pytest.raises(SettingsError, match="seed is 'a'; expected a whole number from 0"):
         make_editor("ft", gpt2, {"layer": 1}, seed="a")
     with pytest.raises(SettingsError, match="expected CovarianceStatistics or a path, not 5"):
         make_editor("memit", gpt2, MEMIT, 5)

@@ -96,6 +96,38 @@ def test_a_slow_save_is_not_cut_off(monkeypatch):
             pass
 
 
+ENTERING = 8  # lines of `saving` before the save, and some
+
+
+@pytest.mark.parametrize("line", range(ENTERING))
+def test_a_signal_at_any_moment_around_a_save_winds_a_clock(monkeypatch, line):
+    """Between two lines of what begins a save, too: the step after it may be one that does not end."""
+    monkeypatch.setenv("PALIMPSEST_PATIENCE", "0.1")
+    passed, asked = [], []
+
+    def trace(frame, event, _):
+        if frame.f_code is saving.__wrapped__.__code__:
+            if event == "line" and not asked:
+                passed.append(frame.f_lineno)
+                if len(passed) > line:
+                    asked.append(True)
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return trace
+        return None
+
+    with pytest.raises(Interrupted, match=r"no step ended within 0\.1 s"), listening(), deferred():
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with saving():
+                sys.settrace(before)
+        finally:
+            sys.settrace(before)
+        if not asked:  # it came after the last line
+            ask()
+        time.sleep(5)
+
+
 def test_every_save_of_a_loop_is_out_of_the_clocks_reach(tmp_path, monkeypatch):
     """Runs, searches, sums and pre-training: what they write with, they write while no clock runs."""
     from torch import nn

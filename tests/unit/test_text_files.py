@@ -14,11 +14,11 @@ from tiny import TEXTS, saved_world
 from palimpsest import commands
 from palimpsest.cli import main
 from palimpsest.errors import DataError, PalimpsestError, SettingsError
-from palimpsest.files import text_lines
 from palimpsest.metrics.perplexity import held_out_passages
 from palimpsest.models.manifest import describe_model
 from palimpsest.models.pretrain import pretrain
 from palimpsest.statistics.accumulation import corpus_digest
+from palimpsest.text_files import text_lines
 
 LATIN = "\n".join([TEXTS[0], "Die Stadt heißt Köln.", *TEXTS]).encode("latin-1")
 PLACE = r"record line 2: not UTF-8 text \(byte 14 of the line is 0xdf\)\. Save the file as UTF-8"

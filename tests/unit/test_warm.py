@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -64,13 +65,13 @@ sys.exit(99 if found is None else found)
 class Server:
     """A server in a folder, and clients that talk to it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, before: str = ""):
         # Not in `folder`: an address of a socket has about a hundred characters.
         self.address, self.folder = str(Path(tempfile.mkdtemp(prefix="palimpsest-")) / "jobs"), folder
         with warm.listen(self.address) as listener:
             number = listener.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVER, str(number)], stdin=subprocess.PIPE, pass_fds=[number]
+                [sys.executable, "-c", before + SERVER, str(number)], stdin=subprocess.PIPE, pass_fds=[number]
             )
 
     def client(self, *words: str, **more) -> subprocess.Popen:
@@ -235,6 +236,84 @@ def test_a_client_that_hung_up_while_it_waited_leaves_no_job_and_a_server(server
     time.sleep(0.5)
     number = file.read_text() if file.exists() else ""  # empty: it was killed before it wrote it
     assert not number or not alive(int(number))
+
+
+FULL = """
+import errno, os
+plain, room = os.fork, [True, False, False, True]
+def fork():
+    if room.pop(0):
+        return plain()
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+os.fork = fork
+"""
+
+
+def descriptors(server: Server) -> int:
+    """Open files of the server; 0 where the system does not tell."""
+    folder = Path(f"/proc/{server.process.pid}/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def test_without_room_for_another_process_a_job_runs_where_it_was_called(tmp_path):
+    """A limit on processes or memory is met: the running jobs go on, and so does the server."""
+    server = Server(tmp_path, FULL)
+    try:
+        running, process = waiting(server, "job")
+        before = descriptors(server)
+        for client in (server.client("exit", "5"), server.client("exit", "5")):
+            _, log = client.communicate(timeout=60)
+            assert (client.returncode, log) == (99, "")
+        assert running.poll() is None and alive(process)
+        assert server.client("exit", "5").wait(60) == 5
+        wait_for(lambda: descriptors(server) == before)  # those that were handed over are closed
+        running.terminate()
+        assert running.wait(60) == 128 + signal.SIGTERM
+    finally:
+        server.process.stdin.close()
+        server.process.wait(60)
+
+
+@pytest.mark.parametrize("said", [b"", b"{\n", b"[]\n", b'{"python": 3}\n', b"null\n"])
+def test_who_talks_nonsense_costs_the_server_nothing(server, said):
+    assert server.client("exit", "5").wait(60) == 5
+    before = descriptors(server)
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+            line.connect(server.address)
+            socket.send_fds(line, [b"job"], [0, 1, 2])
+            line.sendall(said)
+    assert server.client("exit", "6").wait(60) == 6
+    wait_for(lambda: descriptors(server) == before)
+
+
+@pytest.mark.parametrize(
+    ("heard", "said", "status"),
+    [
+        (0, b"", 99),  # what was sent lies there unread, so that the line is reset
+        (3, b"", 99),
+        (1 << 20, b"", 99),
+        (1 << 20, b'{"proc', 99),
+        (1 << 20, b'{"process": 1073741824}\n', 1),
+        (1 << 20, b'{"process": 1073741824}\n{"sta', 1),
+    ],
+)
+def test_a_server_that_hangs_up_is_no_traceback(tmp_path, heard, said, status):
+    """Before the job is known it is done where it was called; afterwards it has failed. (No process has that number.)"""
+    server = Server.__new__(Server)
+    server.address = str(Path(tempfile.mkdtemp(prefix="palimpsest-")) / "jobs")
+    with warm.listen(server.address) as listener:
+        client = server.client("exit", "5")
+        line, _ = listener.accept()
+        select.select([line], [], [], 60)
+        with line:
+            while heard > 0 and not (told := line.recv(min(heard, 4096))).endswith(b"\n"):
+                heard -= len(told)
+            line.sendall(said)
+        _, log = client.communicate(timeout=60)
+    shutil.rmtree(Path(server.address).parent)
+    assert client.returncode == status and "Traceback" not in log
+    assert ("start the workflow again" in log) == (status == 1)
 
 
 def test_a_forked_run_writes_the_rows_of_a_cold_one(tmp_path, monkeypatch):

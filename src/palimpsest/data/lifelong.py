@@ -374,7 +374,7 @@ def upstream_text(
     read = math.ceil(len(passages) * (1 - tail)) if tail is not None else 0
     cut = [passage.split(" ") for passage in passages[read:]]
     long = [(" ".join(row[:words]), " ".join(row[words:])) for row in cut if len(row) > words]
-    about = {"file": spec.get("hub", {}).get("id") or files, "passages": len(passages), "tail": tail}
+    about = {"file": (spec.get("hub") or {}).get("id") or files, "passages": len(passages), "tail": tail}
     about |= {"prompt_words": words, "too_short": len(cut) - len(long)}
     if not long:
         raise DataError(

@@ -22,7 +22,7 @@ READERS: dict[str, Reader] = {
 def reader_of(spec: Mapping[str, Any]) -> Reader:
     """The reader that `spec` names."""
     name = spec.get("reader")
-    if name not in READERS:
+    if not isinstance(name, str) or name not in READERS:
         raise SettingsError(f"reader: expected one of {', '.join(READERS)}, found {name!r}")
     return READERS[name]
 

@@ -62,7 +62,7 @@ def locate(name: str, folder: Path | str | None = None) -> Path:
     bases += [Path(os.environ[DATA_VARIABLE]).expanduser()] if os.environ.get(DATA_VARIABLE) else []
     for base in [Path()] if Path(name).is_absolute() else [*bases, Path()]:
         for form in _forms(name):
-            if (base / form).is_file():
+            if os.path.isfile(base / form):  # False of what is too long for a path, too
                 return base / form
     places = ", ".join(str(base) for base in bases) or "the working directory"
     raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from palimpsest.data.records import encodable
 from palimpsest.data.sources import check_hub, hub_rows, locate, read_text
 from palimpsest.errors import DataError, SettingsError
+from palimpsest.plain import check_whole
 
 KINDS = ("auto", "gutenberg", "wikitext", "plain")
 PASSAGES = ("paragraph", "article")
@@ -54,8 +56,8 @@ def read_passages(spec: Mapping[str, Any] | None = None, folder: Path | str | No
         )
     shortest, limit = spec.get("shortest", 40), spec.get("limit")
     for name, value in (("shortest", shortest), ("limit", limit), ("seed", spec.get("seed"))):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise SettingsError(f"text.{name}: expected a whole number, found {value!r}")
+        if value is not None:
+            check_whole(value, f"text.{name}", 0, sys.maxsize)
     if spec.get("hub") is not None:
         found = _hub_passages(spec["hub"], spec.get("passage", "paragraph"), spec.get("seed"))
     elif drawn := {"passage", "seed"} & set(spec):
@@ -64,6 +66,8 @@ def read_passages(spec: Mapping[str, Any] | None = None, folder: Path | str | No
         )
     else:
         files = spec.get("files") or DEFAULT_FILES
+        if not isinstance(files, list | tuple) or not all(isinstance(name, str) for name in files):
+            raise SettingsError(f"text.files: expected a list of file names, found {files!r:.60}")
         found = _take_turns([file_passages(locate(name, folder), spec.get("kind", "auto")) for name in files])
     kept = list(islice((passage for passage in found if len(passage) >= (shortest or 0)), limit))
     if not kept and limit != 0:

@@ -124,8 +124,7 @@ class Editor(ABC):
         """Check settings and statistics before anything heavy starts, then construct."""
         if not isinstance(model, LanguageModel):
             raise SettingsError(f"an editor is built on what load_model(...) returns, not on {model!r:.80}")
-        if type(seed) is not int:
-            raise SettingsError(f"seed = {seed!r:.40}; expected a whole number")
+        plain.check_whole(seed, "seed", *plain.SEEDS)
         model.need_one_device(cls.name)
         if cls.needs_decoder:
             model.need_decoder(cls.name)

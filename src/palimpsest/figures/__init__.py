@@ -82,7 +82,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: Sequence[Path | str], out: P
     if not _STEM.fullmatch(name):
         raise SettingsError(f"figure {name!r}: a name is made of small letters, digits, '_' and '-'")
     drawer = spec.get("drawer")
-    if drawer not in DRAWERS:
+    if not isinstance(drawer, str) or drawer not in DRAWERS:
         raise SettingsError(
             f"figure '{name}': there is no drawer '{drawer}'. Known drawers: {', '.join(DRAWERS)}"
         )

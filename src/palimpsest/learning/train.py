@@ -70,6 +70,7 @@ def train_editor(
     done = _trained_before(out, about)
     if done is not None:
         log.info("%s is trained already: %s", name, out)
+        _forget_checkpoint(out)
         return done
     usable = fitting(model, found)
     samplers = {split: _sampler(usable, split, chosen, f"{seed} {split}") for split in ("train", "valid")}
@@ -95,8 +96,14 @@ def train_editor(
     )
     if out is not None:
         result.save(out)
-        (Path(out) / CHECKPOINT).unlink(missing_ok=True)
+    _forget_checkpoint(out)
     return result
+
+
+def _forget_checkpoint(out: Path | str | None) -> None:
+    """The result is written; a job that was killed right afterwards has left this to the next one."""
+    if out is not None:
+        (Path(out) / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _trained_before(out: Path | str | None, about: dict[str, Any]) -> Trained | None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from palimpsest.errors import DataError
-from palimpsest.files import text_lines
 from palimpsest.metrics.answers import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import pad
+from palimpsest.text_files import text_lines
 
 HELD_OUT_SHARE = 0.1
 TEXT_TOKENS = 4096

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from palimpsest.errors import PalimpsestError
-from palimpsest.files import read_object, write_json
+from palimpsest.files import read_object, remove_abandoned, write_json
 from palimpsest.metrics.answers import Answer
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
@@ -69,6 +69,8 @@ class Unedited:
                 "wanted": [answer.wanted for answer in answers],
                 "generated": generated,
             }
+            # Of runs that were killed while they wrote: no run holds this folder.
+            remove_abandoned(self.folder)
             write_json(path, content)
         return found
 

@@ -6,8 +6,8 @@ A hub id without a commit means whatever its owner puts there next, so it is ref
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import ModelError
@@ -26,7 +26,7 @@ def commit_of(identifier: str) -> str:
     return f'Copy the 40 hexadecimal digits of its commit from its page, or ask: python -c "{asking}"'
 
 
-def pinned(where: str, revision: str | None = None) -> tuple[str, dict[str, Any]]:
+def pinned(where: str, revision: Any = None) -> tuple[str, dict[str, Any]]:
     """What to give to every `from_pretrained`: the place, and options that pin the commit and refuse code.
 
     Args:
@@ -36,7 +36,7 @@ def pinned(where: str, revision: str | None = None) -> tuple[str, dict[str, Any]
         ModelError: a hub id without a commit of 40 hexadecimal digits, or a package or directory that is not there.
     """
     place = locate(where)
-    if Path(place).is_dir():
+    if os.path.isdir(place):  # False of what can be no path, too
         return place, dict(NO_CODE)
     if place.startswith((".", "/", "~")) or place.count("/") > 1:  # no hub id looks like this
         raise ModelError(
@@ -44,9 +44,9 @@ def pinned(where: str, revision: str | None = None) -> tuple[str, dict[str, Any]
         )
     identifier, _, commit = place.partition("@")
     commit = commit or revision or ""
-    if not PINNED.fullmatch(commit):
+    if not isinstance(commit, str) or not PINNED.fullmatch(commit):
         raise ModelError(
-            f"the hub model {identifier!r} is not pinned to a commit (found {commit or 'none'!r}): what a name or a branch "
+            f"the hub model {identifier!r} is not pinned to a commit (found {commit or 'none'!r:.60}): what a name or a branch "
             f"means can change. {commit_of(identifier)}. Give it as `revision`, or {identifier}@COMMIT; or download the model "
             "and give the directory"
         )

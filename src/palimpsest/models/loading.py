@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import ModelError
-from palimpsest.files import read_json
+from palimpsest.files import read_object
 from palimpsest.models.families import Family, family_of, matrix_view, part
 from palimpsest.models.hub import NO_PICKLE, pinned
 from palimpsest.models.placement import placement, refuse_elsewhere, refuse_spread
@@ -342,23 +343,29 @@ def load_model(
 
 def resolve(path_or_id: str | Path, revision: str | None = None) -> tuple[str, str | None, str, str | None]:
     """(what to load, pinned revision, name, tokenizer elsewhere) for a directory, one of our manifests, or a hub id."""
+    if "\0" in str(path_or_id):
+        raise ModelError(
+            f"{str(path_or_id)!r:.60} names no model. Give a directory, or a hub id with its commit"
+        )
     path = Path(path_or_id)
     manifest = path if path.name == MANIFEST else path / MANIFEST
-    if manifest.is_file():
-        content = read_json(manifest)
-        if not isinstance(content, dict) or not isinstance(content.get("path") or "", str):
-            raise ModelError(
-                f"file {manifest}, field 'path': expected an object with a text. Make the model again"
-            )
+    if os.path.isfile(manifest):
+        content = read_object(manifest)
+        for field in ("path", "revision", "name", "tokenizer"):
+            value = content.get(field)
+            if value is not None and (not isinstance(value, str) or "\0" in value):
+                raise ModelError(
+                    f"file {manifest}, field {field!r}: expected a text, found {value!r:.60}. Make the model again"
+                )
         if content.get("path"):
             target = content["path"]
-            local = (manifest.parent / target).resolve()
+            local = manifest.parent / target
             name = content.get("name") or manifest.parent.resolve().name
-            where = str(local) if local.is_dir() else target
+            where = str(local.resolve()) if os.path.isdir(local) else target
             return where, content.get("revision") or revision, name, content.get("tokenizer")
-    if path.is_dir():
+    if os.path.isdir(path):
         return str(path), None, path.resolve().name, None
-    if path.exists() or str(path_or_id).startswith((".", "/")) or str(path_or_id).count("/") > 1:
+    if os.path.exists(path) or str(path_or_id).startswith((".", "/")) or str(path_or_id).count("/") > 1:
         raise ModelError(
             f"{path_or_id} is not a model directory. Give a directory in hub format, or a hub id with its "
             "commit: org/name@COMMIT (or revision=COMMIT)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import numpy as np
 from torch import nn
 
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.files import read_object, text_lines, whole_folder, write_json
+from palimpsest.files import read_object, whole_folder, write_json
 from palimpsest.models.families import family_of
 from palimpsest.models.hub import pinned
 from palimpsest.models.loading import MANIFEST, LanguageModel, load_model
 from palimpsest.models.pairs import read_pairs
 from palimpsest.models.shapes import SHAPE, random_network, shape_keys, shape_of
 from palimpsest.models.tokenizer import train_tokenizer
+from palimpsest.plain import SEEDS, check_whole
+from palimpsest.text_files import text_lines
 
 log = logging.getLogger(__name__)
+TEXTS = ("kind", "path", "id", "revision", "tokenizer", "family", "name", "dtype", "corpus", "pairs")
 EXTERNAL = {
     "kind",
     "path",
@@ -77,6 +81,10 @@ def describe_model(spec: dict[str, Any], out: Path | str) -> None:
         SettingsError: an unknown kind or key. ModelError: the model cannot be read. DataError: `corpus` or `pairs` cannot.
     """
     out = Path(out)
+    for name in TEXTS:
+        value = spec.get(name)
+        if value is not None and (not isinstance(value, str) or "\0" in value):
+            raise SettingsError(f"model setting '{name}' is {value!r:.60}; expected a text")
     if spec.get("kind") == "random":
         _random_stand_in(spec, out)
         return
@@ -118,7 +126,7 @@ def _target(spec: Mapping[str, Any]) -> str:
         raise SettingsError(f"a model of kind {kind!r} needs the key {needed!r}")
     if kind == "hub":
         return str(spec["id"])
-    if not Path(spec["path"]).is_dir():
+    if not os.path.isdir(spec["path"]):
         raise ModelError(
             f"model directory {spec['path']} does not exist. Correct the key 'path' in the configuration"
         )
@@ -139,7 +147,9 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
                 f"the key {name!r} of a random model is {spec[name]!r:.60}; expected a file's name"
             )
     labels = _labels_of(spec) if "labels" in known else None
-    shape, seed = shape_of({**spec, **({"labels": labels} if labels else {})}), int(spec.get("seed", 0))
+    shape = shape_of({**spec, **({"labels": labels} if labels else {})})
+    seed = check_whole(spec.get("seed", 0), "model setting 'seed'", *SEEDS)
+    vocabulary = check_whole(spec.get("vocabulary", 1000), "model setting 'vocabulary'")
     if spec.get("pairs"):
         texts = [
             text for pair in read_pairs(Path(spec["pairs"])) for text in (pair["prompt"], pair["answer"])
@@ -150,7 +160,7 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
     else:
         texts = _filler(seed)
     kind = family_of(shape["family"]).kind
-    tokenizer = train_tokenizer(texts, int(spec.get("vocabulary", 1000)), shape["context"], kind)
+    tokenizer = train_tokenizer(texts, vocabulary, shape["context"], kind)
     network = random_network(shape, tokenizer, seed).eval()
     save_network(network, tokenizer, out)
     write_manifest(
@@ -170,7 +180,7 @@ def _labels_of(spec: Mapping[str, Any]) -> Any:
     if spec.get("labels") or not spec.get("pairs"):
         return spec.get("labels")
     beside = Path(spec["pairs"]).parent / MANIFEST
-    return read_object(beside).get("labels") if beside.is_file() else None
+    return read_object(beside).get("labels") if os.path.isfile(beside) else None
 
 
 def _filler(seed: int) -> list[str]:

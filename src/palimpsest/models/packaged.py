@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def locate(where: str) -> str:
         )
     for root in spec.submodule_search_locations:
         folder = Path(root) / inside
-        if all((folder / name).is_file() for name in NEEDED):
+        if all(os.path.isfile(folder / name) for name in NEEDED):
             return str(folder)
     raise ModelError(
         f"the package {package!r} has no folder {inside!r} with {', '.join(NEEDED)}. Correct the model's `start`, or "
@@ -41,7 +42,7 @@ def locate(where: str) -> str:
 def checksum(where: str) -> str | None:
     """SHA-256 of the weights that lie in a local folder, for the record; None of a hub id."""
     weights = Path(locate(where)) / "model.safetensors"
-    if not weights.is_file():
+    if not os.path.isfile(weights):
         return None
     with weights.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

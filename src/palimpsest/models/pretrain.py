@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import ModelError, SettingsError
-from palimpsest.files import read_json, text_lines
+from palimpsest.files import read_json
 from palimpsest.models.manifest import save_network, write_manifest
 from palimpsest.models.pretrain_masks import bottleneck_mask, masked_below
 from palimpsest.models.pretrain_rows import Packer, Rows, fact_sentence, read_facts, text_sentences
@@ -21,6 +21,7 @@ from palimpsest.models.shapes import SHAPE, random_network, shape_of
 from palimpsest.models.tokenizer import single_token_share, train_tokenizer
 from palimpsest.models.training import CHECKPOINT, Schedule, digest_of, learning_rate, train, write_curve
 from palimpsest.plain import build
+from palimpsest.text_files import text_lines
 
 FREE = {"kind", "name", "title", "source", "threads", "gate", "layers"}
 __all__ = ["Training", "learning_rate", "pretrain", "settings_of"]

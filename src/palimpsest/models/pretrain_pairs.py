@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import DataError, ModelError, SettingsError
-from palimpsest.files import read_json
+from palimpsest.files import read_object
 from palimpsest.models.families import family_of
 from palimpsest.models.hub import NO_PICKLE, pinned
 from palimpsest.models.loading import AUTO, LanguageModel, load_model
@@ -23,7 +23,7 @@ from palimpsest.models.manifest import save_network, write_manifest
 from palimpsest.models.objectives import encode, judge
 from palimpsest.models.packaged import checksum, locate
 from palimpsest.models.pairs import HELD_OUT, read_pairs
-from palimpsest.models.shapes import random_network, shape_keys, shape_of
+from palimpsest.models.shapes import class_names, random_network, shape_keys, shape_of
 from palimpsest.models.tokenizer import train_tokenizer
 from palimpsest.models.training import CHECKPOINT, Schedule, digest_of, train, write_curve
 from palimpsest.plain import build
@@ -83,9 +83,11 @@ def pretrain_pairs(spec: dict[str, Any], source: Path | str, out: Path | str, th
     training = training_of(spec)
     pairs = read_pairs(source / "pairs.jsonl")
     read = [pair for pair in pairs if pair["kind"] != HELD_OUT]
-    origin = read_json(source / "manifest.json") if (source / "manifest.json").exists() else {}
+    origin = read_object(source / "manifest.json") if (source / "manifest.json").exists() else {}
     labels = spec.get("labels") or origin.get("labels") or sorted({pair["answer"] for pair in pairs})
     family = family_of(spec["family"])
+    if family.kind == "encoder":
+        labels = class_names(labels)
     if spec.get("start"):
         start = locate(str(spec["start"]))
         shape, network, tokenizer = None, *_start(start, family.name, labels, training.seed)

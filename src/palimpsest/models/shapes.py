@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from palimpsest.errors import ModelError, SettingsError
+from palimpsest.plain import check_whole
 
 SHAPE = {
     "family": "gpt2",
@@ -18,6 +20,7 @@ SHAPE = {
     "dropout": 0.0,
     "initial_range": 0.02,
 }
+LARGEST = 10**7  # of any of its whole numbers
 # Keys that only one family has: blocks of the decoder (None: as many as the encoder's), gated feed-forward; classes
 # (their names, or how many of them).
 OWN: dict[str, dict[str, Any]] = {
@@ -26,9 +29,9 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def shape_keys(family: str) -> dict[str, Any]:
+def shape_keys(family: Any) -> dict[str, Any]:
     """Names and defaults of all keys that a model spec of a family may have."""
-    return SHAPE | OWN.get(family, {})
+    return SHAPE | (OWN.get(family, {}) if isinstance(family, str) else {})
 
 
 def shape_of(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,13 +41,18 @@ def shape_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     if "decoder_blocks" in shape:
         shape["decoder_blocks"] = shape["decoder_blocks"] or shape["blocks"]
     if "labels" in shape:
-        shape["labels"] = _labels(shape["labels"])
+        shape["labels"] = class_names(shape["labels"])
+    if not isinstance(shape["family"], str):
+        raise SettingsError(f"model setting 'family' is {shape['family']!r:.60}; expected a text")
+    for name in ("width", "blocks", "heads", "context", "decoder_blocks", "rotary"):
+        if name in shape and (name != "rotary" or shape["family"] == "gptj"):
+            check_whole(shape[name], f"model setting '{name}'", 1, LARGEST)
     shape["inner"] = shape["inner"] or 4 * shape["width"]
-    for name in ("width", "blocks", "heads", "inner", "context", "decoder_blocks"):
-        if name in shape and not _whole(shape[name]):
-            raise SettingsError(
-                f"model setting '{name}' is {shape[name]!r}; expected a whole number of at least 1"
-            )
+    check_whole(shape["inner"], "model setting 'inner'", 1, LARGEST)
+    _check_number(shape, "dropout", 1.0)
+    _check_number(shape, "initial_range", math.inf)
+    if not isinstance(shape.get("gated", True), bool):
+        raise SettingsError(f"model setting 'gated' is {shape['gated']!r:.60}; expected true or false")
     if shape["width"] % shape["heads"]:
         raise SettingsError(
             f"model setting 'heads' is {shape['heads']}; it must divide the width {shape['width']}"
@@ -57,18 +65,24 @@ def shape_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     return shape
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _labels(labels: object) -> list[str]:
-    """Names of classes: those given, or "class 0", "class 1", ..."""
-    names = [f"class {i}" for i in range(labels)] if isinstance(labels, int) else labels
-    if not isinstance(names, list | tuple) or len(names) < 2 or len(set(names)) < len(names):
+def _check_number(shape: Mapping[str, Any], name: str, below: float) -> None:
+    value = shape[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < below:
         raise SettingsError(
-            f"model setting 'labels' is {labels!r}; expected at least two different names, or their number"
+            f"model setting '{name}' is {value!r:.60}; expected a number of at least 0 and below {below}"
         )
-    return [str(name) for name in names]
+
+
+def class_names(labels: object) -> list[str]:
+    """Names of classes: those given, or "class 0", "class 1", ...; SettingsError where they are none."""
+    number = labels if isinstance(labels, int) and labels <= LARGEST else 0
+    names = labels if isinstance(labels, list | tuple) else [f"class {i}" for i in range(number)]
+    words = [str(name) for name in names]
+    if len(words) < 2 or len(set(words)) < len(words):
+        raise SettingsError(
+            f"model setting 'labels' is {labels!r:.60}; expected at least two different names, or their number"
+        )
+    return words
 
 
 def random_network(shape: Mapping[str, Any], tokenizer, seed: int):

@@ -27,10 +27,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int, kind: s
     from transformers import PreTrainedTokenizerFast
 
     special = list(dict.fromkeys(SPECIAL[kind].values()))
-    if vocabulary < 256 + len(special):
+    if not 256 + len(special) <= vocabulary < 2**31:
         raise ModelError(
             f"vocabulary is {vocabulary}; byte-level BPE needs at least {256 + len(special)} "
-            f"(256 bytes and {', '.join(special)})"
+            f"(256 bytes and {', '.join(special)}) and takes less than {2**31}"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from palimpsest import interruption
-from palimpsest.errors import ModelError
+from palimpsest.errors import ModelError, SettingsError
 from palimpsest.files import proves_damage, unreadable_now, write_atomic
+from palimpsest.plain import SEEDS, check_whole
 from palimpsest.provenance import source_digest
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,15 @@ class Schedule:
     checkpoint_seconds: float = 60.0
     log_every: int = 10
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what the optimiser or the random generators would not take."""
+        check_whole(self.seed, "model setting 'seed'", *SEEDS)
+        for name, below in (("learning_rate", math.inf), ("weight_decay", math.inf), ("beta2", 1)):
+            if not 0 <= getattr(self, name) < below:
+                raise SettingsError(
+                    f"model setting '{name}' is {getattr(self, name)!r}; expected a number of at least 0 and below {below}"
+                )
 
 
 def learning_rate(step: int, training: Schedule) -> float:

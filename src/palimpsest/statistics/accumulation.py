@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,17 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from palimpsest import interruption
-from palimpsest.errors import StatisticsError
-from palimpsest.files import Pace, proves_damage, text_lines, unreadable_now, write_atomic
+from palimpsest.errors import PalimpsestError, StatisticsError
+from palimpsest.files import (
+    Pace,
+    proves_damage,
+    read_json,
+    unreadable_now,
+    write_atomic,
+    write_json,
+)
 from palimpsest.models.loading import LanguageModel
+from palimpsest.text_files import text_lines
 
 log = logging.getLogger(__name__)
 
@@ -27,37 +35,20 @@ log = logging.getLogger(__name__)
 BLOCK = 512  # rows of a product that are computed at a time; what lies above the diagonal outside them is left out
 
 
-class Sums:
+class Partial:
     """Sums so far, in memory and (when there is a path) on disk, so that a broken collection can go on.
 
-    K^T K is symmetric: only blocks on and below the diagonal are computed and summed (of 12 rows of blocks 54 % of the
-    products), `total` mirrors them. They lie in float64 on the device of the layer they belong to.
+    Attributes:
+        sums: layer -> float64, on the device of the layer.
+        header: what is collected, and how: a checkpoint with another one does not count.
+        tokens, batches: how much is in the sums.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        key: dict[str, Any],
-        layers: tuple[int, ...],
-        model: LanguageModel,
-        batch_tokens: int,
-        symmetric: bool = True,
-    ):
-        self.symmetric = symmetric
-        self.path, self.layers = path, layers
-        # The batch size is part of this key: it decides which rows a counted batch held.
-        self.header = {
-            **{n: str(v) for n, v in key.items()},
-            "layers": str(layers),
-            "batch_tokens": str(batch_tokens),
-            "symmetric": str(symmetric),
-        }
-        width = model.inner_width
-        where = {layer: model.mlp_weight(layer).device for layer in layers}
-        self.sums = {
-            layer: torch.zeros(width, width, dtype=torch.float64, device=where[layer]) for layer in layers
-        }
+    def __init__(self, path: Path | None, header: Mapping[str, Any], sums: dict[int, torch.Tensor]):
+        self.path, self.layers, self.sums = path, tuple(sums), sums
+        self.header = {**{n: str(v) for n, v in header.items()}, "layers": str(self.layers)}
         self.tokens, self.batches = 0, 0
+        self._pace = Pace()
         if path is not None and path.exists():
             self._resume(path)
 
@@ -81,7 +72,62 @@ class Sums:
             return
         self.sums = {layer: found[layer].to(own) for layer, own in self.sums.items()}
         self.tokens, self.batches = tokens, batches
-        log.info("going on after %d tokens", self.tokens)
+        log.info("going on after %d batches", self.batches)
+
+    def counted(self, kept: str, every: int | None = None) -> None:
+        """After a batch: save when it is time to, and end the command here when it was asked to.
+
+        Args:
+            kept: what there is to go on from, for the message.
+            every: batches between two checkpoints; None = as `Pace` says.
+        """
+        self.batches += 1
+        leaving = interruption.requested()
+        due = self._pace.due() if every is None else self.batches % every == 0
+        if leaving or due:
+            with self._pace.saving():
+                self.save()
+        if leaving:
+            interruption.leave(kept)
+
+    def save(self) -> None:
+        """Write the sums, if there is a place for them."""
+        if self.path is None:
+            return
+        header = {**self.header, "tokens": str(self.tokens), "batches": str(self.batches)}
+        tensors = {f"layer_{layer}": total.cpu() for layer, total in self.sums.items()}
+        with interruption.saving():
+            write_atomic(self.path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+    def remove(self) -> None:
+        """Forget the checkpoint: the result is written."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class Sums(Partial):
+    """Sums of products of keys.
+
+    K^T K is symmetric: only blocks on and below the diagonal are computed and summed (of 12 rows of blocks 54 % of the
+    products), `total` mirrors them.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        key: Mapping[str, Any],
+        layers: tuple[int, ...],
+        model: LanguageModel,
+        batch_tokens: int,
+        symmetric: bool = True,
+    ):
+        self.symmetric, width = symmetric, model.inner_width
+        where = {layer: model.mlp_weight(layer).device for layer in layers}
+        zeros = {
+            layer: torch.zeros(width, width, dtype=torch.float64, device=where[layer]) for layer in layers
+        }
+        # The batch size decides which rows a counted batch held.
+        super().__init__(path, {**key, "batch_tokens": batch_tokens, "symmetric": symmetric}, zeros)
 
     def add(self, layer: int, keys: torch.Tensor) -> None:
         """Add the products of one batch; keys [tokens, d_k] of any dtype and device."""
@@ -112,20 +158,6 @@ class Sums:
                 "Check the model"
             )
         return found
-
-    def save(self) -> None:
-        """Write the sums, if there is a place for them."""
-        if self.path is None:
-            return
-        header = {**self.header, "tokens": str(self.tokens), "batches": str(self.batches)}
-        tensors = {f"layer_{layer}": total.cpu() for layer, total in self.sums.items()}
-        with interruption.saving():
-            write_atomic(self.path, lambda temporary: save_file(tensors, temporary, metadata=header))
-
-    def remove(self) -> None:
-        """Forget the checkpoint: the result is written."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def mirrored(lower: torch.Tensor) -> torch.Tensor:
@@ -177,7 +209,6 @@ def accumulate(
     Args:
         checkpoint_batches: batches between two checkpoints; None = as `Pace` says.
     """
-    pace = Pace()
     pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
     bar = tqdm(
         total=budget,
@@ -196,15 +227,8 @@ def accumulate(
             except _Enough:
                 pass
             partial.tokens += tokens.numel()
-            partial.batches += 1
             bar.update(tokens.numel())
-            leaving = interruption.requested()
-            due = pace.due() if checkpoint_batches is None else partial.batches % checkpoint_batches == 0
-            if leaving or due:
-                with pace.saving():
-                    partial.save()
-            if leaving:
-                interruption.leave(f"the sums over {partial.tokens} tokens are kept")
+            partial.counted(f"the sums over {partial.tokens} tokens are kept", checkpoint_batches)
 
 
 def packed_rows(
@@ -267,6 +291,14 @@ def corpus_digest(corpus: Path | str | Sequence[str], longest: int | None = None
     if longest is not None:
         digest.update(f"\ncut to {longest} tokens".encode())  # no passage has a line break
     return digest.hexdigest()
+
+
+def write_description(path: Path, content: Mapping[str, Any]) -> None:
+    """Write it unless it is there: a job that was killed between tensors and description has only the first."""
+    with suppress(PalimpsestError):
+        if read_json(path) == content:
+            return
+    write_json(path, content)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

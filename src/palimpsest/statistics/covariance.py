@@ -27,6 +27,7 @@ from palimpsest.statistics.accumulation import (
     corpus_digest,
     packed_rows,
     read_tensors,
+    write_description,
 )
 
 log = logging.getLogger(__name__)
@@ -251,8 +252,11 @@ def collect_covariance(
     }
     found = _matching(out, key) if out is not None else None
     missing = tuple(layer for layer in wanted if found is None or layer not in found.matrices)
-    if found is not None and not missing:
+    if out is not None and found is not None and not missing:
         log.info("covariance of layers %s is there already", list(wanted))
+        # As a job leaves them that was killed right after it had written the matrices.
+        (Path(out) / PARTIAL_FILE).unlink(missing_ok=True)
+        write_description(_places(out)[1], found.describe())
         return found
     path = Path(out) / PARTIAL_FILE if out is not None else None
     # Half a collection by other code is not resumed.

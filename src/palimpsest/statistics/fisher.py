@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from palimpsest.errors import DataError, ModelError, SettingsError, StatisticsError
+from palimpsest import interruption
+from palimpsest.errors import DataError, SettingsError, StatisticsError
 from palimpsest.files import read_records, write_atomic, write_json
 from palimpsest.models.batching import Batching
+from palimpsest.models.families import matrix_view
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.models.objectives import encode
 from palimpsest.models.upper import Upper
 from palimpsest.plain import build
-from palimpsest.statistics.accumulation import read_tensors
+from palimpsest.provenance import source_digest
+from palimpsest.statistics.accumulation import Partial, read_tensors, write_description
 
 log = logging.getLogger(__name__)
 
 TENSORS_FILE = "fisher.safetensors"
 DESCRIPTION_FILE = "fisher.json"
+PARTIAL_FILE = "fisher-partial.safetensors"
 # What makes two collections the same one; `layers` is left out, so that missing layers can be added later.
 KEY_FIELDS = ("model_fingerprint", "examples_sha256", "examples", "site")
 
@@ -212,7 +217,7 @@ def collect_fisher(
     settings: CollectionSettings,
     out: Path | str | None = None,
 ) -> FisherStatistics:
-    """F of all wanted layers; what `out` has already under the same key is kept.
+    """F of all wanted layers; what `out` has already under the same key is kept, the sums of a broken collection too.
 
     Raises:
         StatisticsError: no examples, or gradients that are not finite.
@@ -230,30 +235,48 @@ def collect_fisher(
     }
     found = _matching(out, key)
     missing = [layer for layer in settings.layers if layer not in found]
-    for layer in missing:
-        if not 0 <= layer < model.n_blocks:
-            raise ModelError(
-                f"layer {layer} does not exist: {model.name} has blocks 0 to {model.n_blocks - 1}"
-            )
-        found[layer] = _mean_squares(model, chosen, layer, settings)
+    path = None if out is None else Path(out) / PARTIAL_FILE
+    if missing:
+        found |= _mean_squares(model, chosen, missing, settings, path, key)
     result = FisherStatistics(found, model_name=model.name, **key)
     if out is not None and missing:
         result.save(out)
+    elif out is not None:
+        write_description(Path(out) / DESCRIPTION_FILE, result.describe())
+    if path is not None:
+        path.unlink(missing_ok=True)
     return result
 
 
 def _mean_squares(
-    model: LanguageModel, pairs: Sequence[tuple[str, str]], layer: int, settings: CollectionSettings
-) -> Tensor:
-    lengths = [
-        len(ids) for ids in model.tokenizer([f"{prompt} {answer}" for prompt, answer in pairs])["input_ids"]
-    ]
-    total: Tensor | int = 0
-    for group in Batching(tokens=settings.batch_tokens).groups(lengths):
-        inputs = encode(model, [pairs[row][0] for row in group], [pairs[row][1] for row in group])
-        total = total + squared_gradients(model, Upper(model, inputs, layer), layer, settings.site)
-    assert isinstance(total, Tensor)
-    return (total / len(pairs)).to(device="cpu", dtype=torch.float32)
+    model: LanguageModel,
+    pairs: Sequence[tuple[str, str]],
+    layers: Sequence[int],
+    settings: CollectionSettings,
+    path: Path | None,
+    key: Mapping[str, Any],
+) -> dict[int, Tensor]:
+    """F of some layers, one after the other; `path`: where the sums so far are kept."""
+    # Half a collection by other code, or in other batches, is not resumed.
+    header = {**key, "batch_tokens": settings.batch_tokens, "code": source_digest(__name__) if path else ""}
+    partial = Partial(path, header, {layer: _zeros(model, layer, settings.site) for layer in layers})
+    texts = [f"{prompt} {answer}" for prompt, answer in pairs]
+    lengths = [len(ids) for ids in model.tokenizer(texts)["input_ids"]]
+    passes = list(product(layers, Batching(tokens=settings.batch_tokens).groups(lengths)))
+    with interruption.deferred():
+        for layer, group in passes[partial.batches :]:
+            inputs = encode(model, [pairs[row][0] for row in group], [pairs[row][1] for row in group])
+            partial.sums[layer] += squared_gradients(model, Upper(model, inputs, layer), layer, settings.site)
+            partial.counted(f"the sums of {partial.batches + 1} of {len(passes)} passes are kept")
+    return {
+        layer: (total / len(pairs)).to(device="cpu", dtype=torch.float32)
+        for layer, total in partial.sums.items()
+    }
+
+
+def _zeros(model: LanguageModel, layer: int, site: str) -> Tensor:
+    matrix = matrix_view(model.linear(layer, site))
+    return torch.zeros(matrix.shape, dtype=torch.float64, device=matrix.device)
 
 
 def _matching(out: Path | str | None, key: Mapping[str, Any]) -> dict[int, Tensor]:
