@@ -109,7 +109,7 @@ def test_the_corpus_of_a_stand_in_and_the_text_of_a_source_are_refused_by_name(w
         with pytest.raises(DataError, match=words):
             describe_model({**STAND_IN, "corpus": str(world / corpus)}, tmp_path / "model")
     for name in ("corpus", "pairs"):
-        with pytest.raises(SettingsError, match=f"the key '{name}' of a random model is 5"):
+        with pytest.raises(SettingsError, match=f"model setting '{name}' is 5; expected a text"):
             describe_model({**STAND_IN, name: 5}, tmp_path / "model")
     source = tmp_path / "source"
     source.mkdir()
@@ -124,6 +124,6 @@ def test_the_corpus_of_a_stand_in_and_the_text_of_a_source_are_refused_by_name(w
 def test_half_a_character_in_a_spec_is_refused():
     """It would be written into a manifest at the end, which no file takes."""
     for text in ('{"labels": ["\\ud800"]}', '{"a": {"\\udfff": 1}}', '{"a": "\udcff"}'):
-        with pytest.raises(PalimpsestError, match=r"--spec is not valid JSON .*surrogates"):
+        with pytest.raises(PalimpsestError, match="half a character"):
             commands.read_spec(text)
-    assert commands.read_spec('{"a": "\\ud83e\\uddff", "b": NaN}')["a"] == "\U0001f9ff"
+    assert commands.read_spec('{"a": "\\ud83e\\uddff"}')["a"] == "\U0001f9ff"

@@ -60,7 +60,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             points += _grid(axes[0][column], runs, quantity, blocks, radii, places[0][0])
             for row, block in enumerate(blocks, start=1):
                 points += _lines(axes[row][column], runs, quantity, block, radii, places[0][0])
-            _one_scale(axes[1:, column])
+            _one_scale(list(axes[1:, column]))
             axes[-1][column].set_xlabel("edits made", labelpad=2)
             axes[0][column].set_title(lifelong.TITLES[quantity], pad=7)
             axes[0][column].set_xlabel(radius_words(relative), labelpad=3)
@@ -69,7 +69,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             axes[row][0].set_ylabel(f"block {block}", fontweight="bold", labelpad=6)
         title = "initial " + radius_words(relative).removeprefix("initial ")
         figure.legend(
-            *_every_line(axes[1:, 0], radii),
+            *_every_line(list(axes[1:, 0]), radii),
             loc="outside lower center", ncols=len(radii), title=title, title_fontsize=8,
         )  # fmt: skip
         style.panel_letters([axis for row in axes for axis in row])

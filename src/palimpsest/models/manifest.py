@@ -141,11 +141,6 @@ def _random_stand_in(spec: Mapping[str, Any], out: Path) -> None:
         raise SettingsError(
             f"unknown key {unknown[0]!r} in the spec of a random model; known are {', '.join(sorted(known))}"
         )
-    for name in ("corpus", "pairs"):
-        if spec.get(name) and not isinstance(spec[name], (str, Path)):
-            raise SettingsError(
-                f"the key {name!r} of a random model is {spec[name]!r:.60}; expected a file's name"
-            )
     labels = _labels_of(spec) if "labels" in known else None
     shape = shape_of({**spec, **({"labels": labels} if labels else {})})
     seed = check_whole(spec.get("seed", 0), "model setting 'seed'", *SEEDS)
