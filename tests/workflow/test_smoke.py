@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import time
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from snake import job_counts, run_snakemake, text_of
+from snake import job_counts, run_snakemake, start_snakemake, text_of
 
 from palimpsest import experiments
 from palimpsest.published import experiments_judged
@@ -201,3 +204,52 @@ def test_figures_can_be_deleted_and_drawn_again(checkout: Path, smoke: Path):
     assert done.returncode == 0, text_of(done)[-3000:]
     assert picture.exists()
     assert numbers.read_bytes() == before
+
+
+def test_a_second_workflow_is_refused_and_a_killed_one_goes_on(checkout: Path, smoke: Path):
+    """In one directory: the second changes nothing; after `kill -9` and `--unlock` the same command ends with the same rows."""
+    pattern = "consecutive-smoke-gpt2-*-comeba_hk-default-n4-b2-s2*/seed=0/metrics.parquet"
+    found = sorted((smoke / "results" / "runs").glob(pattern))
+    before = {path: pd.read_parquet(path) for path in found}
+    assert len(before) >= 4  # some seconds of work, in which a second call can come
+    for path in before:
+        shutil.rmtree(path.parent)
+    call = [*(str(path.relative_to(smoke)) for path in before), "--cores", "1"]
+    call += ["--configfile", str(checkout / "config" / "smoke.yaml")]
+    first = start_snakemake(smoke, *call, snakefile=checkout / "Snakefile")
+    try:
+        _wait(lambda: any(path.parent.exists() for path in before), "the runs to begin")
+        second = run_snakemake(smoke, *call, snakefile=checkout / "Snakefile")
+        assert second.returncode != 0 and "cannot be locked" in text_of(second)
+        assert first.poll() is None, "the first was over before the second asked"
+    finally:
+        first.kill()
+        first.wait()
+    _wait(lambda: not _jobs_in(smoke), "the killed workflow's jobs to end")
+    assert not all(path.exists() for path in before)
+    for more in (["--unlock"], []):
+        done = run_snakemake(smoke, *call, *more, snakefile=checkout / "Snakefile")
+        assert done.returncode == 0, text_of(done)[-3000:]
+    for path, rows in before.items():
+        pd.testing.assert_frame_equal(_but_times(pd.read_parquet(path)), _but_times(rows), check_exact=True)
+
+
+def _but_times(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[~rows["metric"].str.contains("seconds")].reset_index(drop=True)
+
+
+def _wait(condition, what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def _jobs_in(directory: Path) -> list[str]:
+    """Processes that work in a directory (Linux; elsewhere none are seen)."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").resolve() == directory.resolve():
+                found.append(process.name)
+    return found
