@@ -88,7 +88,8 @@ def _entries(points: pd.DataFrame) -> tables.Table:
             prompts = str(point["prompts"]).split("\n")[:SHOWN]
             first = [str(point["edits"]), f"{point['radius']:.3g}", _start(point["answer"])]
             rows += [
-                [*(first if place == 0 else [""] * 3), _end(prompt)] for place, prompt in enumerate(prompts)
+                [*(first if place == 0 else [""] * 3), _end(prompt, LONGEST + 30)]
+                for place, prompt in enumerate(prompts)
             ]
         groups.append((title, rows))
     columns = ["edits", "radius", "answer", "some of the prompts"]
@@ -109,7 +110,7 @@ def _start(text: str) -> str:
     return line if len(line) <= LONGEST else line[: LONGEST - 1].rstrip() + "…"
 
 
-def _end(text: str) -> str:
-    """The last ones: what an answer follows."""
+def _end(text: str, longest: int = LONGEST) -> str:
+    """The last ones, from a whole word on: what an answer follows."""
     line = " ".join(str(text).split())
-    return line if len(line) <= LONGEST else "…" + line[1 - LONGEST :].lstrip()
+    return line if len(line) <= longest else "… " + line[2 - longest :].partition(" ")[2]
