@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from palimpsest import experiment_places as places
-from palimpsest.config import Config, editor_settings
+from palimpsest.config import Config
 from palimpsest.experiment_places import split_method
 
 
@@ -27,11 +27,6 @@ def figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[st
             [*sizes["models"], *(model for group in sizes.get("also") or () for model in group["models"])]
         )
     )
-    if entry["drawer"] == "radius_sweep":  # its lines are of the block that is edited elsewhere
-        editor, variant, _ = split_method(entry["methods"][0])
-        if editor in config.editors and models:
-            stated = editor_settings(config, editor, variant, models[0], entry["protocol"])
-            options.setdefault("block", stated.get("layer"))
     return {
         "name": name,
         "drawer": entry["drawer"],

@@ -70,9 +70,6 @@ def test_sizes_of_the_lifelong_streams(mini: experiments.Plan):
         assert used == ([0] if further else [0, 1, 2]), run
     for name in ("grace_stream", "grace_time"):
         assert mini.figures[name].runs == main.runs
-    assert (
-        mini.figures["grace_sweep"].spec["options"]["block"] == 2
-    )  # the editor's own, not the middle of those swept
     long = {mini.runs[run].spec["editor"]: mini.runs[run].spec for run in mini.figures["grace_long"].runs}
     assert set(long) == {"ft", "defer", "grace"}
     assert {spec["edits"] for spec in long.values()} == {2100}  # items; edits are counted

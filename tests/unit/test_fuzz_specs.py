@@ -294,7 +294,7 @@ def test_specs_of_pretraining_the_gate_and_others(data):
         ),
         (
             lambda: describe_model({"kind": "random", "corpus": "no-file"}, "x"),
-            "file no-file, field 'corpus': the corpus",
+            "file no-file: the file does not exist. Correct the key 'corpus'",
         ),
         (lambda: describe_model({"path": LONG}, "x"), "does not exist"),
         (lambda: pinned("a/b", 5), r"'a/b' is not pinned to a commit \(found 5\)"),
@@ -319,7 +319,7 @@ def test_a_name_that_is_too_long_for_a_path_is_one_that_is_not_there(tmp_path):
 
 
 def test_a_search_says_what_it_lacks(tmp_path):
-    for spec, said in (({}, "'edits' is None"), ({"edits": 2}, "expected names with values, found None")):
+    for spec, said in (({}, "lacks edits, settings"), ({"edits": 2}, "lacks settings")):
         with pytest.raises(SettingsError, match=said):
             search_targets(spec, 0, tmp_path, tmp_path, tmp_path / "out")
 

@@ -282,6 +282,14 @@ def test_sweep_has_a_cell_per_block_and_radius(runs, tmp_path):
     assert value == pytest.approx(rows.mean())
     lines = points.query("panel == 'line' and quantity == 'keys'")
     assert set(lines["block"]) == {2, 4} and set(lines["radius"]) == {0.25, 0.5, 1.0}
+    some = [
+        path for path in runs["sweep"] if "sweep-4-2" not in str(path)
+    ]  # a sweep may vary one of the two at a time
+    figures.draw("grace_sweep", spec, some, tmp_path)
+    lines = pd.read_csv(tmp_path / "grace_sweep.csv").query(
+        "panel == 'line' and quantity == 'keys' and block == 4"
+    )
+    assert set(lines["radius"]) == {0.25, 0.5}
     with pytest.raises(DataError, match="one task"):
         figures.draw("it", _spec("radius_sweep", methods=BOTH), runs["main"], tmp_path)
 

@@ -159,7 +159,10 @@ def _lines(
 ) -> list[dict[str, Any]]:
     points = []
     for radius, colour in zip(radii, style.sequence_colours(len(radii)), strict=True):
-        table = lifelong.curve_over_seeds(_chosen(runs, block, radius), quantity)
+        own = _chosen(runs, block, radius)
+        if not own:  # a sweep may vary one of the two at a time
+            continue
+        table = lifelong.curve_over_seeds(own, quantity)
         if quantity == "err":
             table = table[table["step"] > 0]
         axis.fill_between(table["n_edits"], table["low"], table["high"], color=colour, alpha=0.16, lw=0)
