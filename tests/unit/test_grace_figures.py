@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -24,6 +25,7 @@ from palimpsest.figures import (
     stream_curves,
     style,
 )
+from palimpsest.files import read_json
 
 MAIN = [
     {"editor": "ft", "title": "FT", "published": "FT"},
@@ -217,9 +219,19 @@ def test_shared_keys_are_what_the_runs_noted(runs, tmp_path):
     assert "| 7 | 2.5 | Ada | who made 0 |" in shown and "who made 2" in shown and "who made 3" not in shown
 
 
-def test_no_shared_key_is_said_so(runs, tmp_path):
-    """Methods without a codebook noted none: no table of nothing, and no error in the middle of a workflow."""
-    figures.draw("grace_shared_keys", _spec("shared_keys_table", methods=MAIN[:1]), runs["main"], tmp_path)
+def test_no_shared_key_is_said_so_and_runs_that_did_not_look_are_refused(runs, tmp_path):
+    """An empty list is an answer, a run of an earlier version is none."""
+    spec = _spec("shared_keys_table", methods=MAIN[:1])
+    with pytest.raises(DataError, match="no run noted shared keys"):
+        figures.draw("grace_shared_keys", spec, runs["main"], tmp_path)
+    looked = []
+    for path in runs["main"]:
+        looked.append(tmp_path / path.relative_to(runs["root"]))
+        shutil.copytree(path, looked[-1])
+        content = read_json(path / results.RUN_FILE)
+        content["history"]["shared_keys"] = []
+        results.write_run(looked[-1] / results.RUN_FILE, content)
+    figures.draw("grace_shared_keys", spec, looked, tmp_path)
     assert "No entry holds several edits" in (tmp_path / "grace_shared_keys.md").read_text()
 
 

@@ -35,6 +35,10 @@ def draw_shared_keys(name: str, spec: dict[str, Any], run_dirs: list[Path], out:
     """Groups: task, model, data set, method; rows: the entries that most edits rely on, and prompts of these edits."""
     points = _noted(spec, run_dirs, "shared_keys")
     if points.empty:
+        if not any("shared_keys" in (run.info.get("history") or {}) for run in read.select(spec, run_dirs)):
+            raise DataError(
+                "no run noted shared keys", field="history.shared_keys", remedy="Make the runs again"
+            )
         points = pd.DataFrame(columns=[*_PLACE, "items", "edits", "answer", "radius", "prompts"])
     else:
         points["prompts"] = ["\n".join(prompts) for prompts in points["prompts"]]
