@@ -21,10 +21,10 @@ from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit, edit_name, require
 from palimpsest.editors.shared.aftermath import refuse_broken
-from palimpsest.editors.shared.key_value import SEARCHES, KeyValueEditor, KeyValueSettings
+from palimpsest.editors.shared.key_value import SEARCHES, KeyValueSettings
 from palimpsest.editors.shared.keys import KeyWalk
+from palimpsest.editors.shared.matrix_writer import InPlace
 from palimpsest.editors.shared.target_vectors import TargetVectors
-from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, EditError
 from palimpsest.models.families import apply_matrix
@@ -52,7 +52,7 @@ class Settings(KeyValueSettings):
         require(self.form in ("corrected", "released"), "form", self.form, "corrected or released")
 
 
-class Rome(KeyValueEditor):
+class Rome(InPlace):
     """The edits of a batch are made one after the other, each on the model the previous one left."""
 
     name = "rome"
@@ -62,7 +62,6 @@ class Rome(KeyValueEditor):
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
-        self.weights = EditedWeights(model, settings.layers)
         self._ahead: dict[tuple[str, str, str | None], TargetVectors] = {}  # of the untouched model
         self._untouched = True
 
@@ -137,29 +136,19 @@ class Rome(KeyValueEditor):
         bias = self.model.mlp_out(layer).bias
         return torch.zeros((), dtype=torch.float64) if bias is None else bias.to(torch.float64)
 
-    def state(self) -> EditorState:
-        """The sum of all updates."""
-        return EditorState(self.weights.tensors(), {"contexts": self.contexts})
-
     def load_state(self, state: EditorState) -> None:
         """Write a saved update into the model."""
-        contexts = state.plain["contexts"]  # a state without them must not be half loaded
-        self.weights.load(state.tensors)
-        self.set_contexts(contexts)
+        super().load_state(state)
         self._ahead.clear()
         self._untouched = not any(bool(update.any()) for update in self.weights.updates.values())
 
     def remove(self) -> None:
         """Restore the weights, and the contexts that this editor drew. What was prepared with these stays."""
-        self.weights.restore()
-        if self.contexts != self.drawn_contexts:  # those of a state that was loaded
+        others = self.contexts != self.drawn_contexts  # those of a state that was loaded
+        super().remove()
+        if others:
             self._ahead.clear()
-            self.set_contexts(self.drawn_contexts)
         self._untouched = True
-
-    def state_bytes(self) -> int:
-        """The changed matrix."""
-        return self.weights.bytes()
 
 
 EDITOR = Rome

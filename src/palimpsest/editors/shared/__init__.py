@@ -2,7 +2,7 @@
 
 Key-value writers: ROME, MEMIT, COMEBA-HK ("spec", "quirk" there: docs/spec/comeba_hk.md)
     key_value               base class: settings, contexts, target vectors, the layer-by-layer write
-    matrix_writer           base class of those that write into the matrices themselves, a batch at a time
+    matrix_writer           base classes of those that write into the matrices themselves
     contexts                texts put before a prompt
     keys                    what enters the edited matrix at the subject's last token
     target_vectors          the search of z, many edits at once

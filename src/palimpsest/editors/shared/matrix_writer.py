@@ -1,7 +1,7 @@
-"""Base of key-value writers whose updates go into the MLP matrices themselves, a batch at a time, as in MEMIT.
+"""Bases of key-value writers whose updates go into the MLP matrices themselves: `InPlace`, and batch by batch `MatrixWriter`.
 
-A subclass says how the update of one layer is solved (`_solve`); searching z, the walk through the layers, the way back when
-something fails, saving and removing are here.
+`InPlace` (ROME) holds the matrices: saving, loading, removing. `MatrixWriter` (MEMIT) makes whole batches too: searching z, the
+walk through the layers, the way back when something fails. A subclass says how the update of one layer is solved (`_solve`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,38 @@ from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
 
 
-class MatrixWriter(KeyValueEditor):
+class InPlace(KeyValueEditor):
+    """Keeps nothing but the sums of its updates, and the contexts they were computed with.
+
+    Attributes:
+        weights: the matrices of `settings.layers`.
+    """
+
+    def __init__(self, model, settings, statistics=None, seed=0):
+        super().__init__(model, settings, statistics, seed)
+        self.weights = EditedWeights(model, settings.layers)
+
+    def state(self) -> EditorState:
+        """The sums of all updates, and the contexts they were computed with."""
+        return EditorState(self.weights.tensors(), {"contexts": self.contexts})
+
+    def load_state(self, state: EditorState) -> None:
+        """Write saved updates into the model."""
+        contexts = state.plain["contexts"]  # a state without them must not be half loaded
+        self.weights.load(state.tensors)
+        self.set_contexts(contexts)
+
+    def remove(self) -> None:
+        """Restore the weights, and the contexts that this editor drew."""
+        self.weights.restore()
+        self.set_contexts(self.drawn_contexts)
+
+    def state_bytes(self) -> int:
+        """The changed matrices."""
+        return self.weights.bytes()
+
+
+class MatrixWriter(InPlace):
     """z on the current weights, then layer by layer: W^l += Delta^l.
 
     Attributes:
@@ -33,7 +64,6 @@ class MatrixWriter(KeyValueEditor):
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
-        self.weights = EditedWeights(model, settings.layers)
         self._forget()
 
     @abstractmethod
@@ -60,22 +90,7 @@ class MatrixWriter(KeyValueEditor):
             raise
         return failed
 
-    def state(self) -> EditorState:
-        """The sums of all updates, and the contexts they were computed with."""
-        return EditorState(self.weights.tensors(), {"contexts": self.contexts})
-
-    def load_state(self, state: EditorState) -> None:
-        """Write saved updates into the model."""
-        contexts = state.plain["contexts"]  # a state without them must not be half loaded
-        self.weights.load(state.tensors)
-        self.set_contexts(contexts)
-
     def remove(self) -> None:
-        """Restore the weights, and the contexts that this editor drew."""
-        self.weights.restore()
-        self.set_contexts(self.drawn_contexts)
+        """Restore the weights, and forget what was carried."""
+        super().remove()
         self._forget()
-
-    def state_bytes(self) -> int:
-        """The changed matrices."""
-        return self.weights.bytes()
