@@ -20,6 +20,7 @@ from palimpsest.files import read_object
 from palimpsest.metrics.perplexity import TEXT_TOKENS, TextLoss, held_out_passages, text_loss, token_rows
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
+from palimpsest.models.memory import tokens_that_fit
 from palimpsest.models.tokens import join
 from palimpsest.plain import build
 from palimpsest.protocols.sample import Sample, choose, refuse_reserved
@@ -44,11 +45,12 @@ class Options:
             "keep" them.
         gate: what a model that fails the gate means: "refuse", "warn" or "off".
         text_tokens: budget of the text-drift meter; 0 = not measured.
-        batch_tokens: padded tokens of one evaluation pass.
+        batch_tokens: padded tokens of one evaluation pass, at most: fewer where free memory is short.
         dtype, device: of the model; device "auto": accelerate places it (models/placement.py).
         checkpoint_every_batch: save between all batches, even when saving is slow.
-        plain: no shortcut of the evaluation and of trained values: the network's own modules, nothing prepared ahead, every
-            pair asked again at every look. Slower, the same rows to rounding; of target vectors see `target_search`.
+        plain: no shortcut (`LanguageModel.lean` off): every block is run every time, by the network's own modules; no row is
+            cut, nothing is prepared ahead, every pair is asked again at every look. Slower, the same rows to rounding. Target
+            vectors and solves have switches of their own, `target_search: plain` and `solver: cholesky`.
         task: of a lifelong run: "qa", "classification" or "generation"; None = what the data set says.
         edit_always: in a lifelong run, edit what the model gets right too (the released GRACE code does, spec Q3);
             None = in generation only.
@@ -220,8 +222,12 @@ def fits_into(model: LanguageModel, spare: int = 0) -> Callable[[Edit], bool]:
 
 
 def batching_of(editor: Editor, options: Options) -> Batching:
-    """How rows share a pass: the official padding lets padding change answers; without any, no row depends on its neighbours."""
-    return Batching(tokens=options.batch_tokens, equal_length=editor.padding_counts)
+    """How rows share a pass: as many as were asked for and as free memory lets.
+
+    The official padding lets padding change answers; without any, no row depends on its neighbours.
+    """
+    tokens = tokens_that_fit(editor.model, options.batch_tokens, "evaluation: tokens")
+    return Batching(tokens=tokens, equal_length=editor.padding_counts)
 
 
 def text_meter(editor: Editor, options: Options, text: Path | str | None) -> Callable[[], TextLoss] | None:

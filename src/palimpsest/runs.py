@@ -116,8 +116,7 @@ def _execute(
     knows = known_edits(options, known)
     edits_file = Path(dataset_dir) / "edits.jsonl"
     edits = read_edits(edits_file)
-    model = load_model(model_dir, dtype=options.dtype, device=options.device)
-    model.lean = model.lean and not options.plain
+    model = load_model(model_dir, dtype=options.dtype, device=options.device, lean=not options.plain)
     lifelong = spec["protocol"] == "lifelong"
     if lifelong:
         inputs = protocol_part("lifelong_inputs")

@@ -58,7 +58,7 @@ def search_targets(
     set_threads()
     out, edits_file = Path(out), Path(dataset_dir) / "edits.jsonl"
     known_names, there = known_edits(options, known), read_edits(edits_file)
-    model = load_model(model_dir, dtype=options.dtype, device=options.device)
+    model = load_model(model_dir, dtype=options.dtype, device=options.device, lean=not options.plain)
     check_fit(settings, model)
     edits = choose_edits(
         spec,

@@ -89,7 +89,7 @@ class Settings:
 
 @dataclass
 class _MiniBatch:
-    """A mini-batch standing at the input of the edited block."""
+    """A mini-batch standing at the input of the edited block, or of the first one with `LanguageModel.lean` off."""
 
     hidden: Tensor
     mask: Tensor
@@ -114,6 +114,7 @@ class FineTuning(Editor):
         model.block(settings.layer)
         if settings.loss != "own":
             model.need_decoder(f"{self.name} with loss: {settings.loss}")
+        self.first = settings.layer if model.lean else 0  # the block that mini-batches stand at
         self.weights = EditedWeights(model, (settings.layer,), settings.site)
 
     def lowest_block(self) -> int:
@@ -226,8 +227,8 @@ class FineTuning(Editor):
         mask, positions = causal_mask(tokens.attention_mask, self.model.dtype), row_positions(tokens)
         with self.model.padding_of(tokens.attention_mask):
             hidden = embed(self.model, tokens)
-            if self.settings.layer:
-                hidden = run_blocks(self.model, hidden, 0, self.settings.layer - 1, mask, positions)
+            if self.first:
+                hidden = run_blocks(self.model, hidden, 0, self.first - 1, mask, positions)
         rows, columns, targets, weights = zip(*self._reads(pairs), strict=True)
         return _MiniBatch(
             hidden,
@@ -254,7 +255,7 @@ class FineTuning(Editor):
             judged = batch.judge()
             return judged.losses.mean(), bool(judged.right.all())
         last = self.model.n_blocks - 1
-        hidden = run_blocks(self.model, batch.hidden, self.settings.layer, last, batch.mask, batch.positions)
+        hidden = run_blocks(self.model, batch.hidden, self.first, last, batch.mask, batch.positions)
         log_p = read_out(self.model, hidden[batch.read]).float().log_softmax(dim=1)
         return -(log_p.gather(1, batch.targets[:, None])[:, 0] * batch.weight).sum(), False
 

@@ -47,8 +47,9 @@ class LanguageModel:
     Notation of the papers: d = `width`, d_k = `inner_width`, W^l = `mlp_weight(l)` of shape [d, d_k].
     """
 
-    def __init__(self, network: nn.Module, tokenizer, family: Family, name: str = "model"):
-        self.network: Any = fuse_activations(network).eval().requires_grad_(False)
+    def __init__(self, network: nn.Module, tokenizer, family: Family, name: str = "model", lean: bool = True):
+        network = fuse_activations(network) if lean else network
+        self.network: Any = network.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.family = family
         self.name = name
@@ -57,7 +58,7 @@ class LanguageModel:
         self.rows: Tensor | None = (
             None  # rows [b] of the prompts that a step with kept keys and values goes on with
         )
-        self.lean = True  # False: no shortcut of passes, everything is run by the network's own modules
+        self.lean = lean  # False: no shortcut of passes, the network's own modules run every block every time
         self.written_out: dict[Any, Any] = {}  # by models/lean.py, for all rows
         self.tokenizer_digest = ""  # of a tokenizer from elsewhere, which is a part of what this model is
 
@@ -282,6 +283,7 @@ def load_model(
     revision: str | None = None,
     family: str | None = None,
     tokenizer: str | Path | None = None,
+    lean: bool = True,
 ) -> LanguageModel:
     """Load a model from a local directory in hub format, a directory with our manifest, or a hub id with its commit.
 
@@ -295,6 +297,7 @@ def load_model(
             refuse a model on more than one.
         tokenizer: a directory or `org/name@COMMIT` with its tokenizer, for a model whose own files have none (or one that
             cannot be read); a manifest's own is taken when left out.
+        lean: take shortcuts that are exact to rounding (`LanguageModel.lean`).
     """
     import transformers
     from transformers import AutoConfig
@@ -331,7 +334,7 @@ def load_model(
             f"{name} lacks weights ({sorted(found['missing_keys'])[0]} among others), which a {row.kind} needs. Give "
             "a model that was trained for its task, such as a classifier with its head"
         )
-    model = LanguageModel(network if placed else network.to(device), words, row, name)
+    model = LanguageModel(network if placed else network.to(device), words, row, name, lean)
     if elsewhere:
         refuse_more_tokens(words, network, name, elsewhere)
         model.tokenizer_digest = digest_of(words)

@@ -138,6 +138,17 @@ def block_bytes(model: LanguageModel, rows: int, tokens: int) -> int:
     return rows * tokens * each * model.dtype.itemsize
 
 
+def tokens_that_fit(model: LanguageModel, tokens: int, what: str) -> int:
+    """How many padded tokens may share a pass without gradient, of `tokens` that were asked for (see `that_fit`).
+
+    Reckoned with rows as long as the model reads, and logits, with what is made of them, at one place in eight.
+    """
+    longest = min(model.context, tokens)
+    numbers = -(-tokens // 8) * 2 * int(model.network.config.vocab_size)
+    needed = block_bytes(model, -(-tokens // longest), longest) + 4 * numbers
+    return that_fit(tokens, needed, model.device, what)
+
+
 def in_parts(
     count: int, needed: int, device: torch.device | str, what: str, run: Callable[[slice], T]
 ) -> list[T]:

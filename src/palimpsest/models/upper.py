@@ -68,7 +68,8 @@ class Upper:
         self.site = site
         if site is not None:
             self._map = model.linear(layer, site)
-        self.model, self.inputs, self.layer = model, inputs, layer
+        self.model, self.inputs, self.edited = model, inputs, layer
+        self.layer = layer if model.lean else 0  # where the kept states stand
         self._below: dict[int, tuple[Tensor, Tensor]] | None = None
         self._answer: tuple[Tensor, Arguments] | None = (
             None  # what the decoder is given, once it was asked for
@@ -79,7 +80,7 @@ class Upper:
             batch = TokenBatch(inputs.named["input_ids"], inputs.padding)
             embedded = embed(model, batch)
             self._arguments = _arguments(model, embedded, inputs.padding)
-            self.hidden = _run(model, embedded, 0, layer - 1, self._arguments, recorder)
+            self.hidden = _run(model, embedded, 0, self.layer - 1, self._arguments, recorder)
             if site is not None:
                 self._above = _leanly(model, layer, self._map, self.hidden, inputs.padding)
         if recorder is not None:
@@ -141,7 +142,7 @@ class Upper:
             self._map_output(self._above)
             return
         with asking(self.model, self.inputs):
-            _run(self.model, self.hidden, self.layer, self.layer, self._arguments)
+            _run(self.model, self.hidden, self.layer, self.edited, self._arguments)
 
     def _judge_leanly(self, above: LeanRows) -> Judged:
         if above.wanted is None:
@@ -173,7 +174,7 @@ class Upper:
                 decoder = AnswerDecoder(model, self._states(), self.inputs.padding)
             return spoken(model, continue_greedily(model, decoder.first(), decoder, max_new_tokens))
         if self._below is None:
-            prompts = Upper(model, prompts_of(model, self.inputs), self.layer)
+            prompts = Upper(model, prompts_of(model, self.inputs), self.edited)
             self._below = prompts._below
         return self._say_after_prompts(max_new_tokens)
 

@@ -43,7 +43,7 @@ def _prepare(stream: Stream, progress: Progress, first: int, prepared: int | Non
 
     They are the same 64 whether or not the run was broken in between: what shares a pass decides the last digits.
     """
-    if stream.batch_size > 1 or not stream.editor.prepares_rounds:
+    if stream.batch_size > 1 or not stream.editor.prepares_rounds or not stream.editor.model.lean:
         return None
     start = first - first % AHEAD
     if start != prepared:

@@ -27,6 +27,7 @@ from palimpsest.files import (
     write_json,
 )
 from palimpsest.models.loading import LanguageModel
+from palimpsest.models.memory import block_bytes, that_fit
 from palimpsest.text_files import text_lines
 
 log = logging.getLogger(__name__)
@@ -176,14 +177,14 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _watching(model: LanguageModel, partial: Sums) -> Iterator[None]:
-    """Hang a reader in front of every wanted matrix; the last one stops the pass before its own product."""
+def _watching(model: LanguageModel, partial: Sums, stop_early: bool) -> Iterator[None]:
+    """Hang a reader in front of every wanted matrix; the last one may stop the pass before its own product."""
     last = max(partial.layers)
 
     def reader(layer: int) -> Any:
         def read(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             partial.add(layer, inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
-            if layer == last:
+            if layer == last and stop_early:
                 raise _Enough
 
         return read
@@ -203,11 +204,13 @@ def accumulate(
     budget: int,
     checkpoint_batches: int | None,
     progress: bool,
+    stop_early: bool = True,
 ) -> None:
     """Run every batch not counted yet; leaves the sums and counts in `partial`.
 
     Args:
         checkpoint_batches: batches between two checkpoints; None = as `Pace` says.
+        stop_early: each pass ends in the last wanted block.
     """
     pause = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
     bar = tqdm(
@@ -219,13 +222,13 @@ def accumulate(
         mininterval=pause,
     )
     trunk: Any = model.network.base_model
-    with bar, _watching(model, partial), torch.no_grad(), interruption.deferred():
+    with bar, _watching(model, partial, stop_early), torch.no_grad(), interruption.deferred():
         for batch in islice(batches, partial.batches, None):
             tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
-            try:
-                trunk(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-            except _Enough:
-                pass
+            needed = block_bytes(model, *tokens.shape)
+            for part in tokens.split(that_fit(len(tokens), needed, model.device, "statistics: rows")):
+                with suppress(_Enough):
+                    trunk(input_ids=part, attention_mask=torch.ones_like(part))
             partial.tokens += tokens.numel()
             bar.update(tokens.numel())
             partial.counted(f"the sums over {partial.tokens} tokens are kept", checkpoint_batches)

@@ -166,10 +166,12 @@ class CollectionSettings:
         tokens: token budget; collection ends there or at the end of the corpus.
         context: tokens per row; `None` = the model's context.
         cut_passages: read no more than `context` tokens of each passage, as the papers do with articles.
-        batch_tokens: tokens per forward pass (memory and speed; the sums agree up to float32 rounding).
+        batch_tokens: tokens that are summed at once, and share a forward pass as far as free memory lets (the sums agree up to
+            float32 rounding).
         checkpoint_batches: the sums so far are written every so many batches, however long that takes; `None` = as often as
             writing them takes at most a twentieth of the time.
         symmetric: compute one half of the symmetric products and mirror it; False computes both.
+        stop_early: end each pass in the last wanted block; False runs the whole network.
     """
 
     layers: tuple[int, ...] | None = None
@@ -179,6 +181,7 @@ class CollectionSettings:
     batch_tokens: int = 2048
     checkpoint_batches: int | None = None
     symmetric: bool = True
+    stop_early: bool = True
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be counts."""
@@ -264,7 +267,9 @@ def collect_covariance(
     partial = Sums(path, half, missing, model, settings.batch_tokens, settings.symmetric)
     rows = packed_rows(model, corpus, settings.tokens, context, longest)
     batches = batched(rows, max(1, settings.batch_tokens // context))
-    accumulate(model, batches, partial, settings.tokens, settings.checkpoint_batches, progress)
+    accumulate(
+        model, batches, partial, settings.tokens, settings.checkpoint_batches, progress, settings.stop_early
+    )
     if partial.tokens == 0:
         raise StatisticsError("the corpus holds no text. Give a file with one passage a line")
     if partial.tokens < settings.tokens:

@@ -32,6 +32,8 @@ class KeyWalk:
             over each group, then over groups: with one group of five, the bare prompt weighs 1/2 (released code).
         cut: drop the tokens after the subject, which no key can depend on. Not with hook layers, whose scope decision
             looks at the whole sequence.
+
+    With `LanguageModel.lean` off nothing is cut, and every layer is reached from the embeddings.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class KeyWalk:
         first_layer: int,
         cut: bool,
     ):
+        cut = cut and model.lean
         texts = [
             put_before(context, edit.prompt) for edit in edits for group in contexts for context in group
         ]
@@ -68,6 +71,8 @@ class KeyWalk:
         """Carry the sequences on to the input of block `layer`, through the model as it is now."""
         if layer <= self.layer:
             return
+        if not self.model.lean:
+            self.layer, self.hidden = 0, embed(self.model, self.tokens)
 
         def carry(edits: slice) -> None:
             rows = self._rows(edits)
