@@ -39,7 +39,7 @@ ON_GPU = {
     "ft": (20, 20, 25),
 }
 OTHER_EDITORS = ("defer", "memory", "mend", "serac", "retrieval", "lu", "ft_ewc", "ft_retrain")
-OTHERS = {"mini": 20, "gpt2-small": 4}
+OTHERS = {"mini": (20, 50), "gpt2-small": (4, 10)}  # (edits, steps)
 TOKENS = {"mini": 40_000, "gpt2-small": 6_000, "gpt2-xl": 4_096, "gpt-j": 1_024}
 PROBES = {"mini": (1000, 100), "gpt2-small": (100, 20), "gpt2-xl": (100, 10), "gpt-j": (40, 4)}
 SOLVES = (
@@ -67,7 +67,7 @@ def pieces(device: str) -> dict[str, tuple[str, list[Any]]]:
             kind = "tuner" if name in ("grace", "ft") else "writer"
             found[f"edit-{shape}-{name}"] = (kind, [name, shape, *size])
         for name in OTHER_EDITORS if shape in OTHERS else ():
-            found[f"edit-{shape}-{name}"] = ("other", [name, shape, OTHERS[shape]])
+            found[f"edit-{shape}-{name}"] = ("other", [name, shape, *OTHERS[shape]])
         found[f"covariance-{shape}"] = ("covariance", [shape, TOKENS[shape] * (1 if device == "cpu" else 20)])
         found[f"probes-{shape}"] = ("probes", [shape, *PROBES[shape]])
     for width, batch, lu in SOLVES:
@@ -92,8 +92,9 @@ def measure(name: str, device: str, dtype: str, threads: int, edits: int | None)
     import torch
 
     torch.set_num_threads(threads)
-    from edit_pieces import other, tuner, writer
+    from edit_pieces import tuner, writer
     from measure import machine
+    from other_editors import other
     from other_pieces import batch_growth, covariance, probes, solving, stream_growth
     from stream_piece import grace_stream
 

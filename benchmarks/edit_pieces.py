@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -285,42 +284,3 @@ def tuner(name: str, shape: str, count: int, plain_count: int, steps: int, devic
             / work["fast"],
         }
     return result
-
-
-def other(name: str, shape: str, count: int, device: str, dtype: str) -> dict:
-    """Editors without a plain form of their own here: seconds per edit as they are; learned ones as they start."""
-    from palimpsest.editors import make_editor
-
-    model, blocks = random_model(shape, device, dtype), blocks_and_layers(shape, device)[0]
-    batch, more, settings = edits(count), {}, {}
-    if name in ("mend", "serac"):
-        mend = {"layers": [blocks - 2, blocks - 1], "norm": False}
-        settings = mend if name == "mend" else {"encoder": "scratch", "counterfactual": "scratch"}
-        more = {"trained": _untrained(name, model, settings)}
-    elif name in ("defer", "memory", "ft_ewc", "ft_retrain"):
-        settings = {"layer": min(round(0.7 * blocks), blocks - 2)}
-    editor = make_editor(name, model, settings, **more)
-    began = time.perf_counter()
-    with taking(device) as quick:
-        for edit in batch:
-            report = editor.edit([edit])
-            if report.failed:
-                raise SystemExit(f"{name}: {report.failed[0].reason}")
-    editor.remove()
-    return {
-        "edits": count,
-        "blocks": blocks,
-        "fast": quick.plain(count),
-        "wall_of_all": time.perf_counter() - began,
-    }
-
-
-def _untrained(name: str, model, settings: dict[str, Any]):
-    from palimpsest.editors import editor_class
-    from palimpsest.learning.artefact import Trained, plain_settings
-
-    learner = editor_class(name).learner(model, settings, 0)
-    return Trained(
-        editor=name, model=model.fingerprint, model_name=model.name, data="", seed=0, steps=0, best_step=0,
-        settings=plain_settings(learner.settings), validation={}, tensors=learner.tensors(),
-    )  # fmt: skip

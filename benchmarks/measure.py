@@ -102,6 +102,29 @@ def compare(plain: Callable[[], Any], fast: Callable[[], Any], device: str) -> t
     return expected, slow, found, quick
 
 
+def operations(work: Callable[[], Any]) -> float:
+    """Operations of the matrix products in a piece of work, by torch's formulas.
+
+    Not with its FlopCounterMode, whose account of modules breaks `torch.autograd.grad` for a leaf.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    total = 0
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal total
+            found = function(*args, **(kwargs or {}))
+            formula = flop_registry.get(function._overloadpacket)
+            total += formula(*args, **(kwargs or {}), out_val=found) if formula else 0
+            return found
+
+    with Counter():
+        work()
+    return float(total)
+
+
 def machine(device: str, threads: int) -> dict[str, Any]:
     """What a time belongs to; no name of a computer."""
     import torch

@@ -29,13 +29,14 @@ from report_rows import (
 
 INTRODUCTION = """Made by `make bench` (`python benchmarks/bench.py --help`); do not edit. Random weights; each piece
 measures both forms in one process. *Plain*: one edit at a time; target vectors with all padded rows through all blocks and all
-logits, no early stop; every batch solved by a new factor; FT and GRACE with the whole network at every step; covariance
-with a pass for each layer that ends there, as the released code has it. *Fast*: the editors as they are, also without early stop.
-On a CPU seconds are CPU seconds.
+logits, no early stop; every batch solved by a new factor; FT, GRACE and the others with the whole network at every step;
+covariance with a pass for each layer that ends there, as the released code has it. *Fast*: the editors as they are, also without
+early stop. On a CPU seconds are CPU seconds.
 
 XL- and GPT-J-shaped models have full width but few blocks, steps and edits on a CPU; *whole model* is what the formulas of
 `benchmarks/flops.py` make of it (20 steps, all blocks): extrapolated, not measured."""
-AFTER_EDITS = """GFLOP and share: of the target search (writers) or the optimisation (GRACE, FT), per edit, by formula;
+AFTER_EDITS = """GFLOP and share: per edit, of the target search (writers) or the optimisation (GRACE, FT) by formula, of the
+others' edits as counted; SERAC, retrieval and LU store an edit after at most one pass: they have one form;
 *with early stop*: seconds of the editor as papers and presets have it, where a row leaves the search when its loss is below .05
 (how soon depends on the weights). `rome_rounds`: ROME taken back after every edit, so that searches can be made together;
 the rate is that of a matrix product of 1,024 in the same process. Difference: of z, or of the last loss, relative."""

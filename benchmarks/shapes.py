@@ -31,7 +31,9 @@ def blocks_and_layers(name: str, device: str) -> tuple[int, tuple[int, ...]]:
     return shape[f"{prefix}blocks"], shape[f"{prefix}layers"]
 
 
-def random_model(name: str, device: str = "cpu", dtype: str = "float32", blocks: int | None = None):
+def random_model(
+    name: str, device: str = "cpu", dtype: str = "float32", blocks: int | None = None, lean: bool = True
+):
     """A random model of a shape, with a small byte-level tokenizer: its token ids stay below its size, logits do not."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
@@ -68,7 +70,7 @@ def random_model(name: str, device: str = "cpu", dtype: str = "float32", blocks:
     torch.manual_seed(0)
     with torch.device(device):
         network = AutoModelForCausalLM.from_config(config).to(DTYPES[dtype])
-    model = LanguageModel(network.to(device), tokenizer, family_of(shape["family"]), name)
+    model = LanguageModel(network.to(device), tokenizer, family_of(shape["family"]), name, lean)
     model.__dict__["fingerprint"] = name  # hashing gigabytes of random weights says nothing
     return model
 

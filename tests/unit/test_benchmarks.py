@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -18,6 +17,7 @@ import flops  # noqa: E402
 import report  # noqa: E402
 import report_rows  # noqa: E402
 import shapes  # noqa: E402
+from measure import operations  # noqa: E402
 
 STEPS = 3
 
@@ -32,13 +32,6 @@ def small(monkeypatch):
     return shape
 
 
-def counted(work) -> int:
-    counter = FlopCounterMode(display=False)
-    with counter:
-        work()
-    return counter.get_total_flops()
-
-
 def test_formulas_of_the_search_are_what_is_counted(small):
     """The plain form, and the fast one of a batch of five, to the last operation."""
     from palimpsest.editors.shared.target_sequences import build_sequences
@@ -50,9 +43,9 @@ def test_formulas_of_the_search_are_what_is_counted(small):
     search = Search(layer=1, steps=STEPS, learning_rate=0.1, stop_loss=0.0, early_stop=False)
     size = flops.sizes(small, 4, 1)
     rows = build_sequences(model, batch[:1], texts).tokens.input_ids
-    plain = counted(lambda: search_target_vectors_plain(model, batch[:1], texts, search))
+    plain = operations(lambda: search_target_vectors_plain(model, batch[:1], texts, search))
     assert flops.search_plain(size, *rows.shape, STEPS) == pytest.approx(plain, rel=1e-9)
-    fast = counted(lambda: search_target_vectors(model, batch, texts, search))
+    fast = operations(lambda: search_target_vectors(model, batch, texts, search))
     counts = flops.count_search(model, batch, texts, 1)
     assert flops.search_fast(size, counts, STEPS) == pytest.approx(fast, rel=1e-9)
 
@@ -86,9 +79,7 @@ def test_prompts_differ_and_have_the_promised_lengths():
         ("writer", ["rome_rounds", "mini", 3, 2, 3]),
         ("tuner", ["grace", "mini", 3, 2, 3]),
         ("tuner", ["ft", "mini", 2, 2, 3]),
-        ("other", ["mend", "mini", 2]),
-        ("other", ["retrieval", "mini", 2]),
-        ("other", ["serac", "mini", 2]),
+        *(("other", [name, "mini", 2, 3]) for name in bench.OTHER_EDITORS),
         ("covariance", ["mini", 200]),
         ("probes", ["mini", 12, 4]),
         ("solving", [40, 3, True]),
@@ -105,7 +96,7 @@ def test_pieces_measure_the_same_work_in_both_forms(small, monkeypatch, tmp_path
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr("stream_piece.EARLIER", 4)
     monkeypatch.setattr("other_pieces.stream_growth.__defaults__", (2,))
-    for module in ("edit_pieces", "other_pieces"):
+    for module in ("edit_pieces", "other_editors", "other_pieces"):
         monkeypatch.setattr(f"{module}.product_rate", lambda *_: 1e9)
     measured = bench.measure(name, "cpu", "float32", 1, None)["measured"]
     json.dumps(measured, allow_nan=False)
