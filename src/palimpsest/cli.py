@@ -240,7 +240,7 @@ def _run_commands(groups: argparse._SubParsersAction) -> None:
         ("--gate", "the model's gate file"), ("--known", "which edits the model knows"), ("--text", "text for the drift meter"),
         ("--targets", "target vectors searched beforehand, for single-round runs"),
         ("--trained", "what train-editor wrote, for editors that learn"),
-        ("--answers", "keeps the unedited model's answers here, for single-round and consecutive runs that ask the same"),
+        ("--answers", "keeps the unedited model's answers here, for all runs that ask the same"),
     ):  # fmt: skip
         add_path(parser, flag, text, required=flag in ("--model", "--dataset"))
     parser.add_argument("--code", help="digest of the source, as the workflow has it (default: worked out)")

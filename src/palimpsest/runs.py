@@ -144,13 +144,14 @@ def _execute(
         _use_targets(editor, spec, targets)
     identity = _identity(spec, seed, model, edits_file, editor, sample)
     identity["code"] = code or provenance.digest_of_run(spec)
+    kept = Unedited(Path(answers)) if answers else None
     stream: Any
     if lifelong:
-        stream = _lifelong_stream(spec, seed, options, editor, sample, text, dataset_dir)
+        stream = _lifelong_stream(spec, seed, options, editor, sample, text, dataset_dir, kept)
     elif spec["protocol"] == "simultaneous":
-        stream = _simultaneous_stream(spec, seed, options, editor, sample, reserved)
+        stream = _simultaneous_stream(spec, seed, options, editor, sample, reserved, kept)
     else:
-        stream = _stream(spec, seed, options, editor, sample, text, answers)
+        stream = _stream(spec, seed, options, editor, sample, text, kept)
     if checks is not None:
         checks.built(editor)
     checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
@@ -227,10 +228,10 @@ def _stream(
     editor: Any,
     sample: Sample,
     text: Path | str | None,
-    answers: Path | str | None,
+    kept: Unedited | None,
 ) -> Stream:
     """Everything the protocol needs; asks the unedited model all questions."""
-    batching, kept = batching_of(editor, options), Unedited(Path(answers)) if answers else None
+    batching = batching_of(editor, options)
     editor.calibrate([probe.prompt for edit in sample.edits for probe in edit.locality])
     return Stream(
         run=spec["run"],
@@ -251,6 +252,7 @@ def _lifelong_stream(
     sample: Sample,
     text: Path | str | None,
     dataset_dir: Path | str,
+    kept: Unedited | None,
 ) -> Any:
     """The same for a lifelong run; encodes every question, so that bad records are refused now."""
     return protocol_part("lifelong_inputs").lifelong_stream(
@@ -261,6 +263,7 @@ def _lifelong_stream(
         batching=batching_of(editor, options),
         said_tokens=options.said_tokens,
         kept_bytes=options.kept_mb << 20,
+        unedited=kept,
         run=spec["run"],
         seed=seed,
         snapshot_every=spec.get("snapshot_every"),
@@ -277,6 +280,7 @@ def _simultaneous_stream(
     editor: Any,
     sample: Sample,
     reserved: Collection[str],
+    kept: Unedited | None,
 ) -> Any:
     """The same for simultaneous edits. What learned editors were trained with is not asked out of scope either."""
     others = [edit for edit in sample.others if edit.identifier not in reserved]
@@ -293,6 +297,7 @@ def _simultaneous_stream(
         outside=options.outside,
         rephrasings=options.rephrasings,
         batching=batching_of(editor, options),
+        unedited=kept,
     )
 
 

@@ -21,7 +21,6 @@ from palimpsest.files import only_one, remove_abandoned
 from palimpsest.learning.artefact import Trained
 from palimpsest.learning.loop import CHECKPOINT
 from palimpsest.learning.train import train_editor
-from palimpsest.metrics.answers import Answer
 from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.batching import Batching
 from palimpsest.statistics import covariance, fisher
@@ -162,8 +161,14 @@ def test_a_folder_of_answers_is_cleared_of_what_killed_runs_left(tmp_path, gpt2)
     aged(half)
     (tmp_path / ".hidden").write_text("someone's own")
     aged(tmp_path / ".hidden")
-    answers = ([Answer((1,), (2,))], [])
-    Unedited(tmp_path).answers(gpt2, [("a", "b")], Batching(), False, lambda: answers)
+    how = (
+        {},
+        ("palimpsest.metrics.answers",),
+        lambda: [3],
+        lambda rows: {"rows": rows},
+        lambda kept: kept["rows"],
+    )
+    Unedited(tmp_path).answers(gpt2, [("a", "b")], Batching(), *how)
     names = {path.name for path in tmp_path.iterdir()}
     assert half.name not in names and ".hidden" in names and len(names) == 2
 

@@ -323,8 +323,7 @@ def run_inputs(wildcards, input):
         if value:
             parts.append(f"--{name} {Path(str(value)).parent}")
     # No output of a rule: whichever run asks first writes, and nothing is lost where it is removed.
-    if PLAN.runs[wildcards.run].spec["protocol"] in ("single_round", "consecutive"):
-        parts.append("--answers results/answers")
+    parts.append("--answers results/answers")
     return " ".join(parts)
 
 

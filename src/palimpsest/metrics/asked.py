@@ -11,11 +11,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs, encode, target_logits, target_places, without_end
@@ -46,14 +49,22 @@ class Said:
     acted: bool | None = None
 
 
+@dataclass(frozen=True)
+class _Before:
+    """What the unedited model made of one pair."""
+
+    said: Said
+    predicted: Tensor  # [m]
+
+
 @dataclass
 class _Group:
     """Rows that share a pass, and what the unedited model said about them."""
 
     places: list[int]
     inputs: Inputs
-    predicted: list[Tensor]  # [m] for each row
-    before: list[Tensor] | None  # log-probabilities [m, v] for each row
+    predicted: list[Tensor] = field(default_factory=list)  # [m] for each row
+    before: list[Tensor] | None = None  # log-probabilities [m, v] for each row
 
 
 class Asked:
@@ -64,6 +75,7 @@ class Asked:
         pairs: (prompt, answer); the same pair may stand there twice, it is asked once.
         batching: how rows share a pass.
         drift: measure KL too; keeps the logits of all answers' places.
+        unedited: where the answers of the unedited model are kept for other runs; not those whose logits are wanted.
 
     Raises:
         DataError: an empty prompt or answer, a class that the model does not have, a text that is too long.
@@ -75,16 +87,28 @@ class Asked:
         pairs: Sequence[tuple[str, str]],
         batching: Batching | None = None,
         drift: bool = False,
+        unedited: Unedited | None = None,
     ):
         start = time.perf_counter()
+        batching = batching or Batching()
         self.model = model
         self.pairs = list(dict.fromkeys(pairs))
         self._place = {pair: place for place, pair in enumerate(self.pairs)}
-        self._at: dict[int, tuple[int, int]] = {}
-        self._groups: list[_Group] = []
-        self._before: dict[int, Said] = {}
-        for places in self._batches(batching or Batching()):
-            self._keep(places, drift)
+        self._groups = [self._encoded(places) for places in self._batches(batching)]
+        self._at = {
+            place: (number, row)
+            for number, group in enumerate(self._groups)
+            for row, place in enumerate(group.places)
+        }
+        ask = partial(self._first, drift)
+        found = (
+            ask()
+            if unedited is None or drift
+            else unedited.answers(model, self.pairs, batching, {}, (__name__,), ask, _plain, _read)
+        )
+        self._before = [one.said for one in found]
+        for group in self._groups:
+            group.predicted = [found[place].predicted for place in group.places]
         self.seconds_before = time.perf_counter() - start
 
     def before(self, pairs: Iterable[tuple[str, str]]) -> list[Said]:
@@ -116,21 +140,25 @@ class Asked:
         lengths = [len(ids) for ids in self.model.tokenizer(texts)["input_ids"]] if texts else []
         return batching.groups(lengths)
 
-    @torch.no_grad()
-    def _keep(self, places: list[int], drift: bool) -> None:
+    def _encoded(self, places: list[int]) -> _Group:
         prompts, answers = zip(*(self.pairs[place] for place in places), strict=True)
         inputs = encode(self.model, prompts, answers)
-        inputs = without_end(inputs) if self.model.kind == "decoder" else inputs
-        logits, counts = _logits(self.model, inputs)
-        predicted = list(logits.argmax(dim=1).cpu().split(counts))
-        logs = logits.log_softmax(dim=1)
-        group = _Group(places, inputs, predicted, list(logs.cpu().split(counts)) if drift else None)
-        for row, place in enumerate(places):
-            self._at[place] = (len(self._groups), row)
-        self._groups.append(group)
-        nothing = [0.0] * len(places) if drift else [None] * len(places)
-        for place, said in zip(places, _said(inputs, logs, counts, predicted, nothing), strict=True):
-            self._before[place] = said
+        return _Group(places, without_end(inputs) if self.model.kind == "decoder" else inputs)
+
+    @torch.no_grad()
+    def _first(self, drift: bool) -> list[_Before]:
+        """Ask the unedited model every pair; with `drift` the groups keep its log-probabilities."""
+        found: dict[int, _Before] = {}
+        for group in self._groups:
+            logits, counts = _logits(self.model, group.inputs)
+            predicted = list(logits.argmax(dim=1).cpu().split(counts))
+            logs = logits.log_softmax(dim=1)
+            if drift:
+                group.before = list(logs.cpu().split(counts))
+            nothing = [0.0 if drift else None] * len(predicted)
+            said = _said(group.inputs, logs, counts, predicted, nothing)
+            found |= {place: _Before(*one) for place, *one in zip(group.places, said, predicted, strict=True)}
+        return [found[place] for place in range(len(self.pairs))]
 
     def _ask(
         self, group: _Group, rows: list[int], acted: Callable[[], Tensor | None] | None
@@ -149,6 +177,22 @@ class Asked:
         # A pass in which no row is in scope is one without a decision for some editors: it acted on none.
         flags = [False] * len(rows) if marks is None else marks.tolist()
         return [replace(one, acted=bool(flag)) for one, flag in zip(said, flags, strict=True)]
+
+
+def _plain(found: list[_Before]) -> dict[str, list[Any]]:
+    return {
+        "predicted": [one.predicted.tolist() for one in found],
+        "right": [one.said.right for one in found],
+        "loss": [one.said.loss for one in found],
+    }
+
+
+def _read(content: dict[str, Any]) -> list[_Before]:
+    rows = zip(*(content[name] for name in ("predicted", "right", "loss")), strict=True)
+    return [
+        _Before(Said(bool(right), True, float(loss), len(ids)), torch.tensor([int(one) for one in ids]))
+        for ids, right, loss in rows
+    ]
 
 
 def _logits(model: LanguageModel, inputs: Inputs) -> tuple[Tensor, list[int]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from palimpsest.models.loading import LanguageModel
 WANTED_SPLITS = {"edit": "reliability", "rephrase": "generality", "portability": "portability"}
 UNCHANGED_METRIC = "locality"
 
+# Teacher-forced, and generated (empty where nobody generates).
+Answers = tuple[list[Answer], list[tuple[int, ...]]]
 # For the length of a block: a function that tells on which rows [b] of the latest pass the edit acted.
 Watching = Callable[[], AbstractContextManager[Callable[[], Tensor | None] | None]]
 
@@ -103,9 +106,21 @@ class Evaluation:
             self._places[question.order].append(place)
         start = time.perf_counter()
         ask = partial(self._ask, list(range(len(self.questions))))
-        pairs = [(question.prompt, question.answer) for question in self.questions]
-        how = (model, pairs, self.batching, generation, ask)
-        self._before, self._generated_before = ask() if unedited is None else unedited.answers(*how)
+        found = (
+            ask()
+            if unedited is None
+            else unedited.answers(
+                model,
+                [question.pair for question in self.questions],
+                self.batching,
+                {"generation": generation},
+                ("palimpsest.metrics.answers", "palimpsest.metrics.generation"),
+                ask,
+                _plain,
+                _read,
+            )
+        )
+        self._before, self._generated_before = found
         self.seconds_before = time.perf_counter() - start
 
     def before(self) -> list[RecordValue]:
@@ -165,6 +180,23 @@ class Evaluation:
                 aim = as_text(self.model, self._generated_before[place]) if unchanged else question.answer
                 scores.append((question, "generation_match", generation_match(text, aim)))
         return _per_record(scores)
+
+
+def _plain(found: Answers) -> dict[str, list[Any]]:
+    answers, generated = found
+    return {
+        "predicted": [answer.predicted for answer in answers],
+        "wanted": [answer.wanted for answer in answers],
+        "generated": generated,
+    }
+
+
+def _read(content: dict[str, Any]) -> Answers:
+    predicted, wanted, generated = (
+        [tuple(int(token) for token in row) for row in content[name]]
+        for name in ("predicted", "wanted", "generated")
+    )
+    return [Answer(*pair) for pair in zip(predicted, wanted, strict=True)], generated
 
 
 def _per_record(scores: Iterable[tuple[Question, str, float]]) -> list[RecordValue]:

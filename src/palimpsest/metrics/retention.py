@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from palimpsest.errors import SettingsError
 from palimpsest.metrics.said import accuracy, exact, perplexity, squad_f1, token_f1
 from palimpsest.metrics.scores import mean
+from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.batching import Batching
 from palimpsest.models.greedy import Said
 from palimpsest.models.loading import LanguageModel
@@ -70,6 +72,7 @@ class Asking:
             on these, without an end token, since not every decoder learned to end.
         kept_bytes: states at `lowest`, and what goes with them, are kept up to this size; beyond it they are run again at
             each look. Beside them lie, once for a model, the weights that lean rows write out (models/lean.py).
+        unedited: where the answers of the unedited model are kept for other runs; None = they are not.
         cached: a decoder keeps keys and values from token to token. False for methods that decide over the whole row
             (COMEBA-HK): they run it again for each token.
     """
@@ -83,6 +86,7 @@ class Asking:
     said_tokens: int = 19
     kept_bytes: int = 1 << 30
     cached: bool = True
+    unedited: Unedited | None = None
 
     def __post_init__(self) -> None:
         """Refuse a task that is none, or that the model cannot do."""
@@ -155,6 +159,24 @@ class Pool:
         return [found[place] for place in chosen]
 
     @torch.no_grad()
+    def ask_unedited(self) -> list[Scores]:
+        """`ask` all pairs while the model is unedited, or take what it answered another run."""
+        asking = self.asking
+        if asking.unedited is None:
+            return self.ask()
+        how = {name: getattr(asking, name) for name in ("task", "lowest", "site", "said_tokens", "cached")}
+        found = asking.unedited.answers(
+            asking.model, self.pairs, asking.batching, how, (__name__,), self.ask, _plain, _read
+        )
+        for group in self._groups:
+            rows = list(range(len(group.places)))
+            now = self._decisions(group, rows)
+            if now is not None:
+                group.scores |= {row: found[place] for row, place in enumerate(group.places)}
+                group.decisions |= now
+        return found
+
+    @torch.no_grad()
     def says_right(self, place: int) -> bool:
         """Whether the model says this answer by itself: `ask` tells for the other tasks, this for generation too."""
         asking, (number, row) = self.asking, self._at[place]
@@ -184,6 +206,17 @@ class Pool:
 
     def _scores(self, group: _Group, rows: list[int]) -> list[Scores]:
         """Scores of some rows; those are asked about which the editor decides otherwise than when they were last asked."""
+        now, known = self._decisions(group, rows), group.decisions
+        if now is None:
+            return self._judge(group, rows)
+        changed = [row for row in rows if row not in known or not torch.equal(known[row], now[row])]
+        if changed:
+            group.scores |= dict(zip(changed, self._judge(group, changed), strict=True))
+            known |= {row: now[row] for row in changed}
+        return [group.scores[row] for row in rows]
+
+    def _decisions(self, group: _Group, rows: list[int]) -> dict[int, Tensor] | None:
+        """What the editor decides now about some rows; None where that does not tell whether an answer is the same."""
         asking = self.asking
         if (
             asking.deciding is None
@@ -191,20 +224,12 @@ class Pool:
             or not asking.cached
             or asking.task == "generation"
         ):
-            return self._judge(group, rows)
+            return None
         if not group.asked_deciding:  # once: past `kept_bytes` it costs a pass over all rows of the group
             upper = self._upper(group, list(range(len(group.places))))
             group.decided = None if upper is None else asking.deciding(upper)
             group.asked_deciding = True
-        if group.decided is None:
-            return self._judge(group, rows)
-        now = dict(zip(rows, group.decided(rows), strict=True))
-        known = group.decisions
-        changed = [row for row in rows if row not in known or not torch.equal(known[row], now[row])]
-        if changed:
-            group.scores |= dict(zip(changed, self._judge(group, changed), strict=True))
-            known |= {row: now[row] for row in changed}
-        return [group.scores[row] for row in rows]
+        return None if group.decided is None else dict(zip(rows, group.decided(rows), strict=True))
 
     def _judge(self, group: _Group, rows: list[int]) -> list[Scores]:
         asking, goals = self.asking, [group.wanted[row] for row in rows]
@@ -240,6 +265,20 @@ class Pool:
         if group.upper is None:
             group.upper = Upper(asking.model, group.inputs, asking.lowest, asking.site)
         return group.upper if len(rows) == len(group.places) else group.upper.rows(rows)
+
+
+def _plain(found: Sequence[Scores]) -> dict[str, list[Any]]:
+    return {"values": [one.values for one in found], "right": [one.right for one in found]}
+
+
+def _read(content: dict[str, Any]) -> list[Scores]:
+    return [
+        Scores(
+            {str(name): None if value is None else float(value) for name, value in values.items()},
+            None if right is None else bool(right),
+        )
+        for values, right in zip(content["values"], content["right"], strict=True)
+    ]
 
 
 def averages(scores: Sequence[Scores]) -> list[tuple[str, float, int]]:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from palimpsest.editors.base import Editor, edit_name
 from palimpsest.interruption import deferred
-from palimpsest.metrics.retention import MAIN_SCORE, Pool, Scores, averages
+from palimpsest.metrics.retention import MAIN_SCORE, Scores, averages
 from palimpsest.metrics.scores import mean
 from palimpsest.protocols.checkpoints import Checkpoints
 from palimpsest.protocols.lifelong_inputs import AskedProbe, LifelongStream
@@ -171,13 +172,14 @@ def _look(stream: LifelongStream, progress: LifelongProgress) -> None:
     first, last = progress.step == 0, stream.ended(progress.step, len(progress.made))
     seconds: dict[str, float] = {}
     for split, (probes, pool) in stream.pools.items():
-        scores = _timed(seconds, split, pool, None)
+        scores = _timed(seconds, split, pool.ask_unedited if first else pool.ask)
         _add_averages(stream, progress, split, scores)
         if first or last:
             _add_probe_records(stream, progress, probes, scores)
     if first or progress.made:
         split, places = ("stream", list(range(len(stream.edits)))) if first else ("edit", progress.made)
-        scores = _timed(seconds, split, stream.items, places)
+        ask = stream.items.ask_unedited if first else partial(stream.items.ask, places)
+        scores = _timed(seconds, split, ask)
         _add_averages(stream, progress, split, scores)
         reasons = progress.reasons()
         for place, one in zip(places, scores, strict=True):
@@ -196,9 +198,9 @@ def _look(stream: LifelongStream, progress: LifelongProgress) -> None:
     progress.successes = []
 
 
-def _timed(seconds: dict[str, float], split: str, pool: Pool, places: Sequence[int] | None) -> list[Scores]:
+def _timed(seconds: dict[str, float], split: str, ask: Callable[[], list[Scores]]) -> list[Scores]:
     start = time.perf_counter()
-    scores = pool.ask(places)
+    scores = ask()
     seconds[split] = time.perf_counter() - start
     return scores
 

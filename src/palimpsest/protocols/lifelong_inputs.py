@@ -13,6 +13,7 @@ from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import read_json, read_records
 from palimpsest.metrics.perplexity import TextLoss
 from palimpsest.metrics.retention import KINDS, Asking, Pool
+from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import cut_to_context
@@ -108,6 +109,7 @@ def lifelong_stream(
     batching: Batching,
     said_tokens: int,
     kept_bytes: int,
+    unedited: Unedited | None = None,
     **about: Any,
 ) -> LifelongStream:
     """Inputs of a run; `about` goes to `LifelongStream`, the rest says how the model is asked (see `Asking`)."""
@@ -123,6 +125,7 @@ def lifelong_stream(
         said_tokens=said_tokens,
         kept_bytes=kept_bytes,
         cached=not editor.reads_whole_rows,
+        unedited=unedited,
     )
     probes = cut_probes(model, read_probes(dataset_dir, edits), task)
     editor.calibrate([probe.prompt for probe in probes if probe.split == "upstream"])

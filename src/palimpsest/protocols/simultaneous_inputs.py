@@ -19,6 +19,7 @@ from palimpsest.edits import UNSETTLED, Edit, Probe
 from palimpsest.errors import SettingsError
 from palimpsest.metrics.asked import Asked
 from palimpsest.metrics.evaluation import Question
+from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.batching import Batching
 
 SPLIT_OF_PROBE = {name: name for name in ("near", "far", "unrelated")} | {UNSETTLED: "near"}
@@ -49,6 +50,7 @@ class Simultaneous:
         rephrasings: at most so many of each edit are asked.
         batching: how rows share a pass.
         drift: measure KL out of scope; always done where edits are judged by replies of a sentiment.
+        unedited: where the answers of the unedited model are kept for other runs.
         rounds: all batches by rising k.
         edits: the edits of all batches one behind the other; one comes once for each k.
         asked: every question of the run, with what the unedited model says.
@@ -65,6 +67,7 @@ class Simultaneous:
     rephrasings: int = 5
     batching: Batching = field(default_factory=Batching)
     drift: bool = False
+    unedited: Unedited | None = None
     rounds: list[Round] = field(init=False)
     edits: list[Edit] = field(init=False)
     asked: Asked = field(init=False)
@@ -88,7 +91,7 @@ class Simultaneous:
         drift = self.drift or any(
             probe.kind in SENTIMENT_KINDS for edit in self.chosen for probe in edit.portability
         )
-        self.asked = Asked(self.editor.model, pairs, self.batching, drift)
+        self.asked = Asked(self.editor.model, pairs, self.batching, drift, self.unedited)
 
     def _plan(self, sizes: Sequence[int]) -> tuple[list[Round], list[Edit]]:
         """Batches by rising k, and their edits one behind the other (an edit comes once for each k)."""

@@ -1,0 +1,109 @@
+"""What an unedited model answers, kept for other runs: the same scores to the bit, and no pass of the model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import pytest
+from tiny import CITIES, LABELS, PEOPLE, some_edits, tiny_model
+
+from palimpsest.editors import make_editor
+from palimpsest.metrics.asked import Asked
+from palimpsest.metrics.retention import Asking, Pool
+from palimpsest.metrics.unedited import Unedited
+from palimpsest.models.batching import Batching
+
+FAMILY = {"qa": "t5", "classification": "bert", "generation": "gpt2"}
+
+
+@contextlib.contextmanager
+def passes(model):
+    """How often the model's first block was run."""
+    seen = []
+    handle = model.block(0).register_forward_hook(lambda *_: seen.append(1))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def pairs_for(family):
+    answers = LABELS if family == "bert" else CITIES
+    return [
+        (f"Where does {person} live{', I say' * (i % 3)}?", answers[i % 4]) for i, person in enumerate(PEOPLE)
+    ]
+
+
+@pytest.mark.parametrize("task", FAMILY)
+def test_a_pool_is_asked_once_for_all_runs(task, tmp_path, caplog):
+    model, kept = tiny_model(FAMILY[task]), Unedited(tmp_path)
+    pairs, settings = pairs_for(FAMILY[task]), {"lowest": 2, "batching": Batching(tokens=40)}
+
+    def look(**more):
+        with passes(model) as seen:
+            scores = Pool(Asking(model, task, **settings | {"unedited": kept} | more), pairs).ask_unedited()
+        return scores, len(seen)
+
+    alone, many = look(unedited=None)
+    assert many > 0 and not list(tmp_path.iterdir())
+    assert look() == (alone, many) and look() == (alone, 0)
+    assert look(lowest=1)[1] > 0 and look(batching=Batching(tokens=60))[1] > 0, "asked in another way"
+    for file in tmp_path.iterdir():
+        file.write_text('{"values": [{"token_f1": "much"}], "right": [true]}')
+    assert look() == (alone, many) and "the model is asked again" in caplog.text
+
+
+def test_decisions_are_noted_with_answers_that_another_run_gave(tmp_path, monkeypatch):
+    """GRACE: after an edit only pairs are asked about which it decides anew, as after a first look of one's own."""
+    model, pairs = tiny_model("t5"), pairs_for("t5")
+    settings = {"layer": 2, "site": "mlp_out", "radius": 3.0, "steps": 3}
+    found, judged = [], []
+    plain = Pool._judge
+    monkeypatch.setattr(
+        Pool, "_judge", lambda self, group, rows: judged.append(len(rows)) or plain(self, group, rows)
+    )
+    for kept in (None, Unedited(tmp_path), Unedited(tmp_path)):
+        editor = make_editor("grace", model, settings, seed=1)
+        asking = Asking(
+            model,
+            "qa",
+            lowest=editor.lowest_block(),
+            site=editor.edited_site(),
+            deciding=editor.deciding,
+            unedited=kept,
+        )
+        pool = Pool(asking, pairs)
+        first = pool.ask_unedited()
+        asked_first = sum(judged)
+        judged.clear()
+        assert not editor.edit(some_edits(1)).failed
+        found.append((first, pool.ask(), sum(judged)))
+        judged.clear()
+        editor.remove()
+        assert asked_first == (0 if len(found) == 3 else len(pairs))
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] != found[0][1] or found[0][2] == 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5", "bert"])
+def test_questions_about_simultaneous_edits_are_asked_once(family, tmp_path):
+    model, kept, pairs = tiny_model(family), Unedited(tmp_path), pairs_for(family)
+    alone = Asked(model, pairs, Batching(tokens=40))
+    Asked(model, pairs, Batching(tokens=40), unedited=kept)
+    with passes(model) as seen:
+        again = Asked(model, pairs, Batching(tokens=40), unedited=kept)
+        assert not seen and again.before(pairs) == alone.before(pairs)
+    for layer in range(model.n_blocks):
+        model.mlp_out(layer).weight.data.mul_(-20.0)
+    now = alone.now(pairs)
+    assert again.now(pairs) == now and not all(said.unchanged for said in now)
+
+
+def test_what_is_too_large_or_no_number_is_not_kept(tmp_path):
+    """Log-probabilities for the drift, and losses of a model that gives none."""
+    model, pairs = tiny_model("gpt2"), pairs_for("gpt2")
+    Asked(model, pairs, drift=True, unedited=Unedited(tmp_path))
+    model.final_norm.weight.data.fill_(math.nan)
+    said = Asked(model, pairs, unedited=Unedited(tmp_path)).before(pairs)
+    assert all(math.isnan(one.loss) for one in said) and not list(tmp_path.iterdir())
