@@ -40,17 +40,17 @@ def test_a_pool_is_asked_once_for_all_runs(task, tmp_path, caplog):
     model, kept = tiny_model(FAMILY[task]), Unedited(tmp_path)
     pairs, settings = pairs_for(FAMILY[task]), {"lowest": 2, "batching": Batching(tokens=40)}
 
-    def look(**more):
+    def look(**more):  # names in their order: rows are written in it
         with passes(model) as seen:
             scores = Pool(Asking(model, task, **settings | {"unedited": kept} | more), pairs).ask_unedited()
-        return scores, len(seen)
+        return [(list(one.values.items()), one.right) for one in scores], len(seen)
 
     alone, many = look(unedited=None)
     assert many > 0 and not list(tmp_path.iterdir())
     assert look() == (alone, many) and look() == (alone, 0)
     assert look(lowest=1)[1] > 0 and look(batching=Batching(tokens=60))[1] > 0, "asked in another way"
     for file in tmp_path.iterdir():
-        file.write_text('{"values": [{"token_f1": "much"}], "right": [true]}')
+        file.write_text('{"values": [[["token_f1", "much"]]], "right": [true]}')
     assert look() == (alone, many) and "the model is asked again" in caplog.text
 
 

@@ -268,13 +268,14 @@ class Pool:
 
 
 def _plain(found: Sequence[Scores]) -> dict[str, list[Any]]:
-    return {"values": [one.values for one in found], "right": [one.right for one in found]}
+    # Pairs, since JSON's names are sorted and rows keep the order of these.
+    return {"values": [list(one.values.items()) for one in found], "right": [one.right for one in found]}
 
 
 def _read(content: dict[str, Any]) -> list[Scores]:
     return [
         Scores(
-            {str(name): None if value is None else float(value) for name, value in values.items()},
+            {str(name): None if value is None else float(value) for name, value in values},
             None if right is None else bool(right),
         )
         for values, right in zip(content["values"], content["right"], strict=True)
