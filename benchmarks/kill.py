@@ -2,13 +2,13 @@
 
     python benchmarks/kill.py --moments 50
 
-Kinds: a consecutive run (COMEBA-HK, with an edit that fails), single rounds (ROME, which prepares rounds together), simultaneous
-edits (SERAC's look-up baseline LU), a lifelong run (GRACE), a search of target vectors, statistics, training of a learned editor
-(MEND), pre-training; all on tiny models made here. Every command is a process of its own, forked from this one, which has the
-libraries loaded and computes nothing. It gets a real signal: SIGKILL, or with --signal TERM (or INT) one that it can answer by
-a checkpoint, a message and status 143 (130); several take turns. Moments are seeded and spread evenly over the unbroken
-command's time. Compared is all that is no time of day: tables, histories, weights, sums, loss curves. Ends with status 1 when
-anything differs.
+Kinds: a consecutive run (COMEBA-HK, with an edit that fails), single rounds (ROME, which prepares rounds together),
+simultaneous edits (SERAC's look-up baseline LU), a lifelong run (GRACE), a search of target vectors, statistics, Fisher
+information, training of a learned editor (MEND), pre-training; all on tiny models made here. Every command is a process of its
+own, forked from this one, which has the libraries loaded and computes nothing. It gets a real signal: SIGKILL, or with --signal
+TERM (or INT) one that it can answer by a checkpoint, a message and status 143 (130); several take turns. Moments are seeded and
+spread evenly over the unbroken command's time. Compared is all that is no time of day: tables, histories, weights, sums, loss
+curves. Ends with status 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ LIFELONG = {
     "edits": 20, "batch_size": 1, "options": {**OPTIONS, "edit_always": True, "task": "qa"},
 }  # fmt: skip
 STATISTICS = {"layers": [0, 1, 2, 3], "tokens": 60_000, "batch_tokens": 1024, "checkpoint_batches": 1}
+FISHER = {"kind": "fisher", "layers": [0, 1, 2, 3], "limit": None, "batch_tokens": 128}
 TRAINING = {
     "editor": "mend",
     "settings": {
@@ -265,6 +266,10 @@ def make_world(folder: Path) -> None:
     source = random.Random(0)
     lines = (" ".join(source.choices(" ".join(TEXTS).split(), k=40)) for _ in range(1500))
     (folder / "corpus.txt").write_text("\n".join(lines))
+    asked = [
+        json.dumps({"prompt": f"So {line[:60]}", "answer": source.choice(CITIES)}) for line in TEXTS * 15
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(asked))
     generate(SOURCE, 1, folder / "source")
 
 
@@ -283,6 +288,12 @@ def statistics_arguments(world: Path) -> list[str]:
     """Arguments of `palimpsest statistics`."""
     files = ["--model", str(world / "model"), "--corpus", str(world / "corpus.txt")]
     return ["statistics", "--spec", json.dumps(STATISTICS), *files]
+
+
+def fisher_arguments(world: Path) -> list[str]:
+    """The same for Fisher information."""
+    files = ["--model", str(world / "model"), "--corpus", str(world / "pairs.jsonl")]
+    return ["statistics", "--spec", json.dumps(FISHER), *files]
 
 
 def targets_arguments(world: Path) -> list[str]:
@@ -317,13 +328,17 @@ def files(*names: str) -> Callable[[Path], dict[str, Any]]:
     return lambda out: {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}
 
 
-def sums(out: Path) -> dict[str, Any]:
+def sums(name: str) -> Callable[[Path], dict[str, Any]]:
     """The matrices; the order of the fields in the file's header is not always the same."""
-    from safetensors.torch import load_file
 
-    tensors = load_file(out / "covariance.safetensors")
-    found = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
-    return found | files("covariance.json")(out)
+    def left(out: Path) -> dict[str, Any]:
+        from safetensors.torch import load_file
+
+        tensors = load_file(out / f"{name}.safetensors")
+        found = {key: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for key, tensor in tensors.items()}
+        return found | files(f"{name}.json")(out)
+
+    return left
 
 
 def targets(out: Path) -> dict[str, Any]:
@@ -345,7 +360,8 @@ KINDS = {
     "simultaneous": Kind(run_of(SIMULTANEOUS), tables, CHECKPOINTS),
     "lifelong": Kind(run_of(LIFELONG), tables, CHECKPOINTS),
     "targets": Kind(targets_arguments, targets, CHECKPOINTS),
-    "statistics": Kind(statistics_arguments, sums, ("covariance-partial.safetensors",)),
+    "statistics": Kind(statistics_arguments, sums("covariance"), ("covariance-partial.safetensors",)),
+    "fisher": Kind(fisher_arguments, sums("fisher"), ("fisher-partial.safetensors",)),
     "training": Kind(
         training_arguments,
         files("weights.safetensors", "trained.json", "training.csv"),
