@@ -170,6 +170,25 @@ def test_a_second_conversion_leaves_nothing_of_the_first(tmp_path):
     assert load_model(tmp_path / "new").family.name == "t5"
 
 
+@pytest.mark.parametrize("damage", ["pytorch_model-00002.bin", "config.json"])
+def test_a_conversion_that_fails_leaves_the_earlier_one(tmp_path, damage):
+    """In the second of two parts, and at the end, where the files do not make a model."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    old_form(tmp_path / "a"), old_form(tmp_path / "b", "t5", parts=2)
+    made = convert(str(tmp_path / "a"), tmp_path / "new")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    if damage.endswith(".bin"):
+        (tmp_path / "b" / damage).write_bytes(b"no weights")
+    else:
+        config = json.loads((tmp_path / "b" / damage).read_text())
+        (tmp_path / "b" / damage).write_text(json.dumps(config | {"num_layers": config["num_layers"] + 1}))
+    with pytest.raises(ModelError) as refused:
+        convert(str(tmp_path / "b"), tmp_path / "new")
+    assert str(tmp_path / "b") in str(refused.value) and ".part" not in str(refused.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()} == before
+    assert load_model(tmp_path / "new").fingerprint == made["fingerprint"]
+
+
 def test_a_hub_model_is_downloaded_at_its_commit_and_only_the_files_that_are_read(tmp_path, monkeypatch):
     import huggingface_hub
 

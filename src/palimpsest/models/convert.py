@@ -40,8 +40,8 @@ TOKENIZER = (
 def convert(source: str, out: Path | str, tokenizer: str | None = None) -> dict[str, Any]:
     """Write a directory in hub format that `kind: path` reads: config.json, safetensors, tokenizer.json, converted.json.
 
-    Weights keep their names and their precision; each `.bin` file becomes one safetensors file. At the end the directory is
-    loaded as any job will load it; where that fails, its config.json is taken away again.
+    Weights keep their names and their precision; each `.bin` file becomes one safetensors file. Before the files take their
+    places they are loaded as any job will load them; where that fails nothing is written, and an earlier conversion stays.
 
     Args:
         source: a directory with config.json and pytorch_model.bin (or its parts and their index), or `org/name@COMMIT`, of which
@@ -62,14 +62,10 @@ def convert(source: str, out: Path | str, tokenizer: str | None = None) -> dict[
         raise ModelError(f"{out} is the directory that is converted. Give another one as --out")
     config = read_object(folder / CONFIG, "model_type")
     shards = _shards(folder)
-    with only_one(out):
+    record: dict[str, Any] = {"source": source, "tokenizer": tokenizer, "sha256": {}, "tensors": 0}
+    # What an earlier conversion left goes when the new one is whole.
+    with only_one(out), whole_folder(out, (RECORD, CONFIG, "model*.safetensors*")) as half:
         words = read_tokenizer(tokenizer or str(folder), source)
-        for old in (
-            out / CONFIG,
-            *out.glob("model*.safetensors*"),
-        ):  # of an earlier conversion; half a model has no config
-            old.unlink(missing_ok=True)
-        record: dict[str, Any] = {"source": source, "tokenizer": tokenizer, "sha256": {}, "tensors": 0}
         where: dict[str, str] = {}
         size = 0
         progress = tqdm(
@@ -79,23 +75,20 @@ def convert(source: str, out: Path | str, tokenizer: str | None = None) -> dict[
             state = read_tensors(shard)
             many = f"-{number + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
             name = f"model{many}.safetensors"
-            _write(out / name, state)
+            _write(half / name, state)
             where |= dict.fromkeys(state, name)
             size += sum(tensor.nbytes for tensor in state.values())
             record["sha256"][shard.name] = _sha256(shard)
         if len(shards) > 1:
-            write_json(
-                out / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where}
-            )
-        with whole_folder(out) as half:
-            words.save_pretrained(str(half))
-        write_json(out / CONFIG, {key: value for key, value in config.items() if key != "auto_map"})
+            index = {"metadata": {"total_size": size}, "weight_map": where}
+            write_json(half / "model.safetensors.index.json", index)
+        words.save_pretrained(str(half))
+        write_json(half / CONFIG, {key: value for key, value in config.items() if key != "auto_map"})
         try:
-            record |= {"tensors": len(where), "fingerprint": load_model(out).fingerprint}
-        except ModelError:
-            (out / CONFIG).unlink()  # nothing takes it for a model
-            raise
-        write_json(out / RECORD, record)
+            record |= {"tensors": len(where), "fingerprint": load_model(half).fingerprint}
+        except ModelError as error:  # it names the folder that is about to vanish
+            raise ModelError(str(error).replace(str(half), source).replace(half.name, source)) from error
+        write_json(half / RECORD, record)
     return record
 
 
