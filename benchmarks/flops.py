@@ -55,8 +55,9 @@ def search_plain(size: Sizes, rows: int, length: int, steps: int) -> float:
 
 def search_fast(size: Sizes, counts: SearchCounts, steps: int) -> float:
     """Target vectors of all edits that `counts` counts, as the editors search them."""
-    once = (size.layer + 1) * (counts.tokens * size.block + size.attention(counts.tokens, counts.length))
-    once += size.upper * (counts.before * size.block + size.attention(counts.before, counts.before_length))
+    once = 0.0
+    for blocks, passes in ((size.layer + 1, counts.lower), (size.upper, counts.upper)):
+        once += blocks * sum(tokens * size.block + size.attention(tokens, seen) for tokens, seen in passes)
     products = size.upper * counts.tails * size.block + counts.places * size.head
     attention = size.upper * size.attention(counts.tails, counts.seen)
     return once + steps * (products + attention) + (steps - 1) * (products + 2 * attention)
@@ -67,16 +68,14 @@ class SearchCounts:
     """What the fast search runs over, padding included.
 
     Attributes:
-        tokens, length: of all rows, and of the longest.
-        before, before_length: what precedes the subjects.
-        tails, seen: lane slots, and how many keys each looks at.
+        lower, upper: of the passes that are made once, through the lower and upper blocks: tokens, and keys that each is
+            compared with.
+        tails, seen: lane slots, and how many keys each is compared with.
         places: logits that are read.
     """
 
-    tokens: int
-    length: int
-    before: int
-    before_length: int
+    lower: tuple[tuple[int, int], ...]
+    upper: tuple[tuple[int, int], ...]
     tails: int
     seen: int
     places: int
@@ -91,15 +90,22 @@ def count_search(model, batch, contexts, layer: int, at_once: int = 64) -> Searc
 
     some = batch[:at_once]
     rows = build_sequences(model, some, contexts)
-    lanes = pack(model, run_once(model, rows, layer), torch.arange(len(some), device=model.device))
+    source = run_once(model, rows, layer)
+    lanes = pack(model, source, torch.arange(len(some), device=model.device))
     scale = len(batch) / len(some)
-    number, length = rows.tokens.input_ids.shape
-    before = int(rows.subject.max())
+    shared, groups = source.apart.shared, len(source.apart.tokens.input_ids)
+    number, width = source.apart.rest.input_ids.shape
+    before = int((rows.subject - source.apart.offset).max())
+
+    def passes(columns: int) -> tuple[tuple[int, int], ...]:
+        return (
+            (round(scale * groups * shared), shared),
+            (round(scale * number * columns), shared + columns),
+        )
+
     return SearchCounts(
-        tokens=round(scale * number * length),
-        length=length,
-        before=round(scale * number * before),
-        before_length=before,
+        lower=passes(width),
+        upper=passes(before),
         tails=round(scale * lanes.positions.numel()),
         seen=lanes.mask.shape[3],
         places=round(scale * (len(rows.read_row) + len(rows.kl))),

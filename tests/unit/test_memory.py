@@ -186,16 +186,18 @@ def test_short_memory_changes_no_key(monkeypatch):
     """Edits in parts, from block to block; where all fit, one pass for all."""
     model, edits = tiny_model("gpt2"), some_edits(6)
 
+    shapes = []
+
     def walk():
         made = KeyWalk(model, edits, [["", "Because I"], ["So"]], 1, cut=True)
+        shapes.append(made.apart.rest.input_ids.shape)
         first = made.keys_and_state(3)
         made.advance(2)
         return first + made.keys_and_state(3)
 
     whole, passes = rows_of_passes(model, walk)
     assert passes == [18]
-    shape = KeyWalk(model, edits, [["", "Because I"], ["So"]], 1, cut=True).tokens.input_ids.shape
-    monkeypatch.setattr(memory, "free_memory", lambda device: memory.block_bytes(model, *shape))
+    monkeypatch.setattr(memory, "free_memory", lambda device: memory.block_bytes(model, *shapes[0]))
     parts, passes = rows_of_passes(model, walk)
     assert passes == [9, 9]
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(whole, parts, strict=True))

@@ -49,6 +49,11 @@ def attach(model: LanguageModel, hooks: dict[nn.Module, Callable[..., Any]]) -> 
     return Attachment(handles)
 
 
+def hooked(model: LanguageModel) -> bool:
+    """Whether anything hangs on the model, which may read whole rows."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.network.modules())
+
+
 @contextmanager
 def captured_inputs(modules: dict[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
     """Note the latest input of each module under its number."""

@@ -46,12 +46,48 @@ class Prefix:
         return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
 
 
-def embed(model: LanguageModel, batch: TokenBatch) -> Float[Tensor, "b n d"]:
-    """Input of block 0 [b, n, d]."""
+Noted = dict[int, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class SharedPrefix:
+    """Hands each block the kept keys and values of the beginning of each row, and notes the row's own.
+
+    Attributes:
+        kept: keys and values [C, heads, p, head width] of C beginnings, by block; empty where rows have none.
+        group: which beginning each row has [b].
+        noted: where the rows' own keys and values [b, heads, n, head width] are noted by block; None = they are not.
+    """
+
+    kept: Noted
+    group: Int[Tensor, " b"]
+    noted: Noted | None = None
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Called by the attention module."""
+        if self.noted is not None:
+            self.noted[layer] = (keys, values)
+        if layer not in self.kept:
+            return keys, values
+        before_keys, before_values = self.kept[layer]
+        return torch.cat([before_keys[self.group], keys], dim=2), torch.cat(
+            [before_values[self.group], values], dim=2
+        )
+
+
+def embed(
+    model: LanguageModel, batch: TokenBatch, positions: Int[Tensor, "b n"] | None = None
+) -> Float[Tensor, "b n d"]:
+    """Input of block 0 [b, n, d]; rows start at position 0 unless told otherwise."""
     hidden = part(model.network, model.family.token_embedding)(batch.input_ids)
     if model.family.position_embedding:
-        positions = torch.arange(batch.input_ids.shape[1], device=hidden.device)
-        hidden = hidden + part(model.network, model.family.position_embedding)(positions)
+        if positions is None:
+            positions = torch.arange(batch.input_ids.shape[1], device=hidden.device)
+        table: Any = part(model.network, model.family.position_embedding)
+        # Positions of padding may lie behind the last one.
+        hidden = hidden + table(positions.clamp(max=table.num_embeddings - 1))
     return hidden
 
 
@@ -76,7 +112,7 @@ def run_blocks(
     last: int,
     mask: Float[Tensor, "b 1 n keys"],
     positions: Int[Tensor, "b n"],
-    past: Recorder | Prefix | None = None,
+    past: Recorder | Prefix | SharedPrefix | None = None,
 ) -> Float[Tensor, "b n d"]:
     """Blocks first..last (both included) of a decoder-only model on hidden [b, n, d].
 

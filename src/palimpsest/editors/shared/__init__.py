@@ -7,7 +7,9 @@ Key-value writers: ROME, MEMIT, COMEBA-HK ("spec", "quirk" there: docs/spec/come
     keys                    what enters the edited matrix at the subject's last token
     target_vectors          the search of z, many edits at once
     target_sequences        the token sequences it runs on
+    beginnings              what rows begin with alike is run once
     lanes                   packs their short tails, so that next to no padding is computed
+    packing                 where each lies
     target_vectors_plain    the same search, one edit at a time: the yardstick
     stored_targets          searches made beforehand and shared by several runs
     layer_writer            shares out what is missing over the layers

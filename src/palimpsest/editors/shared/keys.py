@@ -1,7 +1,8 @@
 """Keys k: what enters the second MLP matrix at the subject's last token, averaged over contexts (spec 1.6).
 
 The sequences of a batch are carried through the model block by block, so that nothing below the layer being edited is
-computed twice: only that layer's matrix changes between two steps (spec 8.2). Edits share a pass as far as memory lets them.
+computed twice: only that layer's matrix changes between two steps (spec 8.2). Edits share a pass as far as memory lets them,
+and the contexts before their prompts are carried once for all.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from palimpsest.editors.shared.beginnings import States, take_apart
 from palimpsest.editors.shared.contexts import put_before
 from palimpsest.edits import Edit
-from palimpsest.models.hooks import captured_inputs
+from palimpsest.models.hooks import captured_inputs, hooked
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.memory import block_bytes, in_parts
-from palimpsest.models.partial import causal_mask, embed, row_positions, run_blocks
+from palimpsest.models.partial import Noted
 from palimpsest.models.tokens import pad, subject_index, tokenise
 
 T = TypeVar("T")
@@ -55,15 +57,16 @@ class KeyWalk:
         ]
         ids = [row.ids[: index + 1] if cut else row.ids for row, index in zip(rows, subject, strict=True)]
         self.model, self.layer = model, 0
-        self.tokens = pad(model, ids)
-        self.subject = torch.tensor(subject, device=model.device)
+        tokens, place = pad(model, ids), torch.tensor(subject, device=model.device)
         self.n_edits = len(edits)
         weights = [1.0 / (len(contexts) * len(group)) for group in contexts for _ in group]
         self.weights = torch.tensor(weights, device=model.device)
         self.bare = torch.arange(len(edits), device=model.device) * len(weights)
-        self.mask = causal_mask(self.tokens.attention_mask, model.dtype)
-        self.positions = row_positions(self.tokens)
-        self.hidden = embed(model, self.tokens)
+        context = torch.arange(len(texts), device=model.device) % len(weights)
+        # Hooks read whole rows: nothing is taken apart then.
+        self.apart = take_apart(tokens, context, place * int(cut and not hooked(model)))
+        self.subject = place - self.apart.offset
+        self.states = self.apart.embed(model)
         self.advance(first_layer)
 
     @torch.no_grad()
@@ -72,17 +75,19 @@ class KeyWalk:
         if layer <= self.layer:
             return
         if not self.model.lean:
-            self.layer, self.hidden = 0, embed(self.model, self.tokens)
+            self.layer, self.states = 0, self.apart.embed(self.model)
+        first, last, rest = self.layer, layer - 1, self.states.rest
+        beginnings, kept = self.apart.run_beginnings(self.model, self.states.beginnings, first, last)
 
-        def carry(edits: slice) -> None:
+        def carry(edits: slice) -> Tensor:
             rows = self._rows(edits)
-            after = self._run(self.hidden[rows], rows, self.layer, layer - 1)
-            if len(after) == len(self.hidden):
-                self.hidden = after
-            else:  # in place: the states of a large batch are not held twice
-                self.hidden[rows] = after
+            after = self.apart.run_rest(self.model, rest[rows], first, last, kept, rows)
+            if len(after) == len(rest):
+                return after
+            rest[rows] = after  # in place: the states of a large batch are not held twice
+            return rest
 
-        self._in_parts(carry)
+        self.states = States(beginnings, self._in_parts(carry)[-1])
         self.layer = layer
 
     @torch.no_grad()
@@ -92,34 +97,30 @@ class KeyWalk:
         Returns:
             K [b, d_k] in float32 or wider, and h [b, d] in the model's dtype, the output of block `target_layer` at the subject.
         """
-        keys, states = zip(*self._in_parts(lambda edits: self._keys_of(edits, target_layer)), strict=True)
+        _, kept = self.apart.run_beginnings(self.model, self.states.beginnings, self.layer, target_layer)
+        keys, states = zip(
+            *self._in_parts(lambda edits: self._keys_of(edits, target_layer, kept)), strict=True
+        )
         return torch.cat(keys), torch.cat(states)
 
-    def _keys_of(self, edits: slice, target_layer: int) -> tuple[Tensor, Tensor]:
-        """`keys_and_state` of some edits."""
-        rows, bare = self._rows(edits), self.bare[edits]
+    def _keys_of(self, edits: slice, target_layer: int, kept: Noted) -> tuple[Tensor, Tensor]:
+        """`keys_and_state` of some edits; `kept`: keys and values of the beginnings."""
+        rows, bare, run = self._rows(edits), self.bare[edits], self.apart.run_rest
         with captured_inputs({0: self.model.mlp_out(self.layer)}) as seen:
-            after = self._run(self.hidden[rows], rows, self.layer, self.layer)
+            after = run(self.model, self.states.rest[rows], self.layer, self.layer, kept, rows)
         at_subject = seen[0][torch.arange(len(after), device=after.device), self.subject[rows]]
         wide = at_subject.to(torch.promote_types(at_subject.dtype, torch.float32))
         keys = (wide.view(len(bare), len(self.weights), -1) * self.weights[None, :, None].to(wide)).sum(dim=1)
         state = after[bare - rows.start]
         if target_layer > self.layer:
-            state = self._run(state, bare, self.layer + 1, target_layer)
+            state = run(self.model, state, self.layer + 1, target_layer, kept, bare)
         return keys, state[torch.arange(len(bare), device=after.device), self.subject[bare]]
 
     def _in_parts(self, run: Callable[[slice], T]) -> list[T]:
         """`run` on edits that share a pass. Padding stays that of the whole batch."""
-        needed = block_bytes(self.model, *self.tokens.input_ids.shape)
+        needed = block_bytes(self.model, *self.apart.rest.input_ids.shape)
         return in_parts(self.n_edits, needed, self.model.device, "keys", run)
 
     def _rows(self, edits: slice) -> slice:
         """The sequences of some edits."""
         return slice(edits.start * len(self.weights), edits.stop * len(self.weights))
-
-    def _run(
-        self, states: Float[Tensor, "r n d"], rows: slice | Int[Tensor, " r"], first: int, last: int
-    ) -> Float[Tensor, "r n d"]:
-        """Blocks first..last on the states of some sequences."""
-        with self.model.padding_of(self.tokens.attention_mask[rows]):
-            return run_blocks(self.model, states, first, last, self.mask[rows], self.positions[rows])

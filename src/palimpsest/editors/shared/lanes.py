@@ -2,23 +2,26 @@
 
 The search of target vectors runs the upper blocks again and again on the tokens from each subject on: tails of 1 to some 10
 tokens. Padded to the longest, a third of them would be padding. Here several tails share a lane, each seeing only itself
-and its own kept prefix (a block-diagonal mask), at its own positions: the same numbers, fewer of them.
+and its own kept prefix (a block-diagonal mask), at its own positions: the same numbers, fewer of them. What precedes the
+subjects is mostly the same contexts in all edits' rows, and run once for all (`beginnings.py`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from palimpsest.editors.shared.beginnings import Beginnings, States, take_apart
+from palimpsest.editors.shared.packing import Row, pack_rows
 from palimpsest.editors.shared.target_sequences import TargetSequences
+from palimpsest.models.hooks import hooked
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import (
+    Noted,
     Prefix,
-    Recorder,
     additive,
     causal_mask,
     embed,
@@ -29,12 +32,24 @@ from palimpsest.models.partial import (
 
 @dataclass(frozen=True)
 class Source:
-    """What lanes are packed from: all rows after the edited block, and the upper blocks' keys and values before the subjects."""
+    """What lanes are packed from: rows after the edited block, and the upper blocks' keys and values before the subjects.
+
+    Attributes:
+        apart: the rows' beginnings and rests; hidden: the rests' states after the edited block.
+        beginnings, rests: keys and values of the upper blocks, of the beginnings and of the rests' tokens before the subjects.
+        first: the lowest upper block.
+    """
 
     rows: TargetSequences
+    apart: Beginnings
     hidden: Float[Tensor, "R n d"]
-    kept: dict[int, tuple[Tensor, Tensor]]
+    beginnings: Noted
+    rests: Noted
     first: int
+
+    def at(self, rows: Int[Tensor, " m"], columns: Int[Tensor, " m"]) -> Float[Tensor, "m d"]:
+        """States after the edited block at places of the rows, none of them in a beginning."""
+        return self.hidden[rows, columns - self.apart.offset[rows]]
 
 
 @dataclass(frozen=True)
@@ -64,18 +79,30 @@ class Lanes:
 
 @torch.no_grad()
 def run_once(model: LanguageModel, rows: TargetSequences, layer: int) -> Source:
-    """Run the lower blocks on all tokens, and the upper ones on what precedes the subjects."""
-    tokens = rows.tokens
-    positions = row_positions(tokens)
-    mask = causal_mask(tokens.attention_mask, model.dtype)
-    with model.padding_of(tokens.attention_mask):
-        hidden = run_blocks(model, embed(model, tokens), 0, layer, mask, positions)
-    before = int(rows.subject.max())
-    recorder = Recorder()
-    if before and layer + 1 < model.n_blocks:
-        earlier, square = hidden[:, :before], mask[:, :, :before, :before]
-        run_blocks(model, earlier, layer + 1, model.n_blocks - 1, square, positions[:, :before], recorder)
-    return Source(rows, hidden, recorder.kept, layer + 1)
+    """Run the lower blocks on all tokens, and the upper ones on what precedes the subjects.
+
+    With hooks on the model, which may read whole rows, the lower blocks are given whole rows.
+    """
+    if hooked(model):
+        tokens = rows.tokens
+        mask = causal_mask(tokens.attention_mask, model.dtype)
+        with model.padding_of(tokens.attention_mask):
+            states = run_blocks(model, embed(model, tokens), 0, layer, mask, row_positions(tokens))
+        apart = take_apart(tokens, rows.context, rows.subject, states)
+        reached = apart.split(states)
+    else:
+        apart = take_apart(rows.tokens, rows.context, rows.subject)
+        start = apart.embed(model)
+        beginnings, kept = apart.run_beginnings(model, start.beginnings, 0, layer)
+        reached = States(beginnings, apart.run_rest(model, start.rest, 0, layer, kept))
+    begun: Noted = {}
+    rests: Noted = {}
+    if layer + 1 < model.n_blocks:
+        last, before = model.n_blocks - 1, int((rows.subject - apart.offset).max())
+        _, begun = apart.run_beginnings(model, reached.beginnings, layer + 1, last)
+        if before:
+            apart.run_rest(model, reached.rest[:, :before], layer + 1, last, begun, noted=rests)
+    return Source(rows, apart, reached.rest, begun, rests, layer + 1)
 
 
 @torch.no_grad()
@@ -85,24 +112,37 @@ def pack(model: LanguageModel, source: Source, edits: Int[Tensor, " a"]) -> Lane
     number = torch.full((rows.n_edits,), -1, device=device)
     number[edits] = torch.arange(len(edits), device=device)
     keep = torch.nonzero(number[rows.edit] >= 0)[:, 0]
-    tails, prefixes = (rows.tokens.lengths - rows.subject)[keep], rows.subject[keep]
-    lane, slot, prefix_slot = _places(tails.tolist(), prefixes.tolist(), len(rows.edit), keep, device)
+    apart, tails = source.apart, (rows.tokens.lengths - rows.subject)[keep]
+    own, group = (rows.subject - apart.offset)[keep], apart.group[keep]
+    lengths = apart.tokens.lengths
+    wanted = [Row(*row) for row in zip(tails.tolist(), own.tolist(), group.tolist(), strict=True)]
+    packing = pack_rows(model, wanted, lengths.tolist())
+    places = torch.full((3, len(rows.edit)), -1, dtype=torch.long)  # rows that are not packed keep -1
+    places[:, keep.cpu()] = torch.tensor(packing.rows).T
+    lane, slot, prefix_slot = places.to(device)
 
-    lanes, slots = int(lane.max()) + 1, int(tails.max())
+    lanes, slots = len(packing.filled), packing.slots
     row, step = _unroll(keep, tails)
     where = (lane[row], slot[row] + step)
     owner = torch.full((lanes, slots), -1, device=device).index_put(where, row)
+    owners_group = torch.full((lanes, slots), -1, device=device).index_put(where, apart.group[row])
     tail = source.hidden.new_zeros(lanes, slots, source.hidden.shape[2]).index_put(
-        where, source.hidden[row, rows.subject[row] + step]
+        where, source.at(row, rows.subject[row] + step)
     )
     positions = torch.zeros((lanes, slots), dtype=torch.long, device=device).index_put(
         where, rows.subject[row] + step
     )
-    prefix, prefix_owner = _prefix(source, keep, prefixes, lane, prefix_slot, lanes)
+    prefix, of_row, of_group = _prefix(
+        source,
+        (keep, own, lane[keep], prefix_slot[keep]),
+        torch.tensor(packing.beginnings, device=device),
+        (lanes, max(packing.prefixes)),
+    )
     order = torch.arange(slots, device=device)
     # a lane's empty slots look at themselves, so that no row of the softmax is empty
-    own = (owner[:, None, :] == owner[:, :, None]) & (order[None, :] <= order[:, None])[None]
-    allowed = torch.cat([prefix_owner[:, None, :] == owner[:, :, None], own], dim=2)
+    itself = (owner[:, None, :] == owner[:, :, None]) & (order[None, :] <= order[:, None])[None]
+    kept = (of_row[:, None, :] == owner[:, :, None]) | (of_group[:, None, :] == owners_group[:, :, None])
+    allowed = torch.cat([kept, itself], dim=2)
 
     chosen = number[rows.edit[rows.read_row]] >= 0
     read_row, column = rows.read_row[chosen], rows.read_column[chosen]
@@ -121,32 +161,6 @@ def pack(model: LanguageModel, source: Source, edits: Int[Tensor, " a"]) -> Lane
     )
 
 
-def _places(
-    tails: list[int], prefixes: list[int], n_rows: int, keep: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Best fit, longest first: (lane, first slot, first prefix slot) of each row; -1 for rows that are not packed."""
-    capacity = max(tails)
-    room: dict[int, list[int]] = defaultdict(list)  # free slots -> lanes
-    free: list[int] = []
-    prefix_used: list[int] = []
-    places = torch.full((3, n_rows), -1, dtype=torch.long)
-    names = keep.tolist()
-    for i in sorted(range(len(tails)), key=lambda i: -tails[i]):
-        fitting = next((size for size in range(tails[i], capacity + 1) if room[size]), None)
-        if fitting is None:
-            lane = len(free)
-            free.append(capacity)
-            prefix_used.append(0)
-        else:
-            lane = room[fitting].pop()
-        places[:, names[i]] = torch.tensor([lane, capacity - free[lane], prefix_used[lane]])
-        free[lane] -= tails[i]
-        prefix_used[lane] += prefixes[i]
-        room[free[lane]].append(lane)
-    lane_of, slot_of, prefix_of = places.to(device)
-    return lane_of, slot_of, prefix_of
-
-
 def _unroll(rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Each row repeated `length` times, and 0..length-1 beside it."""
     row = rows.repeat_interleave(lengths)
@@ -155,21 +169,43 @@ def _unroll(rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _prefix(
-    source: Source, keep: Tensor, lengths: Tensor, lane: Tensor, first_slot: Tensor, lanes: int
-) -> tuple[Prefix, Tensor]:
-    """Kept keys and values in lanes [lanes, heads, p, width], and the row each prefix slot belongs to [lanes, p] (-2: none)."""
-    row, position = _unroll(keep, lengths)
-    if not source.kept or not len(row):
-        return Prefix({}), torch.full((lanes, 0), -2, device=keep.device)
-    slot = first_slot[row] + position
-    width = int(slot.max()) + 1
-    owner = torch.full((lanes, width), -2, device=keep.device).index_put((lane[row], slot), row)
+    source: Source,
+    rows: tuple[Tensor, Tensor, Tensor, Tensor],
+    beginnings: Int[Tensor, "k 3"],
+    size: tuple[int, int],
+) -> tuple[Prefix, Tensor, Tensor]:
+    """Kept keys and values in lanes [lanes, heads, p, width], and whose they are.
 
-    def packed(kept: Tensor) -> Tensor:
-        moved = kept.new_zeros(lanes, width, kept.shape[1], kept.shape[3])
-        moved[lane[row], slot] = kept[row, :, position]
+    Args:
+        rows: packed rows: their numbers, tokens of their own before the subject, lanes, first prefix slots.
+        beginnings: of those that lie in lanes: lane, group, first prefix slot.
+        size: lanes, and prefix slots of each.
+
+    Returns:
+        the prefix; the row and the group that each prefix slot belongs to [lanes, p]; -2: none.
+    """
+    names, own, lane, first = rows
+    nobody = torch.full(size, -2, device=names.device)
+    kept = source.rests or source.beginnings
+    if not kept or not size[1]:
+        return Prefix({}), nobody[:, :0], nobody[:, :0]
+    number, position = _unroll(torch.arange(len(names), device=names.device), own)
+    rests_at, rest = (lane[number], first[number] + position), (names[number], position)
+    of_row = nobody.index_put(rests_at, names[number])
+    place, step = _unroll(
+        torch.arange(len(beginnings), device=names.device), source.apart.tokens.lengths[beginnings[:, 1]]
+    )
+    lane_of, group, start = beginnings[place].unbind(dim=1)
+    begun_at, begun = (lane_of, start + step), (group, step)
+    of_group = nobody.index_put(begun_at, group)
+
+    def packed(layer: int, which: int) -> Tensor:
+        like = kept[layer][which]
+        moved = like.new_zeros(*size, like.shape[1], like.shape[3])
+        if len(number):
+            moved[rests_at] = source.rests[layer][which][rest[0], :, rest[1]]
+        if len(place):
+            moved[begun_at] = source.beginnings[layer][which][begun[0], :, begun[1]]
         return moved.transpose(1, 2)
 
-    return Prefix(
-        {layer: (packed(keys), packed(values)) for layer, (keys, values) in source.kept.items()}
-    ), owner
+    return Prefix({layer: (packed(layer, 0), packed(layer, 1)) for layer in kept}), of_row, of_group

@@ -25,6 +25,7 @@ class TargetSequences:
         tokens: the rows; a rewriting row is context + prompt + target without its last token.
         subject: index of the subject's last token in each row [R].
         edit: number of the edit each row belongs to [R].
+        context: which of its edit's rows it is, 0..c [R]; rows of one number begin with the same context.
         bare: row of each edit's bare prompt [b].
         kl: each edit's KL row [b].
         read_row, read_column, read_token: the m places where a target token is predicted, and which token [m].
@@ -34,6 +35,7 @@ class TargetSequences:
     tokens: TokenBatch
     subject: Int[Tensor, " R"]
     edit: Int[Tensor, " R"]
+    context: Int[Tensor, " R"]
     bare: Int[Tensor, " b"]
     kl: Int[Tensor, " b"]
     read_row: Int[Tensor, " m"]
@@ -80,6 +82,7 @@ def build_sequences(model: LanguageModel, edits: Sequence[Edit], contexts: Seque
         tokens=pad(model, rows),
         subject=torch.tensor(subject, device=device),
         edit=torch.tensor(owner, device=device),
+        context=torch.arange(len(rows), device=device) % (len(contexts) + 1),
         bare=torch.tensor(bare, device=device),
         kl=torch.tensor(kl, device=device),
         read_row=columns[0],

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from palimpsest.editors.shared.adam import BETAS, EPSILON
-from palimpsest.editors.shared.lanes import Lanes, pack, run_once
+from palimpsest.editors.shared.lanes import Lanes, Source, pack, run_once
 from palimpsest.editors.shared.target_sequences import TargetSequences, build_sequences
 from palimpsest.edits import Edit
 from palimpsest.models.loading import LanguageModel
@@ -194,7 +194,7 @@ class _Progress:
 
 def _search(model: LanguageModel, sequences: TargetSequences, search: Search) -> TargetVectors:
     source = run_once(model, sequences, search.layer)
-    initial = site_output(model, sequences, search, source.hidden)
+    initial = site_output(model, sequences, search, source)
     norm = initial.norm(dim=1)
     ratio = search.learning_rate_ratio
     rate = (ratio * norm if ratio else torch.full_like(norm, search.learning_rate))[:, None]
@@ -231,13 +231,13 @@ def _search(model: LanguageModel, sequences: TargetSequences, search: Search) ->
 
 @torch.no_grad()
 def site_output(
-    model: LanguageModel, sequences: TargetSequences, search: Search, hidden: Float[Tensor, "R n d"]
+    model: LanguageModel, sequences: TargetSequences, search: Search, source: Source
 ) -> Float[Tensor, "b d"]:
     """h_0 [b, d]: what the site gives at the subject in the bare prompt. For site "mlp" that is the MLP's own output."""
     rows, columns = sequences.bare, sequences.subject[sequences.bare]
     wide = torch.promote_types(model.dtype, torch.float32)
     if search.site == "block":
-        return hidden[rows, columns].to(wide)
+        return source.at(rows, columns).to(wide)
     outputs: dict[str, Tensor] = {}
     handle = model.mlp_out(search.layer).register_forward_hook(lambda _, __, out: outputs.update(out=out))
     try:
