@@ -39,7 +39,7 @@ ON_GPU = {
     "ft": (20, 20, 25),
 }
 OTHER_EDITORS = ("defer", "memory", "mend", "serac", "retrieval", "lu", "ft_ewc", "ft_retrain")
-OTHERS = {"mini": (20, 50), "gpt2-small": (4, 10)}  # (edits, steps)
+OTHERS = {"mini": (20, 50), "gpt2-small": (4, 10), "gpt2-xl": (2, 3), "gpt-j": (2, 2)}  # (edits, steps)
 TOKENS = {"mini": 40_000, "gpt2-small": 6_000, "gpt2-xl": 4_096, "gpt-j": 1_024}
 PROBES = {"mini": (1000, 100), "gpt2-small": (100, 20), "gpt2-xl": (100, 10), "gpt-j": (40, 4)}
 SOLVES = (
@@ -66,7 +66,7 @@ def pieces(device: str) -> dict[str, tuple[str, list[Any]]]:
         for name, size in (sizes if device == "cpu" else ON_GPU).items():
             kind = "tuner" if name in ("grace", "ft") else "writer"
             found[f"edit-{shape}-{name}"] = (kind, [name, shape, *size])
-        for name in OTHER_EDITORS if shape in OTHERS else ():
+        for name in OTHER_EDITORS:
             found[f"edit-{shape}-{name}"] = ("other", [name, shape, *OTHERS[shape]])
         found[f"covariance-{shape}"] = ("covariance", [shape, TOKENS[shape] * (1 if device == "cpu" else 20)])
         found[f"probes-{shape}"] = ("probes", [shape, *PROBES[shape]])

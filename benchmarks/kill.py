@@ -279,6 +279,7 @@ def run_of(spec: dict[str, Any]) -> Callable[[Path], list[str]]:
     def arguments(world: Path) -> list[str]:
         named = {"model": "model", "dataset": "data", "text": "text.txt", "statistics": "statistics"}
         files = [part for name, place in named.items() for part in (f"--{name}", str(world / place))]
+        files += ["--answers", str(world / "answers")]
         return ["run", "--spec", json.dumps(spec), "--seed", "0", *files]
 
     return arguments

@@ -93,15 +93,6 @@ def product_rate(device: str, dtype: str = "float32", size: int = 1024, repeats:
     return 2.0 * size**3 / best
 
 
-def compare(plain: Callable[[], Any], fast: Callable[[], Any], device: str) -> tuple[Any, Taken, Any, Taken]:
-    """Both forms, one after the other in this process."""
-    with taking(device) as slow:
-        expected = plain()
-    with taking(device) as quick:
-        found = fast()
-    return expected, slow, found, quick
-
-
 def operations(work: Callable[[], Any]) -> float:
     """Operations of the matrix products in a piece of work, by torch's formulas.
 

@@ -173,6 +173,7 @@ def probes(shape: str, count: int, plain_count: int, device: str, dtype: str) ->
     from palimpsest.metrics.answers import predict_answers
 
     model, (blocks, _) = random_model(shape, device, dtype), blocks_and_layers(shape, device)
+    plain_models = [random_model(shape, device, dtype, lean=False)]
     pairs = [(edit.prompt, edit.target) for edit in edits(count)]
     said = []
     predict_answers(model, pairs[:2])
@@ -181,11 +182,12 @@ def probes(shape: str, count: int, plain_count: int, device: str, dtype: str) ->
     def one(prompt: str, answer: str) -> tuple[int, ...]:
         ids = model.tokenizer(f"{prompt} {answer}", return_tensors="pt")["input_ids"].to(device)
         start = len(model.tokenizer(prompt)["input_ids"])
-        logits = model.network(input_ids=ids).logits
+        logits = plain_models[0].network(input_ids=ids).logits
         return tuple(logits[0, start - 1 : -1].argmax(dim=1).tolist())
 
     with taking(device) as slow:
         said = [one(prompt, answer) for prompt, answer in pairs[:plain_count]]
+    plain_models.clear()  # not in the other form's peak
     with taking(device) as quick:
         found = predict_answers(model, pairs)
     same = [answer.predicted for answer in found[:plain_count]] == said

@@ -28,7 +28,8 @@ from report_rows import (
 )
 
 INTRODUCTION = """Made by `make bench` (`python benchmarks/bench.py --help`); do not edit. Random weights; each piece
-measures both forms in one process. *Plain*: one edit at a time; target vectors with all padded rows through all blocks and all
+measures both forms in one process. *Plain*: the library's own
+modules and activations; one edit at a time; target vectors with all padded rows through all blocks and all
 logits, no early stop; every batch solved by a new factor; FT, GRACE and the others with the whole network at every step;
 covariance with a pass for each layer that ends there, as the released code has it. *Fast*: the editors as they are, also without
 early stop. On a CPU seconds are CPU seconds.

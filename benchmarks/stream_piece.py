@@ -40,9 +40,8 @@ def grace_stream(shape: str, items: int, every: int, steps: int, device: str, dt
 
     def run(plain: bool):
         seed_everything(0)
-        model = LanguageModel(random_network(whole, tokenizer, 0), tokenizer, family, shape)
+        model = LanguageModel(random_network(whole, tokenizer, 0), tokenizer, family, shape, not plain)
         model.network.to(device=device, dtype=DTYPES[dtype])
-        model.lean = not plain
         editor = make_editor("grace", model, {"layer": LAYER[shape], "radius": 0.5, "steps": steps}, seed=0)
         how = {"batching": Batching(tokens=1)} if plain else {"deciding": editor.deciding}
         if not plain:

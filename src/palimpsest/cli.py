@@ -41,6 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PalimpsestError as error:
         print(f"palimpsest: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ not in (
+            "OutOfMemoryError",
+            "MemoryError",
+        ):  # torch's own, named without loading torch
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        print(
+            f"palimpsest: out of memory ({first:.200}). Give the job more, or ask less of it: fewer `batch_tokens` or a smaller "
+            "batch, dtype bfloat16. What was saved stays: the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 1
     except interruption.Interrupted as ending:
         print(f"palimpsest: {ending}", file=sys.stderr)
         return ending.status

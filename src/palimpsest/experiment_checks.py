@@ -10,6 +10,8 @@ from palimpsest import experiment_places as places
 from palimpsest.config import Config, complete_settings, editor_settings, without_scale_settings
 from palimpsest.plain import suggest
 
+COUNTED = ("batch_size", "last_layers")  # sweeps over whole numbers
+
 
 def reference_problems(config: Config) -> Iterator[str]:
     """Names in the scale's file that nothing answers to."""
@@ -55,6 +57,12 @@ def _experiment_problems(
         for value in values or ():
             if value not in scale[key]:
                 yield f"experiments.{name}.{place}: {_absent(value, scale[key])}"
+    if (entry.get("sweep") or {}).get("setting") in COUNTED:
+        for value in sizes.get("values") or ():
+            if type(value) is not int or value < 1:
+                yield (
+                    f"experiments.{name}.values: {value!r:.60} is no {entry['sweep']['setting']}. Give whole numbers above 0"
+                )
     if sizes.get("values") and not entry.get("sweep") and entry:
         yield f"experiments.{name}.values: this experiment sweeps over no setting. Leave `values` out"
 

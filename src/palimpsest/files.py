@@ -77,7 +77,8 @@ def whole_folder(folder: Path | str, drop: Sequence[str] = ()) -> Iterator[Path]
     For libraries that write several files themselves: nothing of an earlier result is touched before the new one is whole.
 
     Args:
-        drop: patterns of earlier files that go just before, in this order; first what vouches for the others.
+        drop: patterns of earlier files that go just before, in this order; first what vouches for the others. New files of
+            these names take their places last, in the reverse order.
     """
     folder = Path(folder)
     try:
@@ -95,7 +96,11 @@ def whole_folder(folder: Path | str, drop: Sequence[str] = ()) -> Iterator[Path]
                 _settle(path)
             for old in [path for pattern in drop for path in folder.glob(pattern)]:
                 old.unlink()
-            for path in written:
+            # What vouches for the others comes last.
+            vouching = {
+                path: place for place, pattern in enumerate(drop) for path in written if path.match(pattern)
+            }
+            for path in sorted(written, key=lambda path: -vouching.get(path, len(drop))):
                 target = folder / path.relative_to(half)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)

@@ -144,7 +144,8 @@ def _execute(
         _use_targets(editor, spec, targets)
     identity = _identity(spec, seed, model, edits_file, editor, sample)
     identity["code"] = code or provenance.digest_of_run(spec)
-    kept = Unedited(Path(answers)) if answers else None
+    alone = options.plain or editor.acts_unedited()
+    kept = Unedited(Path(answers)) if answers and not alone else None
     stream: Any
     if lifelong:
         stream = _lifelong_stream(spec, seed, options, editor, sample, text, dataset_dir, kept)

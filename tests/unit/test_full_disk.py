@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 
 import pytest
@@ -103,7 +104,7 @@ def test_a_conversion_that_cannot_write_its_tokenizer(tmp_path, capsys, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(PreTrainedTokenizerFast, "save_pretrained", on_a_full_disk)
         refused(command, capsys)
-    assert set(contents(tmp_path / "new")) == {"model.safetensors"}  # nothing takes it for a model
+    assert not contents(tmp_path / "new")
     with no_file_beyond(1000):
         refused(command, capsys)
     assert main(command) == 0 and load_model(tmp_path / "new").n_blocks == 4
@@ -177,3 +178,30 @@ def test_killed_while_files_are_replaced_leaves_no_model(tmp_path, monkeypatch):
     assert "manifest.json" not in contents(out) and "model.safetensors" not in contents(out)
     manifest.describe_model({**SMALL, "seed": 1}, out)
     assert torch.isfinite(load_model(out).mlp_weight(0)).all()
+
+
+@pytest.mark.parametrize("placed", range(6))
+def test_what_vouches_for_other_files_comes_last(tmp_path, monkeypatch, placed):
+    """Killed after any number of files: never a new record or configuration beside old files."""
+    for name in ("a.txt", "config.json", "record.json", "tokens.json", "z.txt"):
+        (tmp_path / name).write_text("old")
+    plain = os.replace
+    done = []
+
+    def placing(source, target):
+        if len(done) == placed:
+            raise KeyboardInterrupt
+        done.append(target.name)
+        plain(source, target)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr("palimpsest.files.os.replace", placing)
+        with whole_folder(tmp_path, ("record.json", "config.json", "tokens*.json")) as half:
+            for name in ("config.json", "record.json", "tokens.json", "z.txt"):
+                (half / name).write_text("new")
+    found = {name: text for name, text in contents(tmp_path).items()}
+    if placed < 4:
+        assert "record.json" not in found
+    if "config.json" in found:
+        assert found["tokens.json"] == found["z.txt"] == b"new"
+    assert placed < 4 or (set(found.values()) == {b"old", b"new"} and found["a.txt"] == b"old")

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,17 +19,21 @@ from tiny import random_statistics, some_edits, some_examples, tiny_model, write
 from untrained_mend import untrained
 
 from palimpsest import make_editor, results
-from palimpsest.config import load_config, read_yaml, repository_root
+from palimpsest.config import ConfigError, load_config, read_yaml, repository_root
 from palimpsest.data.prepare import build_dataset
 from palimpsest.data.world import generate
 from palimpsest.editors import editor_class, editor_names
 from palimpsest.editors.base import load_state, read_settings, save_state
+from palimpsest.editors.shared.stored_targets import StoredTargets, keys_of
+from palimpsest.editors.shared.target_vectors import Search, search_target_vectors
 from palimpsest.edits import Edit, read_edits, write_edits
 from palimpsest.errors import PalimpsestError
 from palimpsest.experiments import plan
 from palimpsest.figures.read import load_runs
 from palimpsest.learning.artefact import Trained
 from palimpsest.learning.examples import read_examples
+from palimpsest.metrics.asked import Asked
+from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.pairs import read_pairs
 from palimpsest.models.pretrain_rows import read_facts
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints
@@ -203,16 +208,27 @@ def kept(tmp_path_factory):
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content))
+    search = Search(layer=1, steps=2, learning_rate=0.3)
+    vectors = search_target_vectors(model, some_edits(2), [""], search)
+    StoredTargets(vectors, keys_of(some_edits(2)), {"model": "m"}).save(folder / "targets")
+    Asked(model, PAIRS, unedited=Unedited(folder / "answers"))
     Checkpoints(folder / "checkpoints", {"key": 1}).save(
         Checkpoint(3, {"x": editor.codebook.radii}, {"progress": {"a": 1}})
     )
     return folder, editor
 
 
+PAIRS = [("Ada lives in", "Velden"), ("Ben was born in", "Sorn")]
+
+
 def checkpoint_of(folder):
     """A checkpoint that does not serve is left aside, never an error."""
     found = Checkpoints(folder / "checkpoints", {"key": 1}).latest()
     assert found is None or found.step == 3
+
+
+def targets_of(folder):
+    return StoredTargets.load(folder / "targets").look_up(some_edits(2), torch.device("cpu"))
 
 
 MODES = Options(gate="warn", known_only=True)
@@ -222,6 +238,9 @@ FILES = {
     "trained/trained.json": lambda place, _: Trained.load(place / "trained").describe(),
     "state/state.safetensors": lambda place, editor: load_state(editor, place / "state"),
     "state/state.json": lambda place, editor: load_state(editor, place / "state"),
+    "targets/targets.json": lambda place, editor: targets_of(place),
+    "targets/targets.safetensors": lambda place, editor: targets_of(place),
+    "answers/*.json": lambda place, editor: Asked(editor.model, PAIRS, unedited=Unedited(place / "answers")),
     "run/metrics.parquet": lambda place, _: results.read_metrics(place / "run"),
     "run/run.json": lambda place, _: (results.read_run(place / "run"), load_runs([place / "run"])),
     "gate.json": lambda place, _: check_gate(
@@ -297,9 +316,22 @@ SCALES = ("smoke", "small")
 @settings(parent=QUICK, max_examples=25)
 @given(data=st.data())
 def test_a_broken_configuration_is_refused_with_its_problems(scale, data):
-    content = broken(read_yaml(repository_root() / "config" / f"{scale}.yaml"), data)
+    whole = read_yaml(repository_root() / "config" / f"{scale}.yaml")
+    content = broken(whole, data)
     with refusing():
-        plan(load_config(content))
+        plan(content)
+    assert plan(whole).runs, "what is broken was whole"
+
+
+@pytest.mark.parametrize("value", [[2, 4], "ten", 0, True, 2.5])
+@pytest.mark.parametrize("experiment", ["comeba_fig5", "comeba_fig11"])
+def test_sweeps_over_counts_take_whole_numbers(experiment, value):
+    content = read_yaml(repository_root() / "config" / "smoke.yaml")
+    content["experiments"][experiment]["values"] = [value]
+    with pytest.raises(
+        ConfigError, match=rf"experiments\.{experiment}\.values: .* Give whole numbers above 0"
+    ):
+        plan(content)
 
 
 @QUICK

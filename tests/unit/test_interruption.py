@@ -190,5 +190,5 @@ def test_stopped_at_random_moments_everything_goes_on_to_the_same_results(tmp_pa
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
-    assert len(report) == 8 and not any(entry["different"] for entry in report)
+    assert len(report) == 9 and not any(entry["different"] for entry in report)
     assert sum(entry["stopped"] for entry in report) >= 8 and sum(entry["went_on"] for entry in report) >= 5

@@ -9,6 +9,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from untrained_mend import settings_for, untrained
 
 from palimpsest.editors import make_editor
+from palimpsest.editors.shared.nearest import nearest, squared_norms
 from palimpsest.models.loading import load_model
 from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
 
@@ -61,6 +62,21 @@ def test_the_switch_changes_the_work_and_not_the_edits(name):
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=1e-9)
     assert many > few or name in ONCE, "nothing was run that the lean way leaves out"
+
+
+def test_a_look_up_without_shortlist_finds_the_same():
+    """Of many keys, some of them equal; a query that is no number is near nothing."""
+    generator = torch.Generator().manual_seed(0)
+    keys, queries = torch.randn(60, 5, generator=generator), torch.randn(20, 5, generator=generator)
+    keys[40:] = keys[:20]
+    queries[:3], queries[3] = keys[45:48], torch.nan
+    found, every = nearest(keys, squared_norms(keys), queries), nearest(keys, None, queries)
+    assert torch.equal(found[0], every[0]) and torch.equal(found[1], every[1])
+    assert found[0][:4].tolist() == [5, 6, 7, -1]
+    for lean in (True, False):
+        model = tiny_model("gpt2")
+        model.lean = lean
+        assert make_editor("grace", model, {"layer": 1}).codebook.shortlist == lean
 
 
 def test_activations_stay_as_they_are(tmp_path):

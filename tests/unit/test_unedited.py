@@ -8,11 +8,14 @@ import math
 import pytest
 from tiny import CITIES, LABELS, PEOPLE, some_edits, tiny_model
 
+from palimpsest import results
 from palimpsest.editors import make_editor
+from palimpsest.edits import write_edits
 from palimpsest.metrics.asked import Asked
 from palimpsest.metrics.retention import Asking, Pool
 from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.batching import Batching
+from palimpsest.runs import execute
 
 FAMILY = {"qa": "t5", "classification": "bert", "generation": "gpt2"}
 
@@ -84,6 +87,53 @@ def test_decisions_are_noted_with_answers_that_another_run_gave(tmp_path, monkey
         assert asked_first == (0 if len(found) == 3 else len(pairs))
     assert found[0] == found[1] == found[2]
     assert found[0][0] != found[0][1] or found[0][2] == 0
+
+
+def test_a_memory_that_speaks_before_its_first_edit_shares_nothing(tmp_path):
+    """Neither what it says nor what the model says, whoever asks first; nor does a run that takes no shortcut."""
+    model = tiny_model("t5")
+    saved_lifelong_world(tmp_path, model)
+    rows = {}
+    for order in (("memory", "defer"), ("defer", "memory")):
+        for name in order:
+            settings = {"layer": 2, "steps": 1} | ({"from_start": True} if name == "memory" else {})
+            answers = tmp_path / f"answers-{order[0]}"
+            rows[order, name] = first_look(tmp_path, name, settings, answers)
+            kept = len(
+                list(answers.glob("*.json"))
+            )  # of what is asked first: hold-out, upstream and the stream
+            assert kept == (0 if (name, order[0]) == ("memory", "memory") else 3)
+    for name in ("memory", "defer"):
+        assert (
+            rows[("memory", "defer"), name]
+            == rows[("defer", "memory"), name]
+            == first_look(
+                tmp_path,
+                name,
+                {"layer": 2, "steps": 1} | ({"from_start": True} if name == "memory" else {}),
+                None,
+            )
+        )
+    assert rows[("defer", "memory"), "memory"] != rows[("defer", "memory"), "defer"]
+    first_look(tmp_path, "defer", {"layer": 2, "steps": 1}, tmp_path / "plain", plain=True)
+    assert not (tmp_path / "plain").exists()
+
+
+def saved_lifelong_world(folder, model):
+    model.network.save_pretrained(folder / "model")
+    model.tokenizer.save_pretrained(folder / "model")
+    write_edits(folder / "data" / "edits.jsonl", some_edits(4))
+
+
+def first_look(folder, editor, settings, answers, plain=False):
+    spec = {
+        "run": editor, "protocol": "lifelong", "dataset": "d", "model": "m", "editor": editor, "settings": settings, "edits": 4,
+        "batch_size": 1, "options": {"task": "qa", "plain": plain},
+    }  # fmt: skip
+    out = folder / "out"
+    execute(spec, 0, folder / "model", folder / "data", out, answers=answers)
+    metrics = results.read_metrics(out)
+    return metrics[metrics.step == 0].drop(columns="run").to_dict("records")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5", "bert"])

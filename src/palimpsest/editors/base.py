@@ -257,6 +257,10 @@ class Editor(ABC):
         """
         return None
 
+    def acts_unedited(self) -> bool:
+        """Whether answers are others than the model's own before the first edit: no other run may be given them then."""
+        return False
+
     def margin(self) -> int:
         """Tokens that editing reads besides prompt and target: contexts before them, a decoder's end token after them."""
         return 0

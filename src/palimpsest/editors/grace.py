@@ -105,15 +105,9 @@ class Grace(AdapterEditor):
         self.official = settings.compat == "official"
         self.edits_everything = self._as_released("edit_always") and model.kind == "encoder_decoder"  # Q3
         self.adapter.shift = int(self._as_released("first_target") and model.kind == "decoder")  # Q1
-        self.codebook = Codebook(
-            self.adapter.key_width,
-            self.adapter.value_width,
-            rules=settings.compat,
-            split=settings.split,
-            expand=settings.expand,
-            dtype=self.wide,
-            device=model.device,
-        )
+        rules = (settings.compat, settings.split, settings.expand)
+        widths = (self.adapter.key_width, self.adapter.value_width)
+        self.codebook = Codebook(*widths, *rules, self.wide, model.device, shortlist=model.lean)
         self._forget_calibration()
         self._fresh()
 

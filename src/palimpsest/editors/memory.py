@@ -54,6 +54,10 @@ class Memory(SmallNets):
         if settings.from_start:
             self.adapter.attach()
 
+    def acts_unedited(self) -> bool:
+        """With `from_start` the untrained memory speaks from the beginning."""
+        return self.settings.from_start
+
     def reset(self) -> None:
         """Roll back to the state before the first edit, in which a memory that acts `from_start` acts already."""
         super().reset()

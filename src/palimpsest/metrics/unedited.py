@@ -26,6 +26,7 @@ from palimpsest.provenance import source_digest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FORMAT = 2  # of 1 some held what an editor said that speaks before its first edit
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Unedited:
             read: the answers again; it may raise what Python raises for wrong types, which means a damaged file.
         """
         about = {
+            "format": FORMAT,
             "model": model.fingerprint,
             "dtype": str(model.dtype),
             "device": str(model.device),
@@ -89,6 +91,6 @@ def _read(path: Path, count: int, read: Callable[[dict[str, Any]], T]) -> T | No
         if not any(content.values()) or any(len(rows) not in (0, count) for rows in content.values()):
             raise ValueError("it is not whole")
         return read(content)
-    except (PalimpsestError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (PalimpsestError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         log.warning("%s is damaged (%s); the model is asked again", path, error)
         return None

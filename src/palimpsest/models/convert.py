@@ -64,7 +64,7 @@ def convert(source: str, out: Path | str, tokenizer: str | None = None) -> dict[
     shards = _shards(folder)
     record: dict[str, Any] = {"source": source, "tokenizer": tokenizer, "sha256": {}, "tensors": 0}
     # What an earlier conversion left goes when the new one is whole.
-    with only_one(out), whole_folder(out, (RECORD, CONFIG, "model*.safetensors*")) as half:
+    with only_one(out), whole_folder(out, (RECORD, CONFIG, "model*.safetensors*", *TOKENIZER)) as half:
         words = read_tokenizer(tokenizer or str(folder), source)
         where: dict[str, str] = {}
         size = 0

@@ -221,14 +221,14 @@ def accumulate(
         disable=not progress,
         mininterval=pause,
     )
-    trunk: Any = model.network.base_model
+    trunk, no_cache = model.stack, {"use_cache": False} if model.kind == "decoder" else {}
     with bar, _watching(model, partial, stop_early), torch.no_grad(), interruption.deferred():
         for batch in islice(batches, partial.batches, None):
             tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
             needed = block_bytes(model, *tokens.shape)
             for part in tokens.split(that_fit(len(tokens), needed, model.device, "statistics: rows")):
                 with suppress(_Enough):
-                    trunk(input_ids=part, attention_mask=torch.ones_like(part))
+                    trunk(input_ids=part, attention_mask=torch.ones_like(part), **no_cache)
             partial.tokens += tokens.numel()
             bar.update(tokens.numel())
             partial.counted(f"the sums over {partial.tokens} tokens are kept", checkpoint_batches)

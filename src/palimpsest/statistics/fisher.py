@@ -157,10 +157,13 @@ def squared_gradients(model: LanguageModel, upper: Upper, layer: int, site: str)
             (sent,) = torch.autograd.grad(losses.sum(), noted["output"])
     finally:
         handle.remove()
-    each = torch.einsum("bno,bni->boi", sent.double(), noted["input"].double())
-    if not torch.isfinite(each).all():
+    given, total = noted["input"], None
+    for row in range(len(sent)):  # one matrix at a time: a row's gradient is as large as W
+        square = (sent[row].double().T @ given[row].double()).square_()
+        total = square if total is None else total.add_(square)
+    if total is None or not torch.isfinite(total).all():
         raise StatisticsError(f"the gradients of layer {layer} are not finite. Load the model in float32")
-    return (each**2).sum(dim=0)
+    return total
 
 
 @dataclass(frozen=True)

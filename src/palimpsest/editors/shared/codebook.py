@@ -106,6 +106,7 @@ class Codebook:
         rules: "corrected", "official", or one of `RELEASED`: corrected but for this.
         split: "capped" (radii never grow on a split, Q7) or "half" (both become half the distance, as published).
         expand: "coverage" or "moving_average".
+        shortlist: False = every look-up computes the distances to all keys (`nearest`).
     """
 
     def __init__(
@@ -117,8 +118,9 @@ class Codebook:
         expand: str = "coverage",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        shortlist: bool = True,
     ):
-        self.rules, self.split, self.expand = rules, split, expand
+        self.rules, self.split, self.expand, self.shortlist = rules, split, expand, shortlist
         self.released = RELEASED if rules == "official" else (rules,)
         self._keys = torch.zeros(0, key_width, dtype=dtype, device=device)
         self._values = torch.zeros(0, value_width, dtype=dtype, device=device)
@@ -157,7 +159,7 @@ class Codebook:
         if "matrix_distance" in self.released:
             close, entry = torch.cdist(self.keys, queries).min(dim=0)
             return Match(entry, close.double(), close.double() <= self.radii[entry])
-        entry, distance = nearest(self.keys, self._squared[: len(self)], queries)
+        entry, distance = nearest(self.keys, self._squared[: len(self)] if self.shortlist else None, queries)
         reach = self.radii[entry.clamp(min=0)]
         # In float64: a slack that overflows would let everything in. A radius below 0 (`no_overwrite`) answers nothing.
         allowed = reach + slack(reach, queries.double().norm(dim=1))

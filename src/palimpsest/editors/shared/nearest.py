@@ -26,18 +26,21 @@ def squared_norms(vectors: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 
 def nearest(
-    keys: Float[Tensor, "n d"], squared: Float[Tensor, " n"], queries: Float[Tensor, "b d"]
+    keys: Float[Tensor, "n d"], squared: Float[Tensor, " n"] | None, queries: Float[Tensor, "b d"]
 ) -> tuple[Int[Tensor, " b"], Float64[Tensor, " b"]]:
     """Index of the nearest key of each query, and its Euclidean distance; of equally near keys the oldest.
 
     Args:
         keys: at least one.
-        squared: |k|^2, from `squared_norms`.
+        squared: |k|^2, from `squared_norms`; None = no shortlist: the distance of every key is computed.
 
     Returns:
         (index [b], distance [b]); index -1 and distance infinity for a query that is not finite, which is near nothing.
     """
-    rows, columns = _shortlist(keys, squared, queries)
+    if squared is None:
+        rows, columns = torch.ones(len(queries), len(keys), device=keys.device).nonzero().unbind(dim=1)
+    else:
+        rows, columns = _shortlist(keys, squared, queries)
     distance = torch.cat(
         [
             (keys[some].double() - queries[of].double()).norm(dim=1)
@@ -49,7 +52,8 @@ def nearest(
     winners = distance == best[rows]
     index = torch.full((len(queries),), len(keys), device=keys.device)
     index = index.scatter_reduce(0, rows[winners], columns[winners], "amin")
-    return torch.where(best.isfinite(), index, -1), best
+    near = best.isfinite()
+    return torch.where(near, index, -1), best.where(near, torch.inf)
 
 
 def _shortlist(

@@ -70,8 +70,10 @@ class StoredTargets:
             vectors = TargetVectors(tensors["z"], tensors["initial"], losses, tensors["finite"])
             if any(len(key) != len(KEY) for key in content["edits"]):  # files of before the subject was noted
                 raise ValueError(f"its edits are not noted by {', '.join(KEY)}")
+            if {len(losses), *map(len, tensors.values())} != {len(content["edits"])}:
+                raise ValueError("its edits, vectors and losses are not equally many")
             return cls(vectors, content["edits"], dict(content["about"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise PalimpsestError(
                 f"{folder} holds no target vectors ({error!r}). Delete it and make it again with palimpsest targets"
             ) from error

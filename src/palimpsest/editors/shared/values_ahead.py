@@ -9,6 +9,7 @@ one batch. When an edit's turn comes, its value is taken if it started where the
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,9 @@ from palimpsest.editors.shared.gated_adapter import GatedAdapter
 from palimpsest.edits import Edit
 from palimpsest.models.upper import Upper
 
-SPREAD, SHORT = (
-    1.25,
-    24,
-)  # longest row of a group, in lengths of its shortest; tokens below which length costs little
+log = logging.getLogger(__name__)
+# Longest row of a group, in lengths of its shortest; tokens below which length costs little.
+SPREAD, SHORT = 1.25, 24
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ def train_together(
             optimiser.step(torch.autograd.grad(now.sum(), [values]))
         with torch.no_grad():
             last = upper.row_losses()
+    except torch.OutOfMemoryError:  # each is then trained when its turn comes, alone
+        log.warning("values of %d edits do not fit into memory together", len(starts))
+        return [None] * len(starts)
     finally:
         adapter.fixed = None
     every, found = torch.stack(losses, dim=1), values.detach()
