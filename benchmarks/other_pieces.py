@@ -91,7 +91,7 @@ def covariance(shape: str, tokens: int, device: str, dtype: str) -> dict:
     from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
 
     whole = SHAPES[shape]
-    layers = whole["layers"]
+    layers = (whole.get("cpu_statistics") if device == "cpu" else None) or whole["layers"]
     model = random_model(shape, device, dtype, blocks=layers[-1] + 1)
     corpus, rate = sentences(tokens // 8), product_rate(device, dtype)
     context = min(model.context, 512)

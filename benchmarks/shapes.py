@@ -6,6 +6,7 @@ from typing import Any
 
 # `blocks`: of the real model. `cpu_blocks`: as many of them as a CPU is given, for time; times are then scaled to all
 # blocks by the formulas of flops.py and marked as extrapolated. `layers`: edited ones, at the place they have in the model.
+# `cpu_statistics`: those whose covariance is collected on a CPU, where all of them would take more than 24 GiB.
 SHAPES: dict[str, dict[str, Any]] = {
     "mini": {"family": "gpt2", "width": 128, "inner": 1024, "heads": 4, "vocabulary": 2000,
              "blocks": 8, "layers": (0, 1, 2), "cpu_blocks": 8, "cpu_layers": (0, 1, 2)},
@@ -14,7 +15,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt2-xl": {"family": "gpt2", "width": 1600, "inner": 6400, "heads": 25, "vocabulary": 50257,
                 "blocks": 48, "layers": (13, 14, 15, 16, 17), "cpu_blocks": 3, "cpu_layers": (0,)},
     "gpt-j": {"family": "gptj", "width": 4096, "inner": 16384, "heads": 16, "rotary": 64, "vocabulary": 50400,
-              "blocks": 28, "layers": (3, 4, 5, 6, 7, 8), "cpu_blocks": 2, "cpu_layers": (0,)},
+              "blocks": 28, "layers": (3, 4, 5, 6, 7, 8), "cpu_blocks": 2, "cpu_layers": (0,), "cpu_statistics": (3, 4)},
 }  # fmt: skip
 CONTEXTS = (
     "",
