@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from palimpsest.models.loading import LanguageModel
 
-LENGTHS = (1, 1.34, 1.67, 2, 3, 4)  # of lanes that are tried, as multiples of the longest tail
+LENGTHS = (1, 1.34, 1.67, 2, 2.67, 4)  # of lanes that are tried, as multiples of the longest tail
 
 
 @dataclass(frozen=True)
