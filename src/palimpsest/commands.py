@@ -21,7 +21,6 @@ from palimpsest.config import (
 from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.files import only_one, write_json
 from palimpsest.plain import unwritable
-from palimpsest.text_files import text_lines
 
 # Kind of a generated world -> module:function that makes it.
 WORLDS = {
@@ -166,14 +165,10 @@ def run_statistics(spec: dict[str, Any], model: Path, corpus: Path, out: Path) -
         with only_one(out):
             collect({key: value for key, value in spec.items() if key != "kind"}, model, corpus, out)
         return
-    from palimpsest.models.loading import load_model
-    from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
+    from palimpsest.statistics import covariance
 
-    where = {key: spec[key] for key in ("device", "dtype") if key in spec}
-    settings = CollectionSettings.from_dict({key: value for key, value in spec.items() if key not in where})
-    next(text_lines(corpus, "Give a text file with one passage a line"), None)  # no model is loaded in vain
     with only_one(out):
-        collect_covariance(load_model(model, **where), corpus, settings=settings, out=out)
+        covariance.collect(spec, model, corpus, out)
 
 
 def run_train_editor(spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from palimpsest import experiment_places as places
@@ -65,6 +66,27 @@ def _experiment_problems(
                 )
     if sizes.get("values") and not entry.get("sweep") and entry:
         yield f"experiments.{name}.values: this experiment sweeps over no setting. Leave `values` out"
+
+
+def layers_problem(config: Config, editor: str, model: str, settings: Mapping[str, Any]) -> str | None:
+    """Blocks that a model does not have, or none where statistics are needed: one such run would stop those of all others."""
+    entry = config.scale["models"][model]
+    preset, blocks = entry.get("preset") or model, (entry.get("shape") or {}).get("blocks")
+    stated = settings.get("layers") or settings.get("layer")
+    named = [n for n in (stated if isinstance(stated, list) else [stated]) if type(n) is int]
+    remedy = f"State them in config/editors/{editor}.yaml under `models`, {preset!r}, `settings`"
+    if config.editors[editor].get("needs_statistics") and not named:
+        return f"config/editors/{editor}.yaml: it needs statistics, but has neither `layers` nor `layer` on {model}. {remedy}"
+    if blocks and named and max(named) >= blocks:
+        return f"config/editors/{editor}.yaml: layers {named} for {model!r}, which has blocks 0 to {blocks - 1}. {remedy}"
+    return None
+
+
+def no_editor(config: Config, editor: str) -> str:
+    """Why there is none of that name."""
+    if (Path(__file__).parent / "editors" / f"{editor}.py").is_file():
+        return f"the editor {editor!r} is not in workflow/schemas/editors.schema.json. Run palimpsest schema --write"
+    return f"no editor {editor!r}{suggest(editor, config.editors)}. Add it to `editors`"
 
 
 def statistics_problems(scale: Mapping[str, Any], models: Iterable[str]) -> Iterator[str]:

@@ -50,6 +50,7 @@ def search_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: spec["settings"][name] for name in SEARCH_SETTINGS}
     settings["layers"] = settings["layers"][-1:]  # z is searched at the last one
     options = {name: spec["options"][name] for name in SEARCH_OPTIONS if name in spec["options"]}
+    options |= {"plain": True} if spec["options"].get("plain") else {}
     return {
         **{name: spec[name] for name in ("model", "dataset", "edits")},
         "options": options,

@@ -23,7 +23,13 @@ from palimpsest.config import (
     merge_settings,
     suggest,
 )
-from palimpsest.experiment_checks import coinciding, reference_problems, statistics_problems
+from palimpsest.experiment_checks import (
+    coinciding,
+    layers_problem,
+    no_editor,
+    reference_problems,
+    statistics_problems,
+)
 from palimpsest.experiment_figures import figure_spec
 from palimpsest.experiment_pins import Unpinned, pin_problems, unpinned_models
 from palimpsest.experiment_places import split_method
@@ -118,7 +124,8 @@ class Plan:
         layers: set[int] = set()
         for run in self.runs.values():
             if run.needs_statistics and run.spec["model"] == model:
-                layers |= set(run.spec["settings"]["layers"])
+                settings = run.spec["settings"]
+                layers |= set(settings.get("layers") or [settings["layer"]])
         return sorted(layers)
 
     @cached_property
@@ -201,9 +208,7 @@ def _expand(
             editor, variant, extra = split_method(method)
             if editor not in config.editors:
                 if editor not in config.scale["not_yet"]:
-                    problems.append(
-                        f"experiments.{name}: no editor {editor!r}{suggest(editor, config.editors)}. Add it to `editors`"
-                    )
+                    problems.append(f"experiments.{name}: {no_editor(config, editor)}")
                 continue
             if variant not in config.editors[editor]["variants"]:
                 known = config.editors[editor]["variants"]
@@ -279,6 +284,8 @@ def _resolve(
             f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). "
             "Add it under `models`"
         )
+    if problem := layers_problem(config, editor, model, settings):
+        problems.append(problem)
     if problem := places.fisher_problem(scale, spec):
         problems.append(problem)
     run = Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))

@@ -53,7 +53,7 @@ class Options:
             vectors and solves have switches of their own, `target_search: plain` and `solver: cholesky`.
         task: of a lifelong run: "qa", "classification" or "generation"; None = what the data set says.
         edit_always: in a lifelong run, edit what the model gets right too (the released GRACE code does, spec Q3);
-            None = in generation only.
+            None = in generation, and for editors that do (`edits_everything`).
         until_edits: a lifelong run ends when so many edits were made, and looks after every so many edits; None = it goes
             through all items, and looks after every so many of them.
         said_tokens: in a lifelong run, an encoder-decoder says at most so many tokens (the released code's 20, its start
@@ -224,7 +224,7 @@ def fits_into(model: LanguageModel, spare: int = 0) -> Callable[[Edit], bool]:
 def batching_of(editor: Editor, options: Options) -> Batching:
     """How rows share a pass: as many as were asked for and as free memory lets.
 
-    The official padding lets padding change answers; without any, no row depends on its neighbours.
+    Under COMEBA-HK's official padding, padding changes answers, so that only rows of equal length share a pass.
     """
     tokens = tokens_that_fit(editor.model, options.batch_tokens, "evaluation: tokens")
     return Batching(tokens=tokens, equal_length=editor.padding_counts)

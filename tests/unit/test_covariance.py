@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tiny import TEXTS, tiny_model
 
-from palimpsest.errors import ModelError, SettingsError, StatisticsError
+from palimpsest.errors import DataError, ModelError, SettingsError, StatisticsError
 from palimpsest.models.hooks import captured_inputs
 from palimpsest.statistics import accumulation, covariance
 from palimpsest.statistics.accumulation import batched, corpus_digest, packed_rows
@@ -246,7 +246,7 @@ def test_bad_settings_and_corpora_are_refused(model, tmp_path):
         collect_covariance(model, TEXTS, settings(layers=(0, 9)), progress=False)
     with pytest.raises(StatisticsError, match="no text"):
         collect_covariance(model, ["", " "], settings(), progress=False)
-    with pytest.raises(StatisticsError, match=r"absent\.txt does not exist"):
+    with pytest.raises(DataError, match=r"absent\.txt"):
         collect({"layers": [0]}, tmp_path, tmp_path / "absent.txt", tmp_path)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from palimpsest import experiment_figures, experiments
+from palimpsest import experiment_checks, experiment_figures, experiments
 from palimpsest.config import ConfigError, fill_defaults, merge_settings, read_yaml
 from palimpsest.experiment_places import fisher_spec
 from palimpsest.results import RUN_NAME
@@ -308,6 +309,60 @@ def test_a_new_line_of_methods_is_in_the_tables_of_every_scale(tmp_path: Path):
             figure = found.figures[table]
             assert "New" in {method["title"] for method in figure.spec["methods"]}
             assert any("-lu-" in run for run in figure.runs), (scale, table)
+
+
+def with_editor(folder: Path, settings: str) -> Path:
+    """The repository's configuration with a copy of MEMIT under another name, in the table of consecutive runs."""
+    for name in ("config", "workflow/schemas"):
+        shutil.copytree(ROOT / name, folder / name)
+    text = f"editor: mine\ntitle: Mine\nneeds_statistics: true\n{settings}"
+    (folder / "config" / "editors" / "mine.yaml").write_text(text)
+    path = folder / "config" / "experiments" / "comeba_hk.yaml"
+    path.write_text(
+        path.read_text().replace("  consecutive: &consecutive\n", "  consecutive: &consecutive\n    - mine\n")
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("properties", "settings", "words"),
+    [
+        (
+            {"layers": {"default": [13, 14]}},
+            "",
+            r"mine\.yaml: layers \[13, 14\] for '[a-z0-9-]+', which has blocks 0 to",
+        ),
+        ({"layers": {"default": None}}, "", r"needs statistics, but has neither `layers` nor `layer`"),
+        ({"layer": {"default": 1}}, "", None),
+        ({"layers": {"default": [13]}}, "settings: {layers: [0, 1]}\n", None),
+        (
+            None,
+            "",
+            r"'mine' is not in workflow/schemas/editors\.schema\.json\. Run palimpsest schema --write",
+        ),
+    ],
+)
+def test_a_new_editor_that_would_stop_the_others_is_refused(
+    tmp_path, monkeypatch, properties, settings, words
+):
+    """Layers that no model has reach the statistics of all; forgotten settings and schemas are named."""
+    root = with_editor(tmp_path, settings)
+    if properties is not None:
+        path = root / "workflow" / "schemas" / "editors.schema.json"
+        schema = json.loads(path.read_text())
+        named = {"mine": {"type": "object", "properties": properties, "additionalProperties": False}}
+        schema["editors"] |= named
+        path.write_text(json.dumps(schema))
+    else:
+        (tmp_path / "editors").mkdir()
+        (tmp_path / "editors" / "mine.py").write_text("")
+        monkeypatch.setattr(experiment_checks, "__file__", str(tmp_path / "experiment_checks.py"))
+    if words is None:
+        layers = experiments.plan(root / "config" / "smoke.yaml", root).statistics_layers("smoke-gpt2")
+        assert layers and max(layers) < 4
+        return
+    with pytest.raises(ConfigError, match=words):
+        experiments.plan(root / "config" / "smoke.yaml", root)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tiny import breaking_off, some_edits, tiny_model
 
+from palimpsest.editors.base import Editor
+
 PAGE = Path(__file__).parents[2] / "docs" / "adding_an_editor.md"
 QUICK = {"layers": [1, 2], "steps": 4, "learning_rate": 0.4, "clamp": 2.0, "context_texts": [[""], ["So"]]}
 
@@ -20,6 +22,26 @@ def shown():
     names: dict = {"__name__": "mine"}
     exec(compile(textwrap.dedent(block), str(PAGE), "exec", dont_inherit=True), names)
     return names["EDITOR"]
+
+
+def test_the_page_names_what_an_editor_may_override():
+    """Every member of the base class that is not one of the five steps, nor what every editor gets."""
+    steps = {"apply", "state", "load_state", "remove", "state_bytes"}
+    given = {
+        "name",
+        "settings_type",
+        "build",
+        "edit",
+        "generate",
+        "identity",
+        "read_inputs",
+        "require",
+        "check",
+    }
+    members = {name for name in vars(Editor) if not name.startswith("_")} - steps - given
+    page = PAGE.read_text(encoding="utf-8")
+    rows = "\n".join(line for line in page.splitlines() if line.lstrip().startswith("| `"))
+    assert [name for name in sorted(members) if f"`{name}`" not in rows] == []
 
 
 def weights(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from palimpsest.errors import DataError, EditError, PalimpsestError, SettingsErr
 from palimpsest.metrics.answers import Batching
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.metrics.perplexity import TextLoss
+from palimpsest.metrics.success import LARGEST
 from palimpsest.protocols import protocol
 from palimpsest.protocols.checkpoints import (
     Checkpoint,
@@ -164,6 +166,14 @@ def test_single_round_judges_each_batch_on_a_fresh_model():
     losses = [loss for loss, _ in progress.text_losses]
     assert len(losses) == 3
     assert value_of(frame, step=3, metric="perplexity") == pytest.approx(np.exp(np.mean(losses)))
+
+
+def test_text_that_a_model_gives_no_loss_of_counts_as_the_worst():
+    """Left out, it would flatter the edit that broke the model."""
+    the_stream, losses = stream(n=4, batch_size=2), iter((2.0, math.nan, 2.0, math.nan))
+    the_stream.text_loss = lambda: TextLoss(next(losses), 10)
+    frame = pd.DataFrame(protocol("single_round")(the_stream).metrics)
+    assert value_of(frame, step=2, metric="perplexity") == pytest.approx(math.exp((LARGEST + 2.0) / 2))
 
 
 def test_of_two_edits_of_one_name_as_many_are_recorded_as_fail(monkeypatch):

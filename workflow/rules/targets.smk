@@ -82,7 +82,7 @@ for group in GROUPS:
         localrule: True
 
 
-# One name per editor (all its runs), and per seed. GRACE is a paper too: its name stands for the paper, whose figures show
+# One name per editor (all its runs), and per seed. `grace` is the name of a paper too: it stands for the paper, whose figures show
 # the editor's runs.
 for editor in PLAN.config.editors:
     if editor in GROUPS:

@@ -252,13 +252,13 @@ class Editor(ABC):
     def deciding(self, rows: Upper) -> Callable[[Sequence[int]], Tensor] | None:
         """For rows that stand at `lowest_block`: a function that gives numbers [k, m] for k of them, as the editor is now.
 
-        Two looks at which a row has the same numbers get the same answer to it, whatever was edited in between. None
-        where nothing says so, then and later: rows are asked about once.
+        Two looks at which a row has the same numbers get the same answer to it, whatever was edited in between. None means that
+        this cannot be told, and stays None: it is asked once for each group of rows.
         """
         return None
 
     def acts_unedited(self) -> bool:
-        """Whether answers are others than the model's own before the first edit: no other run may be given them then."""
+        """Whether the editor changes answers before its first edit; its answers are then not shared with other runs."""
         return False
 
     def margin(self) -> int:
@@ -266,7 +266,7 @@ class Editor(ABC):
         return 0
 
     def put_in_place(self) -> None:  # noqa: B027  most methods have nothing that could hang there before
-        """Hang in before the first edit what else hangs from it on: a run then checks that it changes no answer."""
+        """Attach before the first edit the hooks that stay attached from then on; a run checks that they change no answer."""
 
     def keyed(self) -> Keyed | None:
         """The editor itself, where it answers from a codebook: a lifelong run notes keys and radii, and takes entries back."""

@@ -128,8 +128,13 @@ def cut_to_context(model: LanguageModel, texts: Sequence[str]) -> list[str]:
 
 def last_occurrence(text: str, subject: str) -> int:
     """Where the subject occurs last as whole words ("Ann" is not in "Annville"), else last at all; -1: nowhere."""
-    whole = [found.start() for found in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text)]
+    whole = occurrences(text, subject)
     return whole[-1] if whole else text.rfind(subject)
+
+
+def occurrences(text: str, subject: str) -> list[int]:
+    """Where the subject starts as whole words."""
+    return [found.start() for found in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text)]
 
 
 def subject_index(row: Tokenised, text: str, subject: str) -> int:

@@ -20,6 +20,7 @@ from palimpsest.errors import EditError, PalimpsestError, SettingsError
 from palimpsest.files import proves_damage, unreadable_now
 from palimpsest.metrics.evaluation import Evaluation, RecordValue, aggregate
 from palimpsest.metrics.perplexity import TextLoss
+from palimpsest.metrics.success import counted
 from palimpsest.protocols.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -247,9 +248,7 @@ def look(stream: Stream, progress: Progress, orders: Iterable[int]) -> list[Reco
     values = stream.evaluation.after(orders, stream.editor.watching)
     if stream.text_loss is not None:
         measured = stream.text_loss()
-        # JSON knows no infinity; a loss that is not finite is not a measurement.
-        if math.isfinite(measured.loss):
-            progress.text_losses.append([measured.loss, measured.tokens])
+        progress.text_losses.append([counted(measured.loss), measured.tokens])
     progress.seconds["evaluate"] += time.perf_counter() - start
     return values
 

@@ -29,6 +29,7 @@ from palimpsest.statistics.accumulation import (
     read_tensors,
     write_description,
 )
+from palimpsest.text_files import text_lines
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ class CollectionSettings:
 def collect(
     spec: Mapping[str, Any], model_dir: Path | str, corpus: Path | str, out_dir: Path | str
 ) -> CovarianceStatistics:
-    """The rule `statistics`: load the model, collect over the lines of a text file, write into `out_dir`.
+    """The rule `covariance`: load the model, collect over the lines of a text file, write into `out_dir`.
 
     Work already done for the same model, corpus and budget is kept: finished layers, and the sums of a broken
     run.
@@ -215,8 +216,7 @@ def collect(
     # Of the model, not of the collection: the fingerprint is taken in the precision the runs will use.
     loading = {name: spec[name] for name in ("dtype", "device") if name in spec}
     settings = CollectionSettings.from_dict({k: v for k, v in spec.items() if k not in loading})
-    if not Path(corpus).is_file():
-        raise StatisticsError(f"the corpus {corpus} does not exist. Give a text file with one passage a line")
+    next(text_lines(corpus, "Give a text file with one passage a line"), None)  # no model is loaded in vain
     return collect_covariance(load_model(model_dir, **loading), corpus, settings=settings, out=out_dir)
 
 

@@ -114,7 +114,8 @@ def measure_neighbours(
     different = list(dict.fromkeys(prompts))
     if len(different) < 2:
         raise SettingsError(
-            f"radius_ratio needs at least two different prompts to measure distances, {len(different)} given"
+            f"{name}: radius_ratio needs at least two different prompts that are not edited, to measure their distances, "
+            f"{len(different)} given. Give the edits locality prompts, or set `radius` in the place of `radius_ratio`"
         )
     apart = neighbour_distance(states(different))
     if apart <= 0:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 
 from palimpsest.edits import Edit
 from palimpsest.models.loading import LanguageModel
+from palimpsest.models.tokens import occurrences
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def why_not(edit: Edit, model: LanguageModel, who: str, needs_subject: bool, mar
     """
     if needs_subject and not edit.subject:
         return f"{who} needs to know the subject of the prompt; give Edit(subject=...)"
-    if needs_subject and len(re.findall(rf"\b{re.escape(edit.subject or '')}\b", edit.prompt)) > 1:
+    if needs_subject and len(occurrences(edit.prompt, str(edit.subject))) > 1:
         log.warning(
             "%s: the subject %r occurs more than once; the last one is edited",
             edit.identifier or edit.prompt,
