@@ -79,6 +79,52 @@ def test_states_are_those_of_whole_rows(family):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+def test_below_the_first_hook_beginnings_are_still_shared(family, monkeypatch):
+    """Hooks on blocks 2 and 3 that read whole rows: the same keys and states as with nothing shared, of fewer tokens."""
+    model, edits = tiny_model(family, torch.float64), some_edits()
+    seen = []
+
+    def whole(_module, arguments, output):
+        real = model.padding[:, : output.shape[1], None].to(output)
+        return (
+            output
+            + (arguments[0] * real).mean(dim=2, keepdim=True).sum(dim=1, keepdim=True)
+            / real.sum(dim=1)[:, None]
+        )
+
+    handles = [model.mlp_out(layer).register_forward_hook(whole) for layer in (2, 3)]
+    plain = beginnings.run_blocks
+    monkeypatch.setattr(
+        beginnings,
+        "run_blocks",
+        lambda m, states, *more: seen.append(states.shape[:2].numel()) or plain(m, states, *more),
+    )
+
+    def found():
+        seen.clear()
+        walk = KeyWalk(model, edits, [[""], CONTEXTS[1:]], 1, cut=False)
+        keys = [*walk.keys_and_state(1)]
+        shared = walk.apart.shared
+        keys += walk.keys_and_state(3)
+        walk.advance(3)
+        source = lanes.run_once(model, build_sequences(model, edits, CONTEXTS), 2)
+        return (
+            [*keys, *walk.keys_and_state(3), source.at(torch.arange(4), source.rows.subject[:4])],
+            shared,
+            sum(seen),
+        )
+
+    ours, shared, few = found()
+    monkeypatch.setattr(beginnings, "WORTH", 0)
+    theirs, nothing, many = found()
+    for handle in handles:
+        handle.remove()
+    assert shared and not nothing and few < many
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
 def test_vectors_and_keys_do_not_notice(family, monkeypatch):
     """Shared beginnings and lanes of any length against nothing shared, in float64."""
     model, edits = tiny_model(family, torch.float64), some_edits()
@@ -123,6 +169,19 @@ def test_hooks_that_read_whole_rows_are_given_whole_rows(dtype):
         whole = run_blocks(model, embed(model, rows.tokens), 0, 1, mask, row_positions(rows.tokens))
     places = torch.arange(len(rows.subject)), rows.subject
     assert torch.equal(source.at(*places), whole[places])
+    walks = []
+    for share in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(beginnings, "WORTH", 8 if share else 0)
+            for first in (0, 1):  # hooks on blocks 0 and 1, then only above the walk's first stretch
+                walk = KeyWalk(model, edits, [[""], CONTEXTS[1:]], first, cut=False)
+                assert not walk.apart.shared or not first
+                walks.append([*walk.keys_and_state(2), walk])
+                walk.advance(3)
+                walks.append([*walk.keys_and_state(3), walk])
+    for ours, theirs in zip(walks[:4], walks[4:], strict=True):
+        torch.testing.assert_close(ours[0], theirs[0])
+        torch.testing.assert_close(ours[1], theirs[1])
     plain = take_apart(rows.tokens, rows.context, rows.subject)
     assert (source.apart.offset <= plain.offset).all() and (source.apart.offset < plain.offset).any()
     if dtype == torch.bfloat16:

@@ -49,9 +49,12 @@ def attach(model: LanguageModel, hooks: dict[nn.Module, Callable[..., Any]]) -> 
     return Attachment(handles)
 
 
-def hooked(model: LanguageModel) -> bool:
-    """Whether anything hangs on the model, which may read whole rows."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.network.modules())
+def first_hooked(model: LanguageModel) -> int:
+    """The lowest block on which anything hangs, which may read whole rows; the number of blocks where nothing does."""
+    for number, block in enumerate(model.blocks):
+        if any(module._forward_hooks or module._forward_pre_hooks for module in block.modules()):
+            return number
+    return model.n_blocks
 
 
 @contextmanager

@@ -59,6 +59,16 @@ class Beginnings:
         rest = states.gather(1, columns[:, :, None].expand(-1, -1, states.shape[2]))
         return States(states[first, : self.shared], rest)
 
+    def join(self, states: States) -> Float[Tensor, "R n d"]:
+        """States of whole rows, put together again."""
+        whole = torch.cat([states.beginnings[self.group], states.rest], dim=1)
+        width = int((self.offset + self.rest.lengths).max())
+        column = torch.arange(width, device=self.offset.device)
+        place = torch.where(
+            column < self.offset[:, None], column, column + (self.shared - self.offset)[:, None]
+        )
+        return whole.gather(1, place.clamp(max=whole.shape[1] - 1)[:, :, None].expand(-1, -1, whole.shape[2]))
+
     def run_beginnings(
         self, model: LanguageModel, states: Float[Tensor, "C p d"], first: int, last: int
     ) -> tuple[Float[Tensor, "C p d"], Noted]:

@@ -282,5 +282,7 @@ class KeyValueEditor(Editor, ABC):
         record: dict[str, Any] | None,
     ) -> None:
         """Write z into the layers (see `layer_writer`)."""
-        walk = KeyWalk(self.model, edits, self.contexts, self.settings.layers[0], cut)
+        walk = KeyWalk(
+            self.model, edits, self.contexts, self.settings.layers[0], cut, share=not self.padding_counts
+        )
         write_layers(walk, self.settings.layers, targets, solve, write, record)

@@ -17,7 +17,7 @@ from torch import Tensor
 from palimpsest.editors.shared.beginnings import States, take_apart
 from palimpsest.editors.shared.contexts import put_before
 from palimpsest.edits import Edit
-from palimpsest.models.hooks import captured_inputs, hooked
+from palimpsest.models.hooks import captured_inputs, first_hooked
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.memory import block_bytes, in_parts
 from palimpsest.models.partial import Noted
@@ -34,6 +34,7 @@ class KeyWalk:
             over each group, then over groups: with one group of five, the bare prompt weighs 1/2 (released code).
         cut: drop the tokens after the subject, which no key can depend on. Not with hook layers, whose scope decision
             looks at the whole sequence.
+        share: carry what sequences begin with alike once for all. Not where padding counts, whose states it would change.
 
     With `LanguageModel.lean` off nothing is cut, and every layer is reached from the embeddings.
     """
@@ -45,6 +46,7 @@ class KeyWalk:
         contexts: Sequence[Sequence[str]],
         first_layer: int,
         cut: bool,
+        share: bool = True,
     ):
         cut = cut and model.lean
         texts = [
@@ -57,14 +59,15 @@ class KeyWalk:
         ]
         ids = [row.ids[: index + 1] if cut else row.ids for row, index in zip(rows, subject, strict=True)]
         self.model, self.layer = model, 0
-        tokens, place = pad(model, ids), torch.tensor(subject, device=model.device)
+        self.tokens, place = pad(model, ids), torch.tensor(subject, device=model.device)
         self.n_edits = len(edits)
         weights = [1.0 / (len(contexts) * len(group)) for group in contexts for _ in group]
         self.weights = torch.tensor(weights, device=model.device)
         self.bare = torch.arange(len(edits), device=model.device) * len(weights)
-        context = torch.arange(len(texts), device=model.device) % len(weights)
-        # Hooks read whole rows: nothing is taken apart then.
-        self.apart = take_apart(tokens, context, place * int(cut and not hooked(model)))
+        # Hooks may read whole rows: nothing is apart from the first block with one on.
+        self.whole_from = first_hooked(model) if model.lean and share else 0
+        self.context = torch.arange(len(texts), device=model.device) % len(weights)
+        self.apart = take_apart(self.tokens, self.context, place * int(self.whole_from > 0))
         self.subject = place - self.apart.offset
         self.states = self.apart.embed(model)
         self.advance(first_layer)
@@ -76,6 +79,20 @@ class KeyWalk:
             return
         if not self.model.lean:
             self.layer, self.states = 0, self.apart.embed(self.model)
+        if self.layer < self.whole_from < layer:
+            self._carry(self.whole_from)
+        self._join(layer - 1)
+        self._carry(layer)
+
+    def _join(self, last: int) -> None:
+        """Put the rows together again before a stretch that ends with block `last`, when it has hooks."""
+        if last < self.whole_from or not self.apart.shared:
+            return
+        states, self.subject = self.apart.join(self.states), self.subject + self.apart.offset
+        self.apart = take_apart(self.tokens, self.context, torch.zeros_like(self.subject))
+        self.states = self.apart.split(states)
+
+    def _carry(self, layer: int) -> None:
         first, last, rest = self.layer, layer - 1, self.states.rest
         beginnings, kept = self.apart.run_beginnings(self.model, self.states.beginnings, first, last)
 
@@ -97,6 +114,7 @@ class KeyWalk:
         Returns:
             K [b, d_k] in float32 or wider, and h [b, d] in the model's dtype, the output of block `target_layer` at the subject.
         """
+        self._join(target_layer)
         _, kept = self.apart.run_beginnings(self.model, self.states.beginnings, self.layer, target_layer)
         keys, states = zip(
             *self._in_parts(lambda edits: self._keys_of(edits, target_layer, kept)), strict=True

@@ -17,14 +17,13 @@ from torch import Tensor
 from palimpsest.editors.shared.beginnings import Beginnings, States, take_apart
 from palimpsest.editors.shared.packing import Row, pack_rows
 from palimpsest.editors.shared.target_sequences import TargetSequences
-from palimpsest.models.hooks import hooked
+from palimpsest.models.hooks import first_hooked
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import (
     Noted,
     Prefix,
     additive,
     causal_mask,
-    embed,
     row_positions,
     run_blocks,
 )
@@ -81,20 +80,20 @@ class Lanes:
 def run_once(model: LanguageModel, rows: TargetSequences, layer: int) -> Source:
     """Run the lower blocks on all tokens, and the upper ones on what precedes the subjects.
 
-    With hooks on the model, which may read whole rows, the lower blocks are given whole rows.
+    From the first block with a hook, which may read whole rows, the lower blocks are given whole rows.
     """
-    if hooked(model):
-        tokens = rows.tokens
-        mask = causal_mask(tokens.attention_mask, model.dtype)
+    tokens, below = rows.tokens, min(first_hooked(model), layer + 1)
+    apart = take_apart(tokens, rows.context, rows.subject)
+    reached = apart.embed(model)
+    if below:
+        beginnings, kept = apart.run_beginnings(model, reached.beginnings, 0, below - 1)
+        reached = States(beginnings, apart.run_rest(model, reached.rest, 0, below - 1, kept))
+    if below <= layer:
+        mask, states = causal_mask(tokens.attention_mask, model.dtype), apart.join(reached)
         with model.padding_of(tokens.attention_mask):
-            states = run_blocks(model, embed(model, tokens), 0, layer, mask, row_positions(tokens))
+            states = run_blocks(model, states, below, layer, mask, row_positions(tokens))
         apart = take_apart(tokens, rows.context, rows.subject, states)
         reached = apart.split(states)
-    else:
-        apart = take_apart(rows.tokens, rows.context, rows.subject)
-        start = apart.embed(model)
-        beginnings, kept = apart.run_beginnings(model, start.beginnings, 0, layer)
-        reached = States(beginnings, apart.run_rest(model, start.rest, 0, layer, kept))
     begun: Noted = {}
     rests: Noted = {}
     if layer + 1 < model.n_blocks:
