@@ -279,13 +279,12 @@ def edit_losses(
             model, read, max(loss_layer + 1, lanes.first), last, lanes.mask, lanes.positions, past
         )
 
-    m = len(lanes.read_token)
+    # Apart, so that the gradient of one is not spread over the vocabulary's width of the other.
     read_lane, read_slot, read_edit = lanes.read
-    places = torch.cat([read[read_lane, read_slot], final[lanes.kl]])
-    log_probabilities = read_out(model, places).to(delta.dtype).log_softmax(dim=1)
-    chosen = log_probabilities[:m].gather(1, lanes.read_token[:, None])[:, 0]
-    rewriting = torch.zeros_like(norm).index_add(0, read_edit, -chosen * lanes.read_weight.to(chosen))
-    log_p = log_probabilities[m:]
+    logits = read_out(model, read[read_lane, read_slot]).to(delta.dtype)
+    lost = torch.nn.functional.cross_entropy(logits, lanes.read_token, reduction="none")
+    rewriting = torch.zeros_like(norm).index_add(0, read_edit, lost * lanes.read_weight.to(lost))
+    log_p = read_out(model, final[lanes.kl]).to(delta.dtype).log_softmax(dim=1)
     log_p_0 = log_p.detach() if before is None else before
     divergence = (log_p.exp() * (log_p - log_p_0)).sum(
         dim=1
