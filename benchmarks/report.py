@@ -35,7 +35,8 @@ covariance with a pass for each layer that ends there, as the released code has 
 early stop. On a CPU seconds are CPU seconds.
 
 XL- and GPT-J-shaped models have full width but few blocks, steps and edits on a CPU; *whole model* is what the formulas of
-`benchmarks/flops.py` make of it (20 steps, all blocks): extrapolated, not measured."""
+`benchmarks/flops.py` make of it (20 steps, all blocks): extrapolated, not measured, and only where the fast form spends its time
+on products. FT's fast form also keeps its weights in float32 and checks the edited model, which the plain one does not."""
 AFTER_EDITS = """GFLOP and share: per edit, of the target search (writers) or the optimisation (GRACE, FT) by formula, of the
 others' edits as counted; SERAC, retrieval and LU store an edit after at most one pass: they have one form;
 *with early stop*: seconds of the editor as papers and presets have it, where a row leaves the search when its loss is below .05

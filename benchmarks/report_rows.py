@@ -26,6 +26,7 @@ EDITORS = (
     "ft_ewc",
     "ft_retrain",
 )
+PRODUCTS = 0.5  # share of the product rate from which on time may be scaled by operations
 FLAT = 1.2  # an edit after 10,000 may take so many times as long as one after 10, and its cost still counts as flat
 # Of the plan for this release: (piece, what, how many times)
 TARGETS = (
@@ -64,9 +65,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], whole: bool = Fals
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
+def whole_model(measured: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """What the formulas make of the whole model, where at least half of the fast form's time is what they count."""
+    return measured.get("extrapolated") if (measured.get("share_fast") or 0.0) >= PRODUCTS else None
+
+
 def ratio(measured: Mapping[str, Any]) -> float | None:
     """How many times faster, of the whole model where it was extrapolated."""
-    both = measured.get("extrapolated") or {
+    both = whole_model(measured) or {
         form: measured[form]["seconds"] for form in ("plain", "fast") if form in measured
     }
     return both["plain"] / both["fast"] if len(both) == 2 else None
@@ -93,7 +99,7 @@ def edit_rows(results: Results) -> list[list[str]]:
                 continue
             measured = results[name]["measured"]
             plain, fast, work = measured.get("plain"), measured["fast"], measured.get("flops", {})
-            more, stop = measured.get("extrapolated"), measured.get("stopping")
+            more, stop = whole_model(measured), measured.get("stopping")
             shares = [measured.get(f"share_{form}") for form in ("plain", "fast")]
             rows.append(
                 [
