@@ -170,10 +170,10 @@ def _package_version() -> str:
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
+    # Without the lock that `status` takes to refresh the index: a run that is killed just then would leave it to the user's git.
+    command = ["git", "--no-optional-locks", *arguments]
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=directory, capture_output=True, text=True, timeout=20, check=False
-        )
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

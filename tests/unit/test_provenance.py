@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -112,6 +113,12 @@ def test_commit_and_whether_the_source_was_changed(tmp_path: Path):
     git("commit", "-qm", "one")
     assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "a.py").write_text("x = 2\n")
+    index = tmp_path / ".git" / "index"
+    git("checkout", "-q", "a.py")
+    os.utime(tmp_path / "a.py", (1, 1))  # a plain `git status` would write the index anew, under a lock
+    before = index.read_bytes()
+    assert git_state(tmp_path)["dirty"] is False and index.read_bytes() == before
+    (tmp_path / "a.py").write_text("changed again")
     assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
 
 
