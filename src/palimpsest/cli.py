@@ -42,10 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"palimpsest: {error}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
-        if type(error).__name__ not in (
-            "OutOfMemoryError",
-            "MemoryError",
-        ):  # torch's own, named without loading torch
+        # The first is torch's own, named here without loading torch.
+        if type(error).__name__ not in ("OutOfMemoryError", "MemoryError"):
             raise
         first = (str(error).splitlines() or [""])[0]
         print(

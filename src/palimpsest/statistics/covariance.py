@@ -167,8 +167,8 @@ class CollectionSettings:
         tokens: token budget; collection ends there or at the end of the corpus.
         context: tokens per row; `None` = the model's context.
         cut_passages: read no more than `context` tokens of each passage, as the papers do with articles.
-        batch_tokens: tokens that are summed at once, and share a forward pass as far as free memory lets (the sums agree up to
-            float32 rounding).
+        batch_tokens: tokens counted at once, which share a forward pass as far as free memory lets (the sums agree up to float32
+            rounding).
         checkpoint_batches: the sums so far are written every so many batches, however long that takes; `None` = as often as
             writing them takes at most a twentieth of the time.
         symmetric: compute one half of the symmetric products and mirror it; False computes both.
