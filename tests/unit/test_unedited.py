@@ -156,4 +156,5 @@ def test_what_is_too_large_or_no_number_is_not_kept(tmp_path):
     Asked(model, pairs, drift=True, unedited=Unedited(tmp_path))
     model.final_norm.weight.data.fill_(math.nan)
     said = Asked(model, pairs, unedited=Unedited(tmp_path)).before(pairs)
+    Asked(tiny_model("gpt2"), [], unedited=Unedited(tmp_path))  # nothing asked, nothing kept
     assert all(math.isnan(one.loss) for one in said) and not list(tmp_path.iterdir())

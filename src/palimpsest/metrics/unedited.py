@@ -56,6 +56,8 @@ class Unedited:
             plain: the answers as lists for JSON, each as long as the questions, or empty.
             read: the answers again; it may raise what Python raises for wrong types, which means a damaged file.
         """
+        if not questions:
+            return ask()
         about = {
             "format": FORMAT,
             "model": model.fingerprint,
