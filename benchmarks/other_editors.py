@@ -101,10 +101,10 @@ def _number(report: Any) -> float:
 
 def _untrained(name: str, model: Any, settings: dict[str, Any]) -> Any:
     from palimpsest.editors import editor_class
-    from palimpsest.learning.artefact import Trained, plain_settings
+    from palimpsest.learning.artefact import TrainedEditor, plain_settings
 
     learner = editor_class(name).learner(model, settings, 0)
-    return Trained(
+    return TrainedEditor(
         editor=name, model=model.fingerprint, model_name=model.name, data="", seed=0, steps=0, best_step=0,
         settings=plain_settings(learner.settings), validation={}, tensors=learner.tensors(),
     )  # fmt: skip

@@ -88,7 +88,7 @@ def covariance(shape: str, tokens: int, device: str, dtype: str) -> dict:
 
     Both forms end in the last wanted block, so the model has the blocks up to there, on any machine: nothing is extrapolated.
     """
-    from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
+    from palimpsest.statistics.covariance import CovarianceSettings, collect_covariance
 
     whole = SHAPES[shape]
     layers = (whole.get("cpu_statistics") if device == "cpu" else None) or whole["layers"]
@@ -96,14 +96,14 @@ def covariance(shape: str, tokens: int, device: str, dtype: str) -> dict:
     corpus, rate = sentences(tokens // 8), product_rate(device, dtype)
     context = min(model.context, 512)
     common = {"tokens": tokens, "context": context, "batch_tokens": min(tokens, 2048)}
-    collect_covariance(model, corpus[:40], CollectionSettings(layers=layers[:1], tokens=64), progress=False)
+    collect_covariance(model, corpus[:40], CovarianceSettings(layers=layers[:1], tokens=64), progress=False)
     plain = {}
     with taking(device) as slow:
         for layer in layers:
-            settings = CollectionSettings(layers=(layer,), symmetric=False, **common)
+            settings = CovarianceSettings(layers=(layer,), symmetric=False, **common)
             plain |= collect_covariance(model, corpus, settings, progress=False).matrices
     with taking(device) as quick:
-        found = collect_covariance(model, corpus, CollectionSettings(layers=layers, **common), progress=False)
+        found = collect_covariance(model, corpus, CovarianceSettings(layers=layers, **common), progress=False)
     size, seen = sizes(whole, whole["blocks"], layers[-1]), found.tokens
     work = {
         "plain": covariance_plain(size, layers, seen, context),

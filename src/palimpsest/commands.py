@@ -211,9 +211,10 @@ def run_run(
     **inputs: Path | None,
 ) -> None:
     """Execute one run."""
+    from palimpsest.run_inputs import RunFiles
     from palimpsest.runs import execute
 
-    execute(spec, seed, model, dataset, out, code=code, **inputs)
+    execute(spec, seed, RunFiles(model, dataset, **inputs), out, code)
 
 
 def run_figure(name: str, spec: dict[str, Any], runs: list[Path], out: Path) -> list[Path]:

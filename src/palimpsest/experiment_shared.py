@@ -28,7 +28,7 @@ SEARCH_OPTIONS = ("known_only", "sample", "conflicts", "dtype", "device")
 
 
 @dataclass(frozen=True)
-class Training:
+class PlannedTraining:
     """The training of one editor for one model on one data set; runs of all seeds and of several variants edit with it.
 
     Attributes:
@@ -69,7 +69,7 @@ def training_of(
     spec: Mapping[str, Any],
     changes: Mapping[str, Any],
     problems: list[str],
-) -> Training | None:
+) -> PlannedTraining | None:
     """The training that a run edits with; None for editors that do not learn.
 
     Its settings are those of the variant, or of the one that it is `trained_as`, without what the protocol changes and
@@ -116,7 +116,7 @@ def training_of(
         )
     own = [f"{name}-{value}" for name, value in learned.items()]
     name = "-".join([model, dataset, editor, learned_as, *own]).lower().replace(" ", "")
-    return Training(
+    return PlannedTraining(
         name=re.sub(r"[^a-z0-9_-]+", "p", name),
         title=content["variants"][learned_as].get("title") or content["title"],
         model=model,
@@ -139,9 +139,9 @@ def _trained_alike(config: Config, editor: str, variant: str, model: str) -> boo
     )
 
 
-def training_problems(trainings: Iterable[Training | None]) -> list[str]:
+def training_problems(trainings: Iterable[PlannedTraining | None]) -> list[str]:
     """Trainings of one name that are not one and the same."""
-    first: dict[str, Training] = {}
+    first: dict[str, PlannedTraining] = {}
     return [
         f"two different trainings are called {one.name!r}: rename a variant in config/editors/{one.spec['editor']}.yaml"
         for one in trainings

@@ -33,21 +33,27 @@ from palimpsest.experiment_checks import (
 from palimpsest.experiment_figures import figure_spec
 from palimpsest.experiment_pins import Unpinned, pin_problems, unpinned_models
 from palimpsest.experiment_places import split_method
-from palimpsest.experiment_shared import Training, search_name, search_spec, training_of, training_problems
+from palimpsest.experiment_shared import (
+    PlannedTraining,
+    search_name,
+    search_spec,
+    training_of,
+    training_problems,
+)
 from palimpsest.figures import TABLE_DRAWERS
 
 SNAPSHOTS = ("consecutive", "lifelong")  # protocols that look at the model in between
 
 
 @dataclass
-class Run:
+class PlannedRun:
     """One resolved run: what it does (`spec`), for which seeds, and what files it needs."""
 
     spec: dict[str, Any]
     seeds: list[int]
     needs_statistics: bool
     targets: str | None = None  # the search of target vectors it shares with other runs
-    training: Training | None = None  # of its editor, if that learns; shared too
+    training: PlannedTraining | None = None  # of its editor, if that learns; shared too
 
     @property
     def name(self) -> str:
@@ -78,7 +84,7 @@ class Plan:
     """
 
     config: Config
-    runs: dict[str, Run]
+    runs: dict[str, PlannedRun]
     figures: dict[str, Figure]
     notes: list[str] = field(default_factory=list)
 
@@ -86,7 +92,7 @@ class Plan:
         """Searches of target vectors that runs share: name -> their spec."""
         return {run.targets: search_spec(run.spec) for run in self.runs.values() if run.targets}
 
-    def trainings(self) -> dict[str, Training]:
+    def trainings(self) -> dict[str, PlannedTraining]:
         """Trainings of editors that learn: name -> what is trained."""
         return {run.training.name: run.training for run in self.runs.values() if run.training}
 
@@ -155,7 +161,7 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
     config = load_config(scale, root)
     problems = list(reference_problems(config))
     notes: list[str] = []
-    runs: dict[str, Run] = {}
+    runs: dict[str, PlannedRun] = {}
     figures: dict[str, Figure] = {}
     for name, sizes in config.scale["experiments"].items():
         entry = config.experiments.get(name)
@@ -189,7 +195,7 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
 
 def _expand(
     config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any], problems: list[str]
-) -> Iterator[Run]:
+) -> Iterator[PlannedRun]:
     """All runs of one experiment."""
     if not entry.get("protocol"):
         return
@@ -237,7 +243,7 @@ def _resolve(
     dataset: str,
     point: Any,
     problems: list[str],
-) -> Run:
+) -> PlannedRun:
     """One run with all its settings."""
     editor, variant = method
     content, scale, edits = config.editors[editor], config.scale, places.edits_of(sizes, model)
@@ -288,7 +294,7 @@ def _resolve(
         problems.append(problem)
     if problem := places.fisher_problem(scale, spec):
         problems.append(problem)
-    run = Run(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
+    run = PlannedRun(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
     if content.get("shares_targets") and entry["protocol"] == "single_round":
         run.targets = search_name(search_spec(spec))
     run.training = training_of(config, spec, changes, problems)
@@ -325,7 +331,7 @@ def _run_name(spec: Mapping[str, Any], suffix: str) -> str:
     return re.sub(r"[^a-z0-9_-]+", "p", "-".join(parts).lower().replace(" ", ""))
 
 
-def _share(run: Run, runs: dict[str, Run], problems: list[str]) -> None:
+def _share(run: PlannedRun, runs: dict[str, PlannedRun], problems: list[str]) -> None:
     """Enter a run, or join the seeds of the same run that another experiment needs."""
     known = runs.setdefault(run.name, run)
     generation = known.spec["options"].get("generation") or run.spec["options"].get("generation")

@@ -33,6 +33,33 @@ READ_THE_END = ("lifelong", "simultaneous")  # protocols whose rows carry a deco
 
 
 @dataclass(frozen=True)
+class RunFiles:
+    """What a run reads, written by the rules before it.
+
+    Attributes:
+        model, dataset: what the rules `model` and `dataset` wrote (the latter holds `edits.jsonl`, and for lifelong runs
+            `probes.jsonl` and `manifest.json`).
+        statistics: folder of covariance statistics, for editors that need them.
+        gate: verdict on the model (JSON), needed unless options.gate is "off".
+        known: what the model knows (JSON), needed with options.known_only.
+        text: plain text whose last tenth was held out; without it no text drift is measured.
+        targets: folder of target vectors searched beforehand (`palimpsest targets`), for single-round runs.
+        trained: what `palimpsest train-editor` wrote, for editors that learn.
+        answers: folder that keeps what unedited models answer, for all runs that ask them the same.
+    """
+
+    model: Path | str
+    dataset: Path | str
+    statistics: Path | str | None = None
+    gate: Path | str | None = None
+    known: Path | str | None = None
+    text: Path | str | None = None
+    targets: Path | str | None = None
+    trained: Path | str | None = None
+    answers: Path | str | None = None
+
+
+@dataclass(frozen=True)
 class Options:
     """How a run chooses and judges.
 

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +21,6 @@ from palimpsest.editors.base import edit_name
 from palimpsest.edits import read_edits
 from palimpsest.errors import SettingsError
 from palimpsest.files import only_one
-from palimpsest.learning.artefact import Trained
-from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.models.memory import peak_on_gpu
@@ -34,14 +32,14 @@ from palimpsest.protocols.sample import Sample, read_reserved
 from palimpsest.protocols.stream import Progress, Stream
 from palimpsest.run_inputs import (
     Options,
-    batching_of,
+    RunFiles,
     check_gate,
     check_parts,
     choose_edits,
     known_edits,
     set_threads,
-    text_meter,
 )
+from palimpsest.run_streams import PreparedRun
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +48,7 @@ REQUIRED = ("run", "protocol", "dataset", "model", "editor", "edits", "batch_siz
 
 
 def execute(
-    spec: Mapping[str, Any],
-    seed: int,
-    model_dir: Path | str,
-    dataset_dir: Path | str,
-    out: Path | str,
-    statistics: Path | str | None = None,
-    gate: Path | str | None = None,
-    known: Path | str | None = None,
-    text: Path | str | None = None,
-    targets: Path | str | None = None,
-    trained: Path | str | None = None,
-    answers: Path | str | None = None,
-    code: str | None = None,
+    spec: Mapping[str, Any], seed: int, files: RunFiles, out: Path | str, code: str | None = None
 ) -> Path:
     """Carry out one run and write metrics, records and inspection tables and, last, `run.json` into `out`.
 
@@ -71,15 +57,7 @@ def execute(
     Args:
         spec: the resolved run (experiments.py); kept whole in `run.json`.
         seed: of the sample, the order, and everything the editor draws.
-        model_dir, dataset_dir: what the rules `model` and `dataset` wrote (the latter holds `edits.jsonl`, and for
-            lifelong runs `probes.jsonl` and `manifest.json`).
-        statistics: folder of covariance statistics, for editors that need them.
-        gate: verdict on the model (JSON), needed unless options.gate is "off".
-        known: what the model knows (JSON), needed with options.known_only.
-        targets: folder of target vectors searched beforehand (`palimpsest targets`), for single-round runs.
-        text: plain text whose last tenth was held out; without it no text drift is measured.
-        trained: what `palimpsest train-editor` wrote, for editors that learn.
-        answers: folder that keeps what unedited models answer, for all runs that ask them the same.
+        files: what it reads.
         code: `provenance.digest_of_run`, where it is known already; to work it out takes a quarter of a second.
 
     Returns:
@@ -89,42 +67,26 @@ def execute(
         PalimpsestError: bad input; nothing is written then.
     """
     with only_one(out):
-        return _execute(
-            spec, seed, model_dir, dataset_dir, Path(out), statistics, gate, known, text, targets, trained, answers, code
-        )  # fmt: skip
+        return _execute(spec, seed, files, Path(out), code)
 
 
-def _execute(
-    spec: Mapping[str, Any],
-    seed: int,
-    model_dir: Path | str,
-    dataset_dir: Path | str,
-    out: Path,
-    statistics: Path | str | None,
-    gate: Path | str | None,
-    known: Path | str | None,
-    text: Path | str | None,
-    targets: Path | str | None,
-    trained: Path | str | None,
-    answers: Path | str | None,
-    code: str | None,
-) -> Path:
+def _execute(spec: Mapping[str, Any], seed: int, files: RunFiles, out: Path, code: str | None) -> Path:
     started, clock = datetime.now(UTC), time.perf_counter()
     options = _check_spec(spec)
     set_threads()
-    verdict = check_gate(spec, options, gate)
-    knows = known_edits(options, known)
-    edits_file = Path(dataset_dir) / "edits.jsonl"
+    verdict = check_gate(spec, options, files.gate)
+    knows = known_edits(options, files.known)
+    edits_file = Path(files.dataset) / "edits.jsonl"
     edits = read_edits(edits_file)
-    model = load_model(model_dir, dtype=options.dtype, device=options.device, lean=not options.plain)
+    model = load_model(files.model, dtype=options.dtype, device=options.device, lean=not options.plain)
     lifelong = spec["protocol"] == "lifelong"
     if lifelong:
         inputs = protocol_part("lifelong_inputs")
-        options = replace(options, task=inputs.task_of(dataset_dir, options.task, model))
+        options = replace(options, task=inputs.task_of(files.dataset, options.task, model))
         edits = inputs.cut_edits(model, edits, options.task)
     elif spec["protocol"] != "simultaneous":
         model.need_decoder(f"the protocol {spec['protocol']}")
-    reserved = read_reserved(dataset_dir)
+    reserved = read_reserved(files.dataset)
     sample = choose_edits(
         spec, seed, options, edits, model, knows, f"{spec['dataset']} ({edits_file})", reserved
     )
@@ -134,25 +96,19 @@ def _execute(
         spec["editor"],
         model,
         dict(spec.get("settings") or {}),
-        statistics=statistics,
+        statistics=files.statistics,
         seed=seed,
-        trained=trained,
+        trained=files.trained,
     )
-    if isinstance(editor.statistics, Trained):
-        editor.statistics.refuse_learned(sample.edits)
-    if targets is not None:
-        _use_targets(editor, spec, targets)
+    if editor.trained is not None:
+        editor.trained.refuse_learned(sample.edits)
+    if files.targets is not None:
+        _use_targets(editor, spec, files.targets)
     identity = _identity(spec, seed, model, edits_file, editor, sample)
     identity["code"] = code or provenance.digest_of_run(spec)
     alone = options.plain or editor.acts_unedited()
-    kept = Unedited(Path(answers)) if answers and not alone else None
-    stream: Any
-    if lifelong:
-        stream = _lifelong_stream(spec, seed, options, editor, sample, text, dataset_dir, kept)
-    elif spec["protocol"] == "simultaneous":
-        stream = _simultaneous_stream(spec, seed, options, editor, sample, reserved, kept)
-    else:
-        stream = _stream(spec, seed, options, editor, sample, text, kept)
+    unedited = Unedited(Path(files.answers)) if files.answers and not alone else None
+    stream = PreparedRun(spec, seed, options, files, editor, sample, reserved, unedited).stream()
     if checks is not None:
         checks.built(editor)
     checkpoints = Checkpoints(out / CHECKPOINTS, identity, every_batch=options.checkpoint_every_batch)
@@ -222,86 +178,6 @@ def _check_spec(spec: Mapping[str, Any]) -> Options:
     return Options.from_dict(spec.get("options") or {})
 
 
-def _stream(
-    spec: Mapping[str, Any],
-    seed: int,
-    options: Options,
-    editor: Any,
-    sample: Sample,
-    text: Path | str | None,
-    kept: Unedited | None,
-) -> Stream:
-    """Everything the protocol needs; asks the unedited model all questions."""
-    batching = batching_of(editor, options)
-    editor.calibrate([probe.prompt for edit in sample.edits for probe in edit.locality])
-    return Stream(
-        run=spec["run"],
-        seed=seed,
-        editor=editor,
-        evaluation=Evaluation(editor.model, sample.edits, options.generation, batching, kept),
-        batch_size=spec["batch_size"],
-        snapshot_every=spec.get("snapshot_every"),
-        text_loss=text_meter(editor, options, text),
-    )
-
-
-def _lifelong_stream(
-    spec: Mapping[str, Any],
-    seed: int,
-    options: Options,
-    editor: Any,
-    sample: Sample,
-    text: Path | str | None,
-    dataset_dir: Path | str,
-    kept: Unedited | None,
-) -> Any:
-    """The same for a lifelong run; encodes every question, so that bad records are refused now."""
-    return protocol_part("lifelong_inputs").lifelong_stream(
-        editor,
-        sample.edits,
-        dataset_dir,
-        task=options.task,
-        batching=batching_of(editor, options),
-        said_tokens=options.said_tokens,
-        kept_bytes=options.kept_mb << 20,
-        unedited=kept,
-        run=spec["run"],
-        seed=seed,
-        snapshot_every=spec.get("snapshot_every"),
-        edit_always=options.edit_always,
-        until_edits=options.until_edits,
-        text_loss=text_meter(editor, options, text) if editor.model.kind == "decoder" else None,
-    )
-
-
-def _simultaneous_stream(
-    spec: Mapping[str, Any],
-    seed: int,
-    options: Options,
-    editor: Any,
-    sample: Sample,
-    reserved: Collection[str],
-    kept: Unedited | None,
-) -> Any:
-    """The same for simultaneous edits. What learned editors were trained with is not asked out of scope either."""
-    others = [edit for edit in sample.others if edit.identifier not in reserved]
-    asked = [edit.prompt for edit in others] or [p.prompt for edit in sample.edits for p in edit.locality]
-    editor.calibrate(asked)
-    return protocol_part("simultaneous_inputs").Simultaneous(
-        run=spec["run"],
-        seed=seed,
-        editor=editor,
-        chosen=sample.edits,
-        others=others,
-        batch_sizes=options.batch_sizes or [spec["batch_size"]],
-        draws=options.draws,
-        outside=options.outside,
-        rephrasings=options.rephrasings,
-        batching=batching_of(editor, options),
-        unedited=kept,
-    )
-
-
 def _inspect(stream: Stream, progress: Progress, sample: Sample) -> list[dict[str, Any]]:
     """Rows about the edits the editor holds now: all, or in a single round those of the last batch."""
     base = {"run": stream.run, "seed": stream.seed, "step": progress.step}
@@ -316,7 +192,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What this run is, but for its code: checkpoints of anything else are not resumed."""
     chosen = hashlib.sha256("\n".join(edit_name(edit) for edit in sample.edits).encode()).hexdigest()
-    used = editor.statistics
+    used = editor.statistics if editor.trained is None else editor.trained
     return {
         "spec": dict(spec),
         "seed": seed,

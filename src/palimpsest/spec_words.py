@@ -219,7 +219,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     ),
     "pretrain": (
         Part("shape of the model", SHAPE, PRETRAIN, further=OWN_SHAPE),
-        Part("training of gpt2, gptj and llama, on sentences", ("models.pretrain:Training",), PRETRAIN),
+        Part("training of gpt2, gptj and llama, on sentences", ("models.pretrain:TextTraining",), PRETRAIN),
         Part("training of t5 and bert, on pairs", ("models.pretrain_pairs:PairTraining",), PRETRAIN),
         Part("t5 and bert, instead of a shape (family must be given)", further=("start",), words={
             "start": "go on from these weights: a directory, a hub id with its commit, or package:NAME/FOLDER"}),
@@ -232,8 +232,8 @@ PARTS: dict[str, tuple[Part, ...]] = {
     ),
     "gate": (Part("all of them have a default", ("models.gate:GateSettings",), NAMES, further=(*NAMES, "device", "dtype")),),
     "statistics": (
-        Part("covariance of keys (the default)", ("statistics.covariance:CollectionSettings",), further=("device", "dtype")),
-        Part("Fisher information, with kind", ("statistics.fisher:CollectionSettings",), {"kind": "fisher"},
+        Part("covariance of keys (the default)", ("statistics.covariance:CovarianceSettings",), further=("device", "dtype")),
+        Part("Fisher information, with kind", ("statistics.fisher:FisherSettings",), {"kind": "fisher"},
              further=("kind", "device", "dtype"), must=("kind",)),
     ),
     "train-editor": (Part("what is trained", words=TRAIN, further=(*TRAIN, "device", "dtype"), must=("editor",)),),

@@ -101,7 +101,7 @@ class Network:
         return self.third(functional.relu(overrule(query, output) if overrule else output))  # type: ignore[no-any-return]
 
 
-class Codebook:
+class ToyCodebook:
     """GRACE's keys, values, radii and labels for single points (spec 1.4, corrected rules)."""
 
     def __init__(self, radius: float):
@@ -150,7 +150,7 @@ class Codebook:
 
 
 @dataclass(frozen=True)
-class World:
+class ToyWorld:
     """Points [n, 2] and labels [n] of every set."""
 
     train: tuple[Tensor, Tensor]
@@ -160,7 +160,7 @@ class World:
     disc: tuple[float, float, float]
 
 
-def make_world(settings: ToySettings, generator: torch.Generator) -> World:
+def make_world(settings: ToySettings, generator: torch.Generator) -> ToyWorld:
     """Two normal classes; test points outside the disc; points of the disc, labelled as the other class."""
     turn = torch.pi * (torch.rand((), generator=generator) - 0.5)
     reach = settings.rim * settings.spread
@@ -180,7 +180,7 @@ def make_world(settings: ToySettings, generator: torch.Generator) -> World:
 
     test, labels = classes(settings.test_points)
     outside = (test - torch.tensor([x, y])).norm(dim=1) > size
-    return World(
+    return ToyWorld(
         classes(settings.points),
         (test[outside], labels[outside]),
         in_disc(settings.flipped),
@@ -189,7 +189,7 @@ def make_world(settings: ToySettings, generator: torch.Generator) -> World:
     )
 
 
-def train_network(settings: ToySettings, world: World, seed: int) -> Network:
+def train_network(settings: ToySettings, world: ToyWorld, seed: int) -> Network:
     """Train the classifier on the unflipped points: Adam, all points in every step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -212,10 +212,10 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def edit_with_grace(
-    settings: ToySettings, network: Network, world: World, radius: float, seed: int
-) -> Codebook:
+    settings: ToySettings, network: Network, world: ToyWorld, radius: float, seed: int
+) -> ToyCodebook:
     """One pass over the flipped points; every error places a key or joins one, and trains its value."""
-    book, generator = Codebook(radius), torch.Generator().manual_seed(seed)
+    book, generator = ToyCodebook(radius), torch.Generator().manual_seed(seed)
     for point, label in zip(*world.edits, strict=True):
         if accuracy(network.logits(point[None], book.overrule), label[None]) == 1.0:
             continue
@@ -230,7 +230,7 @@ def edit_with_grace(
     return book
 
 
-def edit_with_fine_tuning(settings: ToySettings, network: Network, world: World) -> tuple[Network, int]:
+def edit_with_fine_tuning(settings: ToySettings, network: Network, world: ToyWorld) -> tuple[Network, int]:
     """One pass over the flipped points; every error moves the second layer until the point is right. (network, edits)."""
     second = torch.nn.Linear(settings.width, settings.width)
     second.load_state_dict(network.second.state_dict())
@@ -248,7 +248,7 @@ def edit_with_fine_tuning(settings: ToySettings, network: Network, world: World)
     return tuned, made
 
 
-def _scores(world: World, logits: Callable[[Tensor], Tensor]) -> dict[str, float]:
+def _scores(world: ToyWorld, logits: Callable[[Tensor], Tensor]) -> dict[str, float]:
     with torch.no_grad():
         return {
             "trr": accuracy(logits(world.test[0]), world.test[1]),
@@ -304,7 +304,7 @@ def compute(settings: ToySettings, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _maps(
-    settings: ToySettings, world: World, network: Network, tuned: Network, book: Codebook
+    settings: ToySettings, world: ToyWorld, network: Network, tuned: Network, book: ToyCodebook
 ) -> dict[str, Any]:
     def probability(logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda points: logits(points).softmax(dim=1)[:, 1]

@@ -18,7 +18,7 @@ from palimpsest.models.families import as_stored, matrix_view
 from palimpsest.models.objectives import encode, judge, row_losses
 from palimpsest.models.upper import Upper
 from palimpsest.statistics.fisher import (
-    CollectionSettings,
+    FisherSettings,
     FisherStatistics,
     collect_fisher,
     read_pairs,
@@ -143,7 +143,7 @@ def test_a_strong_penalty_holds_the_weights_back():
 
 def test_upstream_fisher_is_collected_once_and_used(tmp_path):
     model = tiny_model("t5")
-    settings = CollectionSettings((2,), batch_tokens=40)
+    settings = FisherSettings((2,), batch_tokens=40)
     found = collect_fisher(model, pairs("t5"), settings, tmp_path)
     inputs = encode(model, *zip(*pairs("t5"), strict=True))
     expected = (squared_gradients(model, Upper(model, inputs, 2), 2, "mlp_out") / 3).float()
@@ -152,7 +152,7 @@ def test_upstream_fisher_is_collected_once_and_used(tmp_path):
     again = collect_fisher(model, pairs("t5"), settings, tmp_path)
     assert (tmp_path / "fisher.safetensors").stat().st_mtime_ns == stamp
     assert again.describe() == found.describe() == FisherStatistics.load(tmp_path).describe()
-    wider = collect_fisher(model, pairs("t5"), CollectionSettings((1, 2)), tmp_path)
+    wider = collect_fisher(model, pairs("t5"), FisherSettings((1, 2)), tmp_path)
     assert wider.layers == (1, 2) and torch.equal(wider.matrix(2), found.matrix(2))
     editor = make_editor("ft_ewc", model, {**SETTINGS, "fisher": "upstream"}, statistics=tmp_path)
     assert editor.edit(edits("t5", 1)).applied == ["e0"]
@@ -166,7 +166,7 @@ def test_upstream_fisher_is_collected_once_and_used(tmp_path):
     with pytest.raises(StatisticsError, match="no Fisher information of layer 3"):
         found.check(model, 3, "mlp_out")
     with pytest.raises(ModelError, match="layer 9 does not exist"):
-        collect_fisher(model, pairs("t5"), CollectionSettings((9,)))
+        collect_fisher(model, pairs("t5"), FisherSettings((9,)))
     with pytest.raises(StatisticsError, match="no upstream examples"):
         collect_fisher(model, [], settings)
 
@@ -189,9 +189,9 @@ def test_fisher_statistics_of_a_model_folder(tmp_path):
     with pytest.raises(DataError, match=r"probes\.jsonl, record line 1"):
         read_pairs(file)
     with pytest.raises(SettingsError, match="name at least one block"):
-        CollectionSettings.from_dict({"layers": []})
+        FisherSettings.from_dict({"layers": []})
     with pytest.raises(SettingsError, match="has no setting 'tokens'"):
-        CollectionSettings.from_dict({"layers": [1], "tokens": 3})
+        FisherSettings.from_dict({"layers": [1], "tokens": 3})
 
 
 def test_replay_trains_on_everything_in_order_and_then_the_edit_is_made():

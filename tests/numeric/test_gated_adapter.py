@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import ALL_FAMILIES, FAMILIES, LABELS, tiny_model
 
-from palimpsest.editors.shared.gated_adapter import REPLACEMENTS, Asked, Decision, GatedAdapter, ask
+from palimpsest.editors.shared.gated_adapter import REPLACEMENTS, GatedAdapter, Override, Query
 from palimpsest.errors import ModelError
 from palimpsest.models.batching import Batching
 from palimpsest.models.families import matrix_view
@@ -31,8 +31,7 @@ class Rule:
     def __init__(self, model, layer=1, site="mlp_out", replacement="prompt_before", **extra):
         self.adapter = GatedAdapter(model, layer, site, self, replacement, **extra)
         inputs = encode_prompts_only(model, PROMPTS)
-        with asking(model, inputs):
-            states = ask(model, inputs.named, inputs.query, self.adapter.module).states
+        states = self.adapter.query(inputs).states
         generator = torch.Generator().manual_seed(0)
         width = (self.adapter.value_width, self.adapter.key_width)
         self.matrix = torch.randn(width, generator=generator) / states.norm(dim=1).mean()
@@ -43,10 +42,10 @@ class Rule:
         self.share = None
         self.adapter.attach()
 
-    def __call__(self, asked: Asked) -> Decision:
-        value = 3 * torch.tanh(asked.states @ self.matrix.T)
-        fired = asked.states @ self.direction > self.threshold
-        return Decision(fired, value, None if self.share is None else torch.full((len(value),), self.share))
+    def __call__(self, query: Query) -> Override:
+        value = 3 * torch.tanh(query.states @ self.matrix.T)
+        fired = query.states @ self.direction > self.threshold
+        return Override(fired, value, None if self.share is None else torch.full((len(value),), self.share))
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
@@ -171,25 +170,20 @@ def test_soft_decisions_mix(gpt2):
     value = torch.zeros(rule.adapter.value_width, requires_grad=True)
     gate = torch.full((4,), 0.5, requires_grad=True)
     every = torch.ones(4, dtype=torch.bool)
-    rule.adapter.rule = lambda asked: Decision(every, value.expand(4, -1), gate)
+    rule.adapter.rule = lambda asked: Override(every, value.expand(4, -1), gate)
     gradients = torch.autograd.grad(Upper(gpt2, inputs, 1).row_losses().sum(), [value, gate])
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients)
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_ask_sees_the_layer_s_own_output(family):
+def test_a_query_sees_the_layer_s_own_output(family):
     """Also when an adapter hangs there already (initial values "warm" must not read another edit's value)."""
     model = tiny_model(family)
     inputs = encode_prompts_only(model, PROMPTS)
     module = model.linear(1, "mlp_out")
 
-    def asked():
-        with asking(model, inputs):
-            return ask(model, inputs.named, inputs.query, module)
-
-    before = asked()
-    Rule(model, replacement="all")
-    after = asked()
+    before = GatedAdapter(model, 1, "mlp_out", lambda _: None).query(inputs)
+    after = Rule(model, replacement="all").adapter.query(inputs)
     assert torch.equal(before.states, after.states) and torch.equal(before.outputs, after.outputs)
     own = before.states @ matrix_view(module).T + (0 if module.bias is None else module.bias)
     assert torch.allclose(own, before.outputs, atol=1e-5)

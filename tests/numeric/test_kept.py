@@ -13,7 +13,7 @@ from palimpsest.models.batching import Batching
 from palimpsest.models.lean import _bits
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs, encode, encode_prompts_only, row_losses
-from palimpsest.models.upper import Upper, kept_bytes
+from palimpsest.models.upper import Upper, bytes_of_upper
 
 PROMPTS = ["Ada Tolvek lives in the city of", "Mira Sorn", "The mother of Jon Karel was born in"]
 FORMS = ("t5 gated", "t5 plain", "gpt2", "bert")
@@ -64,7 +64,10 @@ def test_rows_hold_what_is_said(form, site):
     for layer in (0, 2):
         for inputs in (asked(model, 6), encode_prompts_only(model, PROMPTS * 6)):
             found = held(Upper(model, inputs, layer, site))
-            assert found == pytest.approx(kept_bytes(model, inputs, layer, site), rel=0.01), (layer, found)
+            assert found == pytest.approx(bytes_of_upper(model, inputs, layer, site), rel=0.01), (
+                layer,
+                found,
+            )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -132,11 +135,11 @@ def test_a_pool_stays_within_its_budget_whatever_is_asked_first(family):
     task, answers = ("qa", CITIES) if family == "t5" else ("classification", LABELS)
     pairs = [(f"{prompt}{' I say' * n}", answers[n]) for n in range(3) for prompt in PROMPTS]
     plain = Pool(Asking(model, task, said_tokens=4), pairs).ask()
-    how = Asking(model, task, 1, Batching(tokens=40), site="mlp_out", said_tokens=4, kept_bytes=0)
-    whole = sum(kept_bytes(model, group.inputs, 1, "mlp_out") for group in Pool(how, pairs)._groups)
+    how = Asking(model, task, 1, Batching(tokens=40), site="mlp_out", said_tokens=4, room=0)
+    whole = sum(bytes_of_upper(model, group.inputs, 1, "mlp_out") for group in Pool(how, pairs)._groups)
     budget, kept = whole // 2, []
     for order in ([0, 8, 1, 4], [8, 4, 0, 1]):
-        pool = Pool(replace(how, kept_bytes=budget), pairs)
+        pool = Pool(replace(how, room=budget), pairs)
         assert [pool.ask([place])[0] for place in order] == [plain[place] for place in order]
         assert pool.ask() == plain
         uppers = [group.upper for group in pool._groups if group.upper is not None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from palimpsest.models.partial import (
-    Prefix,
-    Recorder,
+    Noted,
+    Past,
     additive,
     causal_mask,
     embed,
@@ -44,17 +44,17 @@ def test_tail_with_kept_prefix_equals_the_whole(model):
     mask, positions = causal_mask(batch.attention_mask, model.dtype), row_positions(batch)
     start = torch.tensor([3, 1, 2])
     width = int((batch.lengths - start).max())
-    recorder = Recorder()
+    noted: Noted = {}
     with torch.no_grad():
         hidden = embed(model, batch)
-        whole = run_blocks(model, hidden, 0, model.n_blocks - 1, mask, positions, recorder)
+        whole = run_blocks(model, hidden, 0, model.n_blocks - 1, mask, positions, Past(noted=noted))
         places = (start[:, None] + torch.arange(width)).clamp(max=n - 1)
         tail = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2]))
         earlier = (torch.arange(n) < start[:, None])[:, None].expand(-1, width, -1)
         own = torch.ones(width, width, dtype=torch.bool).tril().expand(3, -1, -1)
         allowed = torch.cat([earlier, own], dim=2)[:, None]
         out = run_blocks(
-            model, tail, 0, model.n_blocks - 1, additive(allowed, model.dtype), places, Prefix(recorder.kept)
+            model, tail, 0, model.n_blocks - 1, additive(allowed, model.dtype), places, Past(noted)
         )
     for row in range(3):
         length = int(batch.lengths[row] - start[row])

@@ -10,7 +10,7 @@ from tiny import LABELS, some_edits, tiny_model
 from palimpsest.editors import make_editor
 from palimpsest.editors.serac import Serac
 from palimpsest.edits import Edit
-from palimpsest.learning.artefact import Trained, plain_settings
+from palimpsest.learning.artefact import TrainedEditor, plain_settings
 from palimpsest.learning.examples import Draw, Outside
 from palimpsest.models.objectives import encode
 
@@ -37,7 +37,7 @@ def answers_for(model, prompts) -> list[str]:
     return [words[i % 4] for i in range(len(prompts))]
 
 
-def trained(model, settings: dict | None = None, seed: int = 0) -> Trained:
+def trained(model, settings: dict | None = None, seed: int = 0) -> TrainedEditor:
     """What a training would leave, with random weights that are larger than usual, so that outputs differ."""
     learner = Serac.learner(model, SMALL | (settings or {}), seed)
     torch.manual_seed(seed)
@@ -47,7 +47,7 @@ def trained(model, settings: dict | None = None, seed: int = 0) -> Trained:
                 parameter.copy_(torch.randn(parameter.shape) * 0.3)
     tensors = {name: tensor.detach().clone() for name, tensor in learner.tensors().items()}
     about = plain_settings(learner.settings)
-    return Trained("serac", model.fingerprint, model.name, "data", about, seed, 1, 1, {}, [], tensors)
+    return TrainedEditor("serac", model.fingerprint, model.name, "data", about, seed, 1, 1, {}, [], tensors)
 
 
 def serac(family="gpt2", settings: dict | None = None, exact: bool = True, model=None, **shape):

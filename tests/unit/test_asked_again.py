@@ -18,7 +18,7 @@ PROMPTS = [
 ]
 
 
-def pools(model, editor, task, kept_bytes=1 << 30):
+def pools(model, editor, task, room=1 << 30):
     """(asks everything with the whole model, asks only what can have changed)."""
     answers = LABELS if task == "classification" else CITIES
     pairs = [(prompt, answers[n % 4]) for n, prompt in enumerate(PROMPTS)]
@@ -30,7 +30,7 @@ def pools(model, editor, task, kept_bytes=1 << 30):
         site=editor.edited_site(),
         deciding=editor.deciding,
         said_tokens=6,
-        kept_bytes=kept_bytes,
+        room=room,
     )
     return pairs, Pool(Asking(model, task, said_tokens=6), pairs), Pool(fast, pairs)
 
@@ -53,7 +53,7 @@ def test_one_question_is_one_row_where_nothing_is_kept(tmp_path):
     model = tiny_model("t5")
     settings = {"layer": 1, "loss": "own", "steps": 2}
     edits = [Edit(prompt=prompt, target="Velden", identifier=prompt) for prompt in PROMPTS[:6]]
-    how = {"task": "qa", "batching": Batching(), "said_tokens": 4, "kept_bytes": 0}
+    how = {"task": "qa", "batching": Batching(), "said_tokens": 4, "room": 0}
     for name in ("ft", "ft_retrain"):
         stream = lifelong_stream(
             make_editor(name, model, settings), edits, tmp_path, run="run", seed=0, **how
@@ -61,21 +61,21 @@ def test_one_question_is_one_row_where_nothing_is_kept(tmp_path):
         assert ask_singly(stream.items) == [1, 1, 1]
     learns = {"layer": 1, "site": "mlp_out", "compat": "official", "split": "half", "steps": 1}
     for editor in (make_editor("ft", model, settings), make_editor("grace", model, learns)):
-        _, _, pool = pools(model, editor, "qa", kept_bytes=0)
+        _, _, pool = pools(model, editor, "qa", room=0)
         pool = Pool(replace(pool.asking, batching=Batching()), pool.pairs)
         assert ask_singly(pool) == [len(PROMPTS), 1, 1, 1]
 
 
-@pytest.mark.parametrize("kept_bytes", [1 << 30, 0])
+@pytest.mark.parametrize("room", [1 << 30, 0])
 @pytest.mark.parametrize("family", ["t5", "bert"])
 @pytest.mark.parametrize("name", ["grace", "defer", "memory"])
-def test_same_scores_after_every_edit(name, family, kept_bytes):
+def test_same_scores_after_every_edit(name, family, room):
     """Edits, one of them again with another answer, one taken back: whatever changes is asked again."""
     model = tiny_model(family)
     task = "qa" if family == "t5" else "classification"
     more = {"radius": 2.0, "steps": 150} if name == "grace" else {}
     editor = make_editor(name, model, {"layer": 1, "steps": 12, "replacement": "all", **more})
-    pairs, plain, fast = pools(model, editor, task, kept_bytes)
+    pairs, plain, fast = pools(model, editor, task, room)
     seen = [plain.ask()]
     try:
         assert fast.ask() == seen[0]

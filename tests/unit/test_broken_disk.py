@@ -26,9 +26,10 @@ from palimpsest.learning import loop
 from palimpsest.models import training
 from palimpsest.protocols import checkpoints as module
 from palimpsest.protocols.checkpoints import Checkpoints
+from palimpsest.run_inputs import RunFiles
 from palimpsest.runs import execute
 from palimpsest.statistics import accumulation, covariance
-from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
+from palimpsest.statistics.covariance import CovarianceSettings, collect_covariance
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = {
@@ -85,7 +86,7 @@ def test_a_disk_that_takes_no_more(world, tmp_path, largest):
     if largest > 20_000:
         assert left  # what was saved before is still there
     assert main(arguments(world, tmp_path / "out")) == 0
-    execute(SPEC, 0, world / "model", world / "data", tmp_path / "whole")
+    execute(SPEC, 0, RunFiles(world / "model", world / "data"), tmp_path / "whole")
     same_rows(tmp_path / "out", tmp_path / "whole")
 
 
@@ -132,7 +133,7 @@ def test_a_folder_that_cannot_be_written(world, tmp_path, capsys, monkeypatch):
 
 def test_two_commands_on_one_folder(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(files, "WAIT", 0.2)
-    execute(SPEC, 0, world / "model", world / "data", tmp_path / "out")
+    execute(SPEC, 0, RunFiles(world / "model", world / "data"), tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with only_one(tmp_path / "out"):
         assert main(arguments(world, tmp_path / "out")) == 1
@@ -186,7 +187,7 @@ def killed(world, out, monkeypatch, at=4):
     with monkeypatch.context() as patch:
         patch.setattr(FineTuning, "apply", breaking_off(FineTuning.apply, at))
         with pytest.raises(KeyboardInterrupt):
-            execute(SPEC, 0, world / "model", world / "data", out)
+            execute(SPEC, 0, RunFiles(world / "model", world / "data"), out)
     return sorted((out / "checkpoints").glob("*.json"))
 
 
@@ -224,12 +225,12 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 @pytest.mark.parametrize("how_many", [1, 2])
 def test_a_run_goes_on_from_the_checkpoint_that_serves(world, tmp_path, monkeypatch, caplog, name, how_many):
-    execute(SPEC, 0, world / "model", world / "data", tmp_path / "whole")
+    execute(SPEC, 0, RunFiles(world / "model", world / "data"), tmp_path / "whole")
     found = killed(world, tmp_path / "out", monkeypatch)
     assert len(found) == 2
     for path in found[-how_many:]:
         DAMAGE[name](path)
-    execute(SPEC, 0, world / "model", world / "data", tmp_path / "out")
+    execute(SPEC, 0, RunFiles(world / "model", world / "data"), tmp_path / "out")
     assert "is not used" in caplog.text
     same_rows(tmp_path / "out", tmp_path / "whole")
     assert not (tmp_path / "out" / "checkpoints").exists()
@@ -276,7 +277,7 @@ def test_a_pretraining_checkpoint_that_does_not_serve_changes_nothing(tmp_path, 
 
 @pytest.mark.parametrize("what", ["cut", "older form", "whole"])
 def test_sums_that_do_not_serve_are_taken_again(tmp_path, monkeypatch, caplog, gpt2, what):
-    chosen = CollectionSettings(layers=(0, 1), tokens=400, batch_tokens=64, checkpoint_batches=1)
+    chosen = CovarianceSettings(layers=(0, 1), tokens=400, batch_tokens=64, checkpoint_batches=1)
     wanted = collect_covariance(gpt2, TEXTS, chosen)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(accumulation.Sums, "add", breaking_off(accumulation.Sums.add, 8))
@@ -316,7 +317,7 @@ def test_a_disk_that_fails_while_reading_ends_the_command_and_keeps_the_checkpoi
 
 
 def test_half_a_work_by_other_code_is_not_gone_on_from(tmp_path, monkeypatch, gpt2):
-    chosen = CollectionSettings(layers=(0, 1), tokens=400, batch_tokens=64, checkpoint_batches=1)
+    chosen = CovarianceSettings(layers=(0, 1), tokens=400, batch_tokens=64, checkpoint_batches=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(accumulation.Sums, "add", breaking_off(accumulation.Sums.add, 8))
         collect_covariance(gpt2, TEXTS, chosen, out=tmp_path)
@@ -349,7 +350,7 @@ def test_sums_are_written_at_most_a_twentieth_of_the_time(monkeypatch, gpt2, tmp
 
     monkeypatch.setattr(accumulation.Sums, "add", slow)
     monkeypatch.setattr(accumulation.Sums, "save", save)
-    chosen = CollectionSettings(layers=(1,), tokens=960, batch_tokens=16, context=16)
+    chosen = CovarianceSettings(layers=(1,), tokens=960, batch_tokens=16, context=16)
     collect_covariance(gpt2, TEXTS * 9, chosen, out=tmp_path, progress=False)
     assert written == [1, 41]
     written.clear()

@@ -17,7 +17,7 @@ from palimpsest.models.hooks import captured_inputs
 from palimpsest.statistics import accumulation, covariance
 from palimpsest.statistics.accumulation import batched, corpus_digest, packed_rows
 from palimpsest.statistics.covariance import (
-    CollectionSettings,
+    CovarianceSettings,
     CovarianceStatistics,
     collect,
     collect_covariance,
@@ -30,7 +30,7 @@ def model():
 
 
 def settings(**changes):
-    return CollectionSettings(**{"layers": (0, 2), "tokens": 300, "batch_tokens": 128, **changes})
+    return CovarianceSettings(**{"layers": (0, 2), "tokens": 300, "batch_tokens": 128, **changes})
 
 
 def corpus_file(folder):
@@ -238,10 +238,10 @@ def test_missing_truncated_and_foreign_files_are_named(model, tmp_path):
 
 def test_bad_settings_and_corpora_are_refused(model, tmp_path):
     with pytest.raises(SettingsError, match="'tokens' is 0"):
-        CollectionSettings(tokens=0)
+        CovarianceSettings(tokens=0)
     with pytest.raises(SettingsError, match="has no setting .token."):
-        CollectionSettings.from_dict({"token": 3})
-    assert CollectionSettings.from_dict({"layers": "all"}).layers is None
+        CovarianceSettings.from_dict({"token": 3})
+    assert CovarianceSettings.from_dict({"layers": "all"}).layers is None
     with pytest.raises(ModelError, match=r"\[9\] do not exist"):
         collect_covariance(model, TEXTS, settings(layers=(0, 9)), progress=False)
     with pytest.raises(StatisticsError, match="no text"):

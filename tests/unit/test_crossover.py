@@ -13,6 +13,7 @@ from palimpsest.editors import editor_class, make_editor
 from palimpsest.edits import Edit, write_edits
 from palimpsest.files import write_text
 from palimpsest.models.loading import load_model
+from palimpsest.run_inputs import RunFiles
 from palimpsest.runs import execute
 
 SETTINGS = {
@@ -73,7 +74,7 @@ def run(world, out, editor, protocol, data="facts", model="gpt2", **changes):
     files = {"text": world / "text.txt"}
     if editor_class(editor).needs_statistics:
         files["statistics"] = world / "statistics"
-    execute(spec, 0, world / model, world / data, out, **files)
+    execute(spec, 0, RunFiles(world / model, world / data, **files), out)
     return results.read_metrics(out), results.read_run(out)
 
 

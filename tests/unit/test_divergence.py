@@ -15,6 +15,7 @@ from palimpsest.editors import editor_class
 from palimpsest.editors.base import EditorState
 from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.errors import DivergedEdit
+from palimpsest.run_inputs import RunFiles
 from palimpsest.runs import execute
 from palimpsest.statistics.covariance import CovarianceStatistics
 
@@ -232,9 +233,9 @@ def test_every_protocol_goes_on_after_a_diverging_edit_and_says_why(world, tmp_p
         the_spec = spec(protocol)
         if dies_at:
             with pytest.raises(KeyboardInterrupt):
-                execute(the_spec, 0, world / "model", world / "data", tmp_path / name)
+                execute(the_spec, 0, RunFiles(world / "model", world / "data"), tmp_path / name)
         else:
-            execute(the_spec, 0, world / "model", world / "data", tmp_path / name)
+            execute(the_spec, 0, RunFiles(world / "model", world / "data"), tmp_path / name)
     assert len(calls) < (6 if protocol == "lifelong" else 3)  # it went on
     records, content = results.read_records(tmp_path / "whole"), results.read_run(tmp_path / "whole")
     lost = {"edit-2"} if protocol == "lifelong" else {"edit-2", "edit-3"}
@@ -250,7 +251,7 @@ def test_every_protocol_goes_on_after_a_diverging_edit_and_says_why(world, tmp_p
 @pytest.mark.parametrize("protocol", ["consecutive", "single_round"])
 def test_a_run_without_any_edit_says_so(world, tmp_path, caplog, protocol):
     the_spec = spec(protocol, "memit", {"layers": [0, 1], "steps": 2})
-    execute(the_spec, 0, world / "model", world / "data", tmp_path, statistics=world / "indefinite")
+    execute(the_spec, 0, RunFiles(world / "model", world / "data", statistics=world / "indefinite"), tmp_path)
     assert "not one of 6 edits could be made" in caplog.text and "not positive definite" in caplog.text
     content, metrics = results.read_run(tmp_path), results.read_metrics(tmp_path)
     assert content["edits_applied"] == 0 and sum(content["failure_reasons"].values()) == 6

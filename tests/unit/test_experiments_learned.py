@@ -11,7 +11,7 @@ from palimpsest import experiments
 from palimpsest.config import Config, ConfigError, editor_settings, load_config, read_yaml
 from palimpsest.experiment_pins import refused
 from palimpsest.experiment_places import belongs, has_gate, rounds_of, sized
-from palimpsest.experiment_shared import Training, models_in, training_of, training_problems
+from palimpsest.experiment_shared import PlannedTraining, models_in, training_of, training_problems
 from palimpsest.results import RUN_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,8 +156,8 @@ def test_a_data_set_without_anything_to_learn_from_is_refused():
 
 
 def test_two_trainings_of_one_name_are_refused():
-    first = Training("same", "A", "m", "d", {"editor": "mend", "settings": {"lr": 1.0}})
-    other = Training("same", "A", "m", "d", {"editor": "mend", "settings": {"lr": 2.0}})
+    first = PlannedTraining("same", "A", "m", "d", {"editor": "mend", "settings": {"lr": 1.0}})
+    other = PlannedTraining("same", "A", "m", "d", {"editor": "mend", "settings": {"lr": 2.0}})
     assert training_problems([first, None, first]) == []
     assert "two different trainings are called 'same'" in training_problems([first, other])[0]
 

@@ -30,9 +30,9 @@ from palimpsest.edits import Edit, read_edits, write_edits
 from palimpsest.errors import PalimpsestError
 from palimpsest.experiments import plan
 from palimpsest.figures.read import load_runs
-from palimpsest.learning.artefact import Trained
+from palimpsest.learning.artefact import TrainedEditor
 from palimpsest.learning.examples import read_examples
-from palimpsest.metrics.asked import Asked
+from palimpsest.metrics.asked import AskedPairs
 from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.pairs import read_pairs
 from palimpsest.models.pretrain_rows import read_facts
@@ -42,7 +42,7 @@ from palimpsest.protocols.sample import read_reserved
 from palimpsest.run_inputs import Options, check_gate, known_edits
 from palimpsest.runs import REQUIRED, _check_spec
 from palimpsest.searches import check_search
-from palimpsest.statistics.covariance import CollectionSettings, CovarianceStatistics
+from palimpsest.statistics.covariance import CovarianceSettings, CovarianceStatistics
 from palimpsest.statistics.fisher import read_pairs as read_upstream
 
 QUICK = settings(
@@ -211,7 +211,7 @@ def kept(tmp_path_factory):
     search = Search(layer=1, steps=2, learning_rate=0.3)
     vectors = search_target_vectors(model, some_edits(2), [""], search)
     StoredTargets(vectors, keys_of(some_edits(2)), {"model": "m"}).save(folder / "targets")
-    Asked(model, PAIRS, unedited=Unedited(folder / "answers"))
+    AskedPairs(model, PAIRS, unedited=Unedited(folder / "answers"))
     Checkpoints(folder / "checkpoints", {"key": 1}).save(
         Checkpoint(3, {"x": editor.codebook.radii}, {"progress": {"a": 1}})
     )
@@ -234,13 +234,15 @@ def targets_of(folder):
 MODES = Options(gate="warn", known_only=True)
 FILES = {
     "statistics/covariance.safetensors": lambda place, _: CovarianceStatistics.load(place / "statistics"),
-    "trained/weights.safetensors": lambda place, _: Trained.load(place / "trained"),
-    "trained/trained.json": lambda place, _: Trained.load(place / "trained").describe(),
+    "trained/weights.safetensors": lambda place, _: TrainedEditor.load(place / "trained"),
+    "trained/trained.json": lambda place, _: TrainedEditor.load(place / "trained").describe(),
     "state/state.safetensors": lambda place, editor: load_state(editor, place / "state"),
     "state/state.json": lambda place, editor: load_state(editor, place / "state"),
     "targets/targets.json": lambda place, editor: targets_of(place),
     "targets/targets.safetensors": lambda place, editor: targets_of(place),
-    "answers/*.json": lambda place, editor: Asked(editor.model, PAIRS, unedited=Unedited(place / "answers")),
+    "answers/*.json": lambda place, editor: AskedPairs(
+        editor.model, PAIRS, unedited=Unedited(place / "answers")
+    ),
     "run/metrics.parquet": lambda place, _: results.read_metrics(place / "run"),
     "run/run.json": lambda place, _: (results.read_run(place / "run"), load_runs([place / "run"])),
     "gate.json": lambda place, _: check_gate(
@@ -388,6 +390,6 @@ def test_specifications_of_runs_and_statistics(data):
     with refusing():
         Options.from_dict(broken({"batch_tokens": 4096, "task": "qa", "batch_sizes": [1, 2]}, data))
     with refusing():
-        CollectionSettings.from_dict(broken({"layers": [0, 1], "tokens": 10, "batch_tokens": 4}, data))
+        CovarianceSettings.from_dict(broken({"layers": [0, 1], "tokens": 10, "batch_tokens": 4}, data))
     with refusing():
         Edit.from_dict(broken(some_edits(1)[0].to_dict(), data))

@@ -10,7 +10,7 @@ import torch
 from palimpsest.edits import Edit, write_edits
 from palimpsest.errors import DataError, ModelError, SettingsError
 from palimpsest.files import read_json
-from palimpsest.models.critical_path import Question, prepare, state_swap, target_vector_ceiling
+from palimpsest.models.critical_path import TracedQuestion, prepare, state_swap, target_vector_ceiling
 from palimpsest.models.gate import GateSettings, exact, examine, majority_baseline, reasons
 from palimpsest.models.loading import load_model
 from palimpsest.models.manifest import describe_model
@@ -58,7 +58,7 @@ def folder(request, tmp_path_factory):
 
 
 def questions(answer=None):
-    return [Question(e.prompt, e.subject, answer or e.truth) for e in EDITS]
+    return [TracedQuestion(e.prompt, e.subject, answer or e.truth) for e in EDITS]
 
 
 def test_exact_match_is_that_of_one_by_one_argmax(folder):
@@ -73,7 +73,7 @@ def test_exact_match_is_that_of_one_by_one_argmax(folder):
 
 def test_a_vector_where_the_answer_is_read_reaches_everything_but_not_without_room(folder):
     model = load_model(folder / "model")
-    ends_with_subject = [Question(f"The city of {name}", name, "Tolburg") for name in NAMES]
+    ends_with_subject = [TracedQuestion(f"The city of {name}", name, "Tolburg") for name in NAMES]
     rows = prepare(model, ends_with_subject)
     now = sum(exact(model, [(q.prompt, q.answer) for q in ends_with_subject])) / len(NAMES)
     for layer in range(model.n_blocks):

@@ -148,7 +148,9 @@ def test_every_save_of_a_loop_is_out_of_the_clocks_reach(tmp_path, monkeypatch):
     network = nn.Linear(1, 1)
     training._save_checkpoint(network, torch.optim.AdamW(network.parameters()), tmp_path / "c", "", 1, [])
     learner = SimpleNamespace(tensors=dict)
-    loop._save(learner, torch.optim.Adam(network.parameters()), [], loop.Progress(), tmp_path / "c", "")
+    loop._save(
+        learner, torch.optim.Adam(network.parameters()), [], loop.TrainingProgress(), tmp_path / "c", ""
+    )
     assert states == [True] * 4 and not interruption._state.saving
 
 

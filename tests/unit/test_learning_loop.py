@@ -14,12 +14,13 @@ from tiny import some_examples, tiny_model
 
 from palimpsest.editors.mend import Settings as MendSettings
 from palimpsest.errors import DataError, SettingsError
-from palimpsest.learning.artefact import Trained, TrainedError, plain_settings
+from palimpsest.learning.artefact import TrainedEditor, TrainedError, plain_settings
 from palimpsest.learning.examples import Sampler
-from palimpsest.learning.loop import DivergedTraining, Training, train
+from palimpsest.learning.loop import DivergedTraining, train
+from palimpsest.learning.settings import TrainingSettings
 
 EXAMPLES = some_examples()
-SETTINGS = Training(
+SETTINGS = TrainingSettings(
     k_train=2, steps=40, accumulate=4, validate_every=8, validate_on=2, checkpoint_every=12, log_every=8
 )
 
@@ -222,7 +223,7 @@ def test_a_diverging_training_says_so_and_keeps_its_curve(tmp_path):
 )
 def test_impossible_settings_are_refused_by_name(settings):
     with pytest.raises(SettingsError, match=next(iter(settings))):
-        Training(**settings)
+        TrainingSettings(**settings)
 
 
 def trained(model, **changes):
@@ -231,13 +232,13 @@ def trained(model, **changes):
         "settings": plain_settings(MendSettings(layers=(1,))), "best_step": 2, "validation": {"total": 0.5},
         "learned": ["fact-0"], "tensors": {"a": torch.arange(3.0), "b": torch.ones(1, dtype=torch.float64)},
     }  # fmt: skip
-    return Trained(**{**content, **changes})
+    return TrainedEditor(**{**content, **changes})
 
 
 def test_an_artefact_comes_back_as_it_was(tmp_path):
     saved = trained(tiny_model())
     saved.save(tmp_path)
-    read = Trained.load(tmp_path)
+    read = TrainedEditor.load(tmp_path)
     assert {name: getattr(read, name) for name in vars(read) if name != "tensors"} == {
         name: getattr(saved, name) for name in vars(saved) if name != "tensors"
     }
@@ -249,20 +250,20 @@ def test_an_artefact_comes_back_as_it_was(tmp_path):
 
 def test_a_folder_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(TrainedError, match="holds no trained editor.*palimpsest train-editor"):
-        Trained.load(tmp_path)
+        TrainedEditor.load(tmp_path)
     saved = trained(tiny_model())
     saved.save(tmp_path)
     tensors = load_file(tmp_path / "weights.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "weights.safetensors")
     with pytest.raises(TrainedError, match="weights.safetensors is missing or not the one"):
-        Trained.load(tmp_path)
+        TrainedEditor.load(tmp_path)
     saved.save(tmp_path)
     content = json.loads((tmp_path / "trained.json").read_text())
     for name, value, words in (("format", 9, "'format': 9, but this is 1"), ("seed", None, "lacks .*'seed'")):
         changed = {**content, name: value} if value else {k: v for k, v in content.items() if k != name}
         (tmp_path / "trained.json").write_text(json.dumps(changed))
         with pytest.raises(TrainedError, match=words):
-            Trained.load(tmp_path)
+            TrainedEditor.load(tmp_path)
 
 
 def test_an_artefact_serves_only_what_it_was_trained_for():

@@ -18,7 +18,7 @@ from untrained_mend import settings_for
 
 from palimpsest import files
 from palimpsest.files import only_one, remove_abandoned
-from palimpsest.learning.artefact import Trained
+from palimpsest.learning.artefact import TrainedEditor
 from palimpsest.learning.loop import CHECKPOINT
 from palimpsest.learning.train import train_editor
 from palimpsest.metrics.unedited import Unedited
@@ -192,7 +192,7 @@ def left(folder: Path) -> set[str]:
 
 def test_sums_that_a_finished_collection_left_are_removed(tmp_path, gpt2, monkeypatch):
     """Killed between the tensors and their description, or between that and the removal."""
-    chosen = covariance.CollectionSettings(layers=(0, 1), tokens=200, batch_tokens=64, checkpoint_batches=1)
+    chosen = covariance.CovarianceSettings(layers=(0, 1), tokens=200, batch_tokens=64, checkpoint_batches=1)
     wanted = collect_covariance(gpt2, TEXTS, chosen, progress=False)
     for owner, name, moment in (
         (covariance, "write_json", breaking_off),
@@ -212,7 +212,7 @@ def test_sums_that_a_finished_collection_left_are_removed(tmp_path, gpt2, monkey
 def test_the_checkpoint_that_a_finished_training_left_is_removed(tmp_path, gpt2, monkeypatch):
     chosen = settings_for(gpt2, steps=6, checkpoint_every=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trained, "save", then_killed(Trained.save, 1))
+        patch.setattr(TrainedEditor, "save", then_killed(TrainedEditor.save, 1))
         train_editor("mend", gpt2, some_examples(), chosen, tmp_path)
     assert CHECKPOINT in left(tmp_path)
     train_editor("mend", gpt2, some_examples(), chosen, tmp_path)
@@ -227,7 +227,7 @@ PAIRS = [(edit.prompt, edit.target) for edit in some_edits()]
 @given(at=st.integers(1, 12), tokens=st.sampled_from([1, 40]))
 def test_a_broken_collection_of_fisher_information_goes_on_with_the_same_result(family, at, tokens):
     model = tiny_model(family)
-    chosen = fisher.CollectionSettings((1, 2), batch_tokens=tokens)
+    chosen = fisher.FisherSettings((1, 2), batch_tokens=tokens)
     wanted = collect_fisher(model, PAIRS, chosen)
     passes = 12 if tokens == 1 else None
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
@@ -254,11 +254,11 @@ def test_half_a_collection_of_fisher_information_in_other_batches_is_not_gone_on
     """Nor one of other layers; and what a finished one left is removed."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(fisher, "squared_gradients", breaking_off(fisher.squared_gradients, 3))
-        collect_fisher(gpt2, PAIRS, fisher.CollectionSettings((1,), batch_tokens=1), tmp_path)
+        collect_fisher(gpt2, PAIRS, fisher.FisherSettings((1,), batch_tokens=1), tmp_path)
     kept = (tmp_path / fisher.PARTIAL_FILE).read_bytes()
     for chosen in (
-        fisher.CollectionSettings((1,), batch_tokens=40),
-        fisher.CollectionSettings((2,), batch_tokens=1),
+        fisher.FisherSettings((1,), batch_tokens=40),
+        fisher.FisherSettings((2,), batch_tokens=1),
     ):
         (tmp_path / fisher.PARTIAL_FILE).write_bytes(kept)
         found = collect_fisher(gpt2, PAIRS, chosen, tmp_path)
@@ -266,5 +266,5 @@ def test_half_a_collection_of_fisher_information_in_other_batches_is_not_gone_on
         assert torch.equal(found.matrix(layer), collect_fisher(gpt2, PAIRS, chosen).matrix(layer))
     (tmp_path / fisher.PARTIAL_FILE).write_bytes(kept)
     (tmp_path / fisher.DESCRIPTION_FILE).unlink()
-    collect_fisher(gpt2, PAIRS, fisher.CollectionSettings((1, 2)), tmp_path)
+    collect_fisher(gpt2, PAIRS, fisher.FisherSettings((1, 2)), tmp_path)
     assert left(tmp_path) == {fisher.TENSORS_FILE, fisher.DESCRIPTION_FILE}

@@ -20,7 +20,7 @@ from palimpsest import (
     save_state,
 )
 from palimpsest.errors import DataError
-from palimpsest.statistics.covariance import CollectionSettings
+from palimpsest.statistics.covariance import CovarianceSettings
 
 SETTINGS = {
     "layers": [1, 2],
@@ -38,7 +38,7 @@ def test_the_readme_example(tmp_path):
     tokenizer().save_pretrained(tmp_path / "model")
     model = load_model(tmp_path / "model", dtype="float32", device="cpu")
     collect_covariance(
-        model, TEXTS * 10, CollectionSettings(layers=(1, 2), tokens=2000), progress=False
+        model, TEXTS * 10, CovarianceSettings(layers=(1, 2), tokens=2000), progress=False
     ).save(tmp_path / "s")
     untouched = palimpsest.make_editor("ft", model, {"layer": 1}).generate(EDIT.prompt, max_new_tokens=4)
 
@@ -100,7 +100,7 @@ def test_same_seed_same_edit(tmp_path):
     for seed in (3, 3, 4):
         model = load_model(tmp_path)
         statistics = collect_covariance(
-            model, TEXTS * 10, CollectionSettings(layers=(1, 2), tokens=2000), progress=False
+            model, TEXTS * 10, CovarianceSettings(layers=(1, 2), tokens=2000), progress=False
         )
         editor = make_editor("memit", model, SETTINGS, statistics, seed=seed)
         editor.edit([EDIT])

@@ -28,6 +28,7 @@ from palimpsest.protocols.lifelong_inputs import (
     read_probes,
     task_of,
 )
+from palimpsest.run_inputs import RunFiles
 from palimpsest.runs import execute
 
 FAMILY = {"qa": "t5", "classification": "bert", "generation": "gpt2"}
@@ -196,7 +197,7 @@ def test_every_way_of_asking_gives_the_same_rows(task):
     """States kept between looks, run again at each look, the whole model, and one by one."""
     ways = [
         run(stream(task, edit_always=True)),
-        run(stream(task, edit_always=True, asking={"kept_bytes": 0})),
+        run(stream(task, edit_always=True, asking={"room": 0})),
         run(stream(task, edit_always=True, knows=False)),
         run(stream(task, edit_always=True, knows=False, asking={"batching": Batching(tokens=1)})),
     ]
@@ -364,7 +365,7 @@ def spec(**changes):
 def test_a_whole_run(world, tmp_path, monkeypatch):
     from palimpsest.editors import editor_class
 
-    execute(spec(), 0, world / "model", world / "data", tmp_path / "whole")
+    execute(spec(), 0, RunFiles(world / "model", world / "data"), tmp_path / "whole")
     content = results.read_run(tmp_path / "whole")
     assert content["spec"]["options"]["sample"] == "file_order" and content["edits_requested"] == 6
     assert set(content["seconds"]) == {"ask", "edit", "evaluate", "total"}
@@ -383,8 +384,8 @@ def test_a_whole_run(world, tmp_path, monkeypatch):
     kind = editor_class("ft")
     monkeypatch.setattr(kind, "apply", breaking_off(kind.apply, 4))
     with pytest.raises(KeyboardInterrupt):
-        execute(spec(), 0, world / "model", world / "data", tmp_path / "broken")
-    execute(spec(), 0, world / "model", world / "data", tmp_path / "broken")
+        execute(spec(), 0, RunFiles(world / "model", world / "data"), tmp_path / "broken")
+    execute(spec(), 0, RunFiles(world / "model", world / "data"), tmp_path / "broken")
     for read in (results.read_metrics, results.read_records):
         pd.testing.assert_frame_equal(read(tmp_path / "broken"), read(tmp_path / "whole"), check_exact=True)
 
@@ -399,11 +400,11 @@ def test_the_plain_way_gives_the_same_rows(world, tmp_path, monkeypatch):
         (lambda plain: lambda self, rows: used.append(rows) or plain(self, rows))(Grace.deciding),
     )
     grace = spec(editor="grace", settings={"layer": 2, "radius": 1.0, "steps": 5})
-    execute(grace, 0, world / "model", world / "data", tmp_path / "fast")
+    execute(grace, 0, RunFiles(world / "model", world / "data"), tmp_path / "fast")
     assert used
     used.clear()
     plain = grace | {"options": {**grace["options"], "plain": True}}
-    execute(plain, 0, world / "model", world / "data", tmp_path / "plain")
+    execute(plain, 0, RunFiles(world / "model", world / "data"), tmp_path / "plain")
     assert not used
     fast, slow = (results.read_metrics(tmp_path / name) for name in ("fast", "plain"))
     pd.testing.assert_frame_equal(fast, slow, rtol=1e-4, atol=1e-5)
@@ -417,5 +418,5 @@ def test_a_run_is_refused(world, tmp_path):
         (spec(edits=9), "9 edits are requested, but only 8"),
     ):
         with pytest.raises((SettingsError, DataError), match=message):
-            execute(the_spec, 0, world / "model", world / "data", tmp_path)
+            execute(the_spec, 0, RunFiles(world / "model", world / "data"), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from palimpsest.errors import DataError, PalimpsestError
 from palimpsest.learning.train import train_editor
 from palimpsest.models.families import matrix_view
 from palimpsest.models.objectives import row_losses
+from palimpsest.run_inputs import RunFiles
 from palimpsest.runs import execute
 
 FAMILIES = ("gpt2", "gptj", "t5", "bert")
@@ -203,12 +204,12 @@ def test_the_command_line_and_a_run(tmp_path, capsys):
         "run": "toy-mend", "protocol": "consecutive", "dataset": "toy", "model": "tiny", "editor": "mend", "edits": 4,
         "batch_size": 2, "snapshot_every": 2, "options": {"conflicts": "keep"}, "settings": {},
     }  # fmt: skip
-    folders = (tmp_path / "model", tmp_path / "data", tmp_path / "run")
-    path = execute(run, 0, *folders, trained=tmp_path / "mend")
+    files = RunFiles(tmp_path / "model", tmp_path / "data", trained=tmp_path / "mend")
+    path = execute(run, 0, files, tmp_path / "run")
     content = json.loads(path.read_text())
     assert content["edits_applied"] == 4 and content["statistics"]["kind"] == "trained editor"
     write_edits(
         tmp_path / "data" / "edits.jsonl", [replace(edit, identifier="fact-1") for edit in some_edits(1)]
     )
     with pytest.raises(DataError, match="used to train mend.*fact-1"):
-        execute({**run, "edits": 1, "batch_size": 1}, 0, *folders, trained=tmp_path / "mend")
+        execute({**run, "edits": 1, "batch_size": 1}, 0, files, tmp_path / "run")

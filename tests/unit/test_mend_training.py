@@ -14,9 +14,9 @@ from palimpsest.editors.shared import mend_learner
 from palimpsest.editors.shared.mend_learner import with_answer
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError, SettingsError
-from palimpsest.learning.artefact import Trained, TrainedError, plain_settings
+from palimpsest.learning.artefact import TrainedEditor, TrainedError, plain_settings
 from palimpsest.learning.examples import Outside, Sampler
-from palimpsest.learning.loop import Progress
+from palimpsest.learning.loop import TrainingProgress
 from palimpsest.learning.train import train_editor
 from palimpsest.models.objectives import judge, judged, row_losses
 
@@ -36,7 +36,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(family, tmp_path):
     assert {"edit success", "rephrase success", "drawdown", "right before"} <= set(trained.validation)
     for name in ("2.mlp_out", "3.mlp_in"):
         assert trained.validation[f"alpha {name}"] and -1 <= trained.validation[f"cosine {name}"] <= 1
-    assert trained.fingerprint == Trained.load(tmp_path).fingerprint
+    assert trained.fingerprint == TrainedEditor.load(tmp_path).fingerprint
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "trained.json",
         "training.csv",
@@ -54,7 +54,7 @@ def test_training_is_repeated_only_when_something_changed(tmp_path, monkeypatch,
     assert other.fingerprint != first.fingerprint
     (tmp_path / "b" / "trained.json").write_text("{")  # a damaged one is no reason to give up
     train_editor("mend", model, examples, settings_for(model, steps=6), tmp_path / "b")
-    assert Trained.load(tmp_path / "b").fingerprint == first.fingerprint
+    assert TrainedEditor.load(tmp_path / "b").fingerprint == first.fingerprint
     monkeypatch.setattr("palimpsest.learning.train.train", lambda *_: pytest.fail("trained again"))
     train_editor("mend", model, examples, settings_for(model, steps=6), tmp_path / "a")
     with pytest.raises(pytest.fail.Exception):
@@ -69,7 +69,7 @@ def test_what_was_learned_is_named_as_edits_are(monkeypatch):
         for example in some_examples()
         for mark in "+-"
     ]
-    monkeypatch.setattr("palimpsest.learning.train.train", lambda *_: Progress(best={"total": 1.0}))
+    monkeypatch.setattr("palimpsest.learning.train.train", lambda *_: TrainingProgress(best={"total": 1.0}))
     trained = train_editor("mend", tiny_model("gpt2"), both, settings_for(tiny_model("gpt2"), rephrase=False))
     assert trained.learned == [f"fact-{i}" for i in range(6)]
     with pytest.raises(DataError, match="1 of 1 edits were used to train mend"):
@@ -276,7 +276,8 @@ def test_out_of_scope_prompts_without_an_answer_give_their_last_word():
 def test_half_a_training_by_other_code_is_not_gone_on_from(tmp_path, monkeypatch):
     keys, model = [], tiny_model("gpt2")
     monkeypatch.setattr(
-        "palimpsest.learning.train.train", lambda *a: keys.append(a[-1]) or Progress(best={"total": 1.0})
+        "palimpsest.learning.train.train",
+        lambda *a: keys.append(a[-1]) or TrainingProgress(best={"total": 1.0}),
     )
     for code in ("one", "one", "another"):
         monkeypatch.setattr("palimpsest.learning.train.source_digest", lambda *_, code=code: code)

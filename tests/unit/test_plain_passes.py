@@ -11,7 +11,7 @@ from untrained_mend import settings_for, untrained
 from palimpsest.editors import make_editor
 from palimpsest.editors.shared.nearest import nearest, squared_norms
 from palimpsest.models.loading import load_model
-from palimpsest.statistics.covariance import CollectionSettings, collect_covariance
+from palimpsest.statistics.covariance import CovarianceSettings, collect_covariance
 
 WRITER = {"layers": [1, 2], "steps": 3, "learning_rate": 0.4, "lam": 5.0, "context_texts": [[""], ["So"]]}
 TUNER = {"layer": 2, "steps": 4}
@@ -97,7 +97,7 @@ def test_statistics_without_an_early_end_are_the_same():
     model, runs, found = tiny_model("gpt2"), [], []
     handle = model.block(model.n_blocks - 1).register_forward_hook(lambda *_: runs.append(1))
     for stop in (True, False):
-        chosen = CollectionSettings(layers=(0, 2), tokens=300, batch_tokens=128, stop_early=stop)
+        chosen = CovarianceSettings(layers=(0, 2), tokens=300, batch_tokens=128, stop_early=stop)
         found.append(collect_covariance(model, TEXTS, chosen, progress=False))
         assert bool(runs) != stop
     handle.remove()

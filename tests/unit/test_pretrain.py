@@ -14,7 +14,7 @@ from palimpsest.files import read_json
 from palimpsest.models import pretrain as module
 from palimpsest.models.loading import load_model
 from palimpsest.models.manifest import describe_model
-from palimpsest.models.pretrain import Training, learning_rate, pretrain
+from palimpsest.models.pretrain import TextTraining, learning_rate, pretrain
 from palimpsest.models.pretrain_masks import bottleneck_mask, masked_below
 from palimpsest.models.pretrain_rows import Packer, fact_sentence, read_facts
 from palimpsest.models.shapes import random_network, shape_of
@@ -154,7 +154,7 @@ def test_training_learns_and_the_rate_rises_and_falls(source, tmp_path):
     pretrain({**TINY, "steps": 60, "batch": 4, "learning_rate": 0.01, "log_every": 10}, source, tmp_path)
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "training.csv").open())]
     assert losses[-1] < losses[0] - 0.5
-    training = Training(steps=100, warmup=10, learning_rate=1.0, final_share=0.1)
+    training = TextTraining(steps=100, warmup=10, learning_rate=1.0, final_share=0.1)
     rates = [learning_rate(step, training) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 and rates[-1] == pytest.approx(0.1, abs=0.01)
 

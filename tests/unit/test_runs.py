@@ -14,7 +14,7 @@ from palimpsest.edits import write_edits
 from palimpsest.errors import DataError, PalimpsestError, SettingsError, StatisticsError
 from palimpsest.files import write_json
 from palimpsest.metrics import evaluation
-from palimpsest.run_inputs import Options
+from palimpsest.run_inputs import Options, RunFiles
 from palimpsest.runs import execute, peak_memory
 
 
@@ -48,7 +48,7 @@ def spec(editor="comeba_hk", **changes):
 
 def run(world, out, the_spec, seed=0, **files):
     files = {"statistics": world / "statistics", "text": world / "text.txt", **files}
-    return execute(the_spec, seed, world / "model", world / "data", out, **files)
+    return execute(the_spec, seed, RunFiles(world / "model", world / "data", **files), out)
 
 
 def test_a_run_writes_its_four_files(world, tmp_path):
@@ -193,10 +193,8 @@ def test_only_known_facts(world, tmp_path):
         execute(
             spec("ft", options=known),
             0,
-            world / "nowhere",
-            world / "data",
+            RunFiles(world / "nowhere", world / "data", known=world / "known.json"),
             tmp_path,
-            known=world / "known.json",
         )
     # An attempt that is refused before it begins (a mistyped path) costs no finished run.
     assert results.read_run(tmp_path)["edits_requested"] == 4
@@ -218,7 +216,7 @@ def test_bad_input_stops_before_anything_is_written(world, tmp_path):
     with pytest.raises(SettingsError, match="'gate' is"):
         Options.from_dict({"gate": "maybe"})
     with pytest.raises(DataError, match=r"edits\.jsonl.*does not exist"):
-        execute(spec(), 0, world / "model", tmp_path / "absent", tmp_path / "out")
+        execute(spec(), 0, RunFiles(world / "model", tmp_path / "absent"), tmp_path / "out")
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -227,10 +225,10 @@ def test_texts_longer_than_the_context_are_left_out(world, tmp_path):
     long = json.loads(json.dumps(edits[0].to_dict()))
     long["prompt"] = "The city of Velden, " * 40 + long["prompt"]
     write_edits(tmp_path / "data" / "edits.jsonl", [type(edits[0]).from_dict(long), *edits[1:]])
-    execute(spec("ft", edits=3), 0, world / "model", tmp_path / "data", tmp_path / "out")
+    execute(spec("ft", edits=3), 0, RunFiles(world / "model", tmp_path / "data"), tmp_path / "out")
     assert results.read_run(tmp_path / "out")["edits_available"] == 4
     with pytest.raises(DataError, match="1 dropped because a text is longer than the model's context"):
-        execute(spec("ft", edits=4), 0, world / "model", tmp_path / "data", tmp_path / "out")
+        execute(spec("ft", edits=4), 0, RunFiles(world / "model", tmp_path / "data"), tmp_path / "out")
 
 
 def test_memory_is_told():

@@ -19,6 +19,7 @@ from palimpsest.editors.shared.stored_targets import StoredTargets
 from palimpsest.edits import Edit, write_edits
 from palimpsest.errors import PalimpsestError, SettingsError
 from palimpsest.files import read_json, write_json
+from palimpsest.run_inputs import RunFiles
 
 KEY_VALUE = [name for name in editor_names() if getattr(editor_class(name), "shares_targets", False)]
 
@@ -61,15 +62,8 @@ def test_facts_that_are_set_aside_come_last_in_a_search_too(world, tmp_path):  #
     content = read_json(manifest) if manifest.exists() else {}
     write_json(manifest, {**content, "reserved": [first.identifier]})
     made = searches.search_targets(search_of(the_spec), 0, world / "model", data, tmp_path / "targets")
-    out = runs.execute(
-        the_spec,
-        0,
-        world / "model",
-        data,
-        tmp_path / "run",
-        targets=made.parent,
-        statistics=world / "statistics",
-    )
+    files = RunFiles(world / "model", data, targets=made.parent, statistics=world / "statistics")
+    out = runs.execute(the_spec, 0, files, tmp_path / "run")
     assert read_json(out)["targets"].startswith("searched once")
 
 
@@ -124,8 +118,8 @@ def test_an_edit_that_cannot_be_made_ends_no_search(world, tmp_path):  # noqa: F
     found = []
     for name, more in (("own", {}), ("shared", {"targets": made})):
         out = tmp_path / name
-        where = (world / "model", data, out)
-        runs.execute(the_spec, 0, *where, statistics=world / "statistics", **more)
+        files = RunFiles(world / "model", data, statistics=world / "statistics", **more)
+        runs.execute(the_spec, 0, files, out)
         found.append(read_json(out / "run.json")["edits_failed"])
     assert found[0] == found[1] and {one["edit"] for one in found[0]} == {"no-subject"}
     write_edits(data / "edits.jsonl", [nameless])

@@ -23,6 +23,7 @@ from palimpsest.learning.train import train_editor
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.models import critical_path
 from palimpsest.models.loading import load_model
+from palimpsest.run_inputs import RunFiles
 from palimpsest.runs import execute
 from palimpsest.statistics import covariance, fisher
 
@@ -185,7 +186,7 @@ def test_a_run_there_gives_the_rows_of_one_here(protocol, world, tmp_path):
         files = (
             {"statistics": world / "statistics", "text": world / "text.txt"} if protocol != "lifelong" else {}
         )
-        execute(spec, 0, world / model, world / data, out, **files)
+        execute(spec, 0, RunFiles(world / model, world / data, **files), out)
         assert results.read_run(out)["device"].startswith(device)
         frames.append([results.read_metrics(out), results.read_records(out)])
     for here, there in zip(*frames, strict=True):
@@ -211,11 +212,13 @@ def test_statistics_and_the_gate_there(tmp_path):
     for device in ("cpu", NAME):
         model = model_on(device, "gpt2")
         sums = covariance.collect_covariance(
-            model, TEXTS, covariance.CollectionSettings(layers=(0, 2), tokens=300), progress=False
+            model, TEXTS, covariance.CovarianceSettings(layers=(0, 2), tokens=300), progress=False
         )
         pairs = [(edit.prompt, edit.target) for edit in some_edits()]
-        squares = fisher.collect_fisher(model, pairs, fisher.CollectionSettings(layers=(1,)))
-        questions = [critical_path.Question(edit.prompt, edit.subject, edit.target) for edit in some_edits()]
+        squares = fisher.collect_fisher(model, pairs, fisher.FisherSettings(layers=(1,)))
+        questions = [
+            critical_path.TracedQuestion(edit.prompt, edit.subject, edit.target) for edit in some_edits()
+        ]
         rows = critical_path.prepare(model, questions)
         ceiling = critical_path.target_vector_ceiling(model, rows, 1, step_ratio=0.05, steps=3)
         swap = critical_path.state_swap(model, rows, rows, 1)

@@ -25,7 +25,7 @@ from palimpsest.editors.shared.stored_targets import StoredTargets
 from palimpsest.edits import read_edits, write_edits
 from palimpsest.errors import ModelError, PalimpsestError, SettingsError
 from palimpsest.figures import draw
-from palimpsest.learning.artefact import Trained
+from palimpsest.learning.artefact import TrainedEditor
 from palimpsest.learning.examples import read_examples
 from palimpsest.learning.train import train_editor
 from palimpsest.models.hub import pinned
@@ -103,8 +103,8 @@ def test_a_pickle_in_the_place_of_statistics_targets_trained_weights_or_a_state(
         ("fisher", "fisher.safetensors", FisherStatistics.load),
         ("targets", "targets.safetensors", StoredTargets.load),
         ("targets", "targets.json", StoredTargets.load),
-        ("trained", "weights.safetensors", Trained.load),
-        ("trained", "trained.json", Trained.load),
+        ("trained", "weights.safetensors", TrainedEditor.load),
+        ("trained", "trained.json", TrainedEditor.load),
         ("state", "state.safetensors", lambda place: load_state(editor, place)),
         ("state", "state.json", lambda place: load_state(editor, place)),
         ("run", "metrics.parquet", results.read_metrics),
@@ -134,7 +134,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_left_aside(tmp_path, proof, gp
         folder.mkdir()
         shutil.copy(tmp_path / "checkpoint.safetensors", folder / "checkpoint.safetensors")
         train_editor("mend", gpt2, tmp_path / "learning.jsonl", settings, folder)
-        assert Trained.load(folder).steps == 2
+        assert TrainedEditor.load(folder).steps == 2
 
 
 @pytest.mark.parametrize("kind", ["unknown", "gpt2"])
@@ -245,6 +245,7 @@ def test_records_whose_names_are_paths_write_nothing_of_that_name(tmp_path):
     """Identifiers and prompts are data: no file is called after one."""
     tmp_path = tmp_path / "own"  # what lies beside it is this test's alone
     tmp_path.mkdir()
+    from palimpsest.run_inputs import RunFiles
     from palimpsest.runs import execute
 
     model = tiny_model("gpt2")
@@ -256,11 +257,13 @@ def test_records_whose_names_are_paths_write_nothing_of_that_name(tmp_path):
     spec = {"run": "toy", "protocol": "consecutive", "dataset": "../../x", "model": "/etc/x", "editor": "ft", "edits": 2,
             "batch_size": 1, "settings": {"layer": 0, "steps": 1}, "options": {"conflicts": "keep"}}  # fmt: skip
     before = {path for path in tmp_path.parent.rglob("*") if tmp_path not in path.parents}
-    execute(spec, 0, tmp_path / "model", tmp_path / "data", tmp_path / "out")
+    execute(spec, 0, RunFiles(tmp_path / "model", tmp_path / "data"), tmp_path / "out")
     assert {path for path in tmp_path.parent.rglob("*") if tmp_path not in path.parents} == before
     assert {path.name for path in tmp_path.iterdir()} == {"model", "data", "out"}
     with pytest.raises(PalimpsestError, match="run name"):
-        execute({**spec, "run": "../evil"}, 0, tmp_path / "model", tmp_path / "data", tmp_path / "out")
+        execute(
+            {**spec, "run": "../evil"}, 0, RunFiles(tmp_path / "model", tmp_path / "data"), tmp_path / "out"
+        )
     assert not (tmp_path / "evil").exists()
 
 

@@ -14,7 +14,7 @@ from palimpsest.editors.serac import Settings
 from palimpsest.edits import Edit
 from palimpsest.errors import ModelError, PalimpsestError, SettingsError
 from palimpsest.learning.artefact import TrainedError
-from palimpsest.metrics.asked import Asked
+from palimpsest.metrics.asked import AskedPairs
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import AUTO
@@ -229,7 +229,7 @@ def test_states_are_text_and_come_back(family, tmp_path):
     assert not state.tensors and set(state.plain) == {"memory", "belongs_to"}
     editor.remove()
     assert editor.memory == [] and model.take_fingerprint() == model.fingerprint
-    other = make_editor("serac", model, trained=editor.statistics)
+    other = make_editor("serac", model, trained=editor.trained)
     load_state(other, tmp_path)
     assert other.state().plain == state.plain and say(model, PROMPTS, 3) == said
 
@@ -305,11 +305,11 @@ def test_only_its_own_weights_are_learned():
     model = tiny_model()
     editor = serac(model=model)
     own = {tensor.data_ptr() for tensor in model.network.state_dict().values()}
-    learned = editor.statistics.tensors
+    learned = editor.trained.tensors
     assert not own & {tensor.data_ptr() for tensor in learned.values()}
     assert {name.partition(".")[0] for name in learned} == {"scope", "counterfactual", "steps", "right"}
     prompting = serac(model=model, settings={"counterfactual": "base"})
-    assert not [name for name in prompting.statistics.tensors if name.startswith("counterfactual")]
+    assert not [name for name in prompting.trained.tensors if name.startswith("counterfactual")]
     prompting.edit(edits_for(model))
     assert prompting.reader.model is model and prompting.state_bytes() < editor.state_bytes()
 
@@ -386,7 +386,7 @@ def test_watching_and_protocol_parts_need_no_special_case():
     pairs = list(zip(PROMPTS, answers_for(model, PROMPTS), strict=True))
     for tokens in (1, 4096):
         editor.router.detach()
-        asked = Asked(model, pairs, Batching(tokens=tokens))
+        asked = AskedPairs(model, pairs, Batching(tokens=tokens))
         editor.router.attach()
         assert [one.acted for one in asked.now(pairs, editor.watching)] == [True, True, False, False]
     assert [one.acted for one in asked.now(pairs)] == [None] * 4

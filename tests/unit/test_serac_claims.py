@@ -9,7 +9,7 @@ import torch
 from tiny import LABELS, tiny_model
 
 from palimpsest.editors.serac import Settings
-from palimpsest.editors.shared.counterfactual import NEAR_PLACES, Reader, counterfactual_model
+from palimpsest.editors.shared.counterfactual import NEAR_PLACES, EditReader, counterfactual_model
 from palimpsest.learning.examples import LearningExample, Outside, Sampler
 from palimpsest.models.objectives import encode
 
@@ -54,12 +54,12 @@ def test_segments_tell_the_edit_from_the_input():
         assert total == own + kept and marks == [0] * (reader.lead + kept) + [1] * (own - reader.lead)
     for where, family in (("base", "bert"), ("scratch", "gpt2")):
         assert not Settings(counterfactual=where).reader(tiny_model(family), 0).segments
-    unlabelled = Reader(base, reader.model, "{prompt}", "  ")  # spec 1.3: evidence, two blanks, claim
+    unlabelled = EditReader(base, reader.model, "{prompt}", "  ")  # spec 1.3: evidence, two blanks, claim
     assert (
         unlabelled.prefix(*EVIDENCE) == unlabelled.prefix(EVIDENCE[0], "class 2") != reader.prefix(*EVIDENCE)
     )
     assert "class" not in base.tokenizer.decode(unlabelled.prefix(*EVIDENCE))
-    plain = Reader(base, reader.model)
+    plain = EditReader(base, reader.model)
     assert not torch.equal(
         plain.target_logits([EVIDENCE], inputs.rows([0])), reader.target_logits([EVIDENCE], inputs.rows([0]))
     )

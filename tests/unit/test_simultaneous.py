@@ -16,7 +16,7 @@ from palimpsest.editors.base import Editor, EditorState
 from palimpsest.edits import UNSETTLED, Edit, Probe, write_edits
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json
-from palimpsest.metrics.asked import Said
+from palimpsest.metrics.asked import PairAnswer
 from palimpsest.metrics.evaluation import Question
 from palimpsest.metrics.success import LARGEST, sentiment_success
 from palimpsest.models.batching import Batching
@@ -24,6 +24,7 @@ from palimpsest.protocols import protocol
 from palimpsest.protocols.checkpoints import Checkpoints
 from palimpsest.protocols.simultaneous import record_values
 from palimpsest.protocols.simultaneous_inputs import Simultaneous, _Pool
+from palimpsest.run_inputs import RunFiles
 from palimpsest.runs import execute
 
 
@@ -226,8 +227,8 @@ def test_an_edit_that_breaks_the_model_has_its_row_of_success():
     """Left out, it would flatter the mean over the edits that are left."""
     kinds = ("sentiment_with", "sentiment_against", "near")
     questions = [Question(7, kind, f"What of {kind}?", "Velden") for kind in kinds]
-    before = [Said(True, True, 1.0, 2, 0.0)] * 3
-    broken = [Said(False, False, math.nan, 2, math.inf)] * 3
+    before = [PairAnswer(True, True, 1.0, 2, 0.0)] * 3
+    broken = [PairAnswer(False, False, math.nan, 2, math.inf)] * 3
     values = {(v.split, v.metric): v.value for v in record_values(questions, before, broken)}
     assert values["in_scope", "edit_success"] == 0.0
     assert values["outside", "drift"] == LARGEST and values["outside", "drawdown"] == 1.0
@@ -236,8 +237,8 @@ def test_an_edit_that_breaks_the_model_has_its_row_of_success():
 def test_answers_that_nobody_knows_are_no_part_of_the_accuracy():
     """The pair is asked all the same: whether the answer changed can be seen without knowing it."""
     questions = [Question(7, "far", "a", "b"), Question(7, "far", "c", "d", known=False)]
-    before = [Said(True, True, 1.0, 1), Said(False, True, 1.0, 1)]
-    now = [Said(True, True, 1.0, 1), Said(True, False, 1.0, 1)]
+    before = [PairAnswer(True, True, 1.0, 1), PairAnswer(False, True, 1.0, 1)]
+    now = [PairAnswer(True, True, 1.0, 1), PairAnswer(True, False, 1.0, 1)]
     values = {(v.split, v.metric): v.value for v in record_values(questions, before, now)}
     assert values["far", "accuracy_drop"] == values["outside", "accuracy_drop"] == 0.0
     assert values["far", "drawdown"] == 0.5
@@ -296,21 +297,23 @@ def spec(**changes):
 
 
 def test_a_whole_run_leaves_what_is_set_aside_alone(world):
-    execute(spec(), 3, world / "model", world / "data", world / "out")
+    execute(spec(), 3, RunFiles(world / "model", world / "data"), world / "out")
     records = results.read_records(world / "out")
     assert not records["edit"].isin(["e-4-0", "e-4-1", "e-5-0", "e-5-1"]).any()
     assert set(results.read_metrics(world / "out")["n_edits"]) == {0, 1, 8}
     assert json.loads((world / "out" / "run.json").read_text())["edits_requested"] == 8
     assert (results.read_inspection(world / "out")).empty
     single = spec(options={"batch_sizes": None})
-    execute(single, 3, world / "model", world / "data", world / "two")
+    execute(single, 3, RunFiles(world / "model", world / "data"), world / "two")
     assert set(results.read_metrics(world / "two")["n_edits"]) == {0, 2}
 
 
 def test_a_learned_editor_is_not_judged_on_what_it_was_trained_with(world, monkeypatch):
     from palimpsest.editors.ft import FineTuning
 
-    execute(spec(edits=10), 0, world / "model", world / "data", world / "out")  # others may take them
+    execute(
+        spec(edits=10), 0, RunFiles(world / "model", world / "data"), world / "out"
+    )  # others may take them
     monkeypatch.setattr(FineTuning, "learns", True)
     with pytest.raises(DataError, match="Ask for at most 8 edits"):
-        execute(spec(edits=10), 0, world / "model", world / "data", world / "out")
+        execute(spec(edits=10), 0, RunFiles(world / "model", world / "data"), world / "out")

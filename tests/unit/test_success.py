@@ -13,7 +13,7 @@ from tiny import CITIES, LABELS, PEOPLE, tiny_model
 from palimpsest.errors import DataError
 from palimpsest.metrics import success
 from palimpsest.metrics.answers import predict_answers
-from palimpsest.metrics.asked import Asked, Said
+from palimpsest.metrics.asked import AskedPairs, PairAnswer
 from palimpsest.models.batching import Batching
 from palimpsest.models.objectives import encode, row_losses, say
 
@@ -23,7 +23,7 @@ losses = st.floats(0.01, 8)
 
 
 def said(right=True, unchanged=True, loss=1.0, tokens=1, drift=None):
-    return Said(right, unchanged, loss, tokens, drift)
+    return PairAnswer(right, unchanged, loss, tokens, drift)
 
 
 def shift(model, scale=2.0):
@@ -36,7 +36,7 @@ def shift(model, scale=2.0):
 @pytest.mark.parametrize("family", ["gpt2", "gptj"])
 def test_a_decoder_says_what_the_other_metrics_see(family):
     model = tiny_model(family)
-    asked = Asked(model, PAIRS, Batching(tokens=60))
+    asked = AskedPairs(model, PAIRS, Batching(tokens=60))
     first = predict_answers(model, PAIRS)
     shift(model)
     now = predict_answers(model, PAIRS)
@@ -51,7 +51,7 @@ def test_a_decoder_says_what_the_other_metrics_see(family):
 @pytest.mark.parametrize(("family", "pairs"), [("t5", PAIRS), ("bert", CLASSES)])
 def test_the_other_kinds_say_what_objectives_see(family, pairs):
     model = tiny_model(family)
-    asked = Asked(model, pairs, Batching(tokens=80), drift=True)
+    asked = AskedPairs(model, pairs, Batching(tokens=80), drift=True)
     shift(model)
     inputs = encode(model, *zip(*pairs, strict=True))
     torch.testing.assert_close(
@@ -67,7 +67,7 @@ def test_the_other_kinds_say_what_objectives_see(family, pairs):
 @pytest.mark.parametrize(("family", "pairs"), [("gpt2", PAIRS), ("t5", PAIRS), ("bert", CLASSES)])
 def test_an_untouched_model_has_no_drawdown_and_drift_is_a_divergence(family, pairs):
     model = tiny_model(family)
-    asked = Asked(model, pairs, Batching(tokens=50), drift=True)
+    asked = AskedPairs(model, pairs, Batching(tokens=50), drift=True)
     assert success.drawdown(asked.now(pairs)) == 0
     assert success.accuracy_drop(asked.before(pairs), asked.now(pairs)) == 0
     assert success.drift(asked.now(pairs)) < 1e-6
@@ -86,7 +86,7 @@ def test_parts_of_the_pairs_are_asked_alone_and_marks_of_the_editor_are_kept():
     from contextlib import contextmanager
 
     model = tiny_model("gpt2")
-    asked = Asked(model, [*PAIRS, PAIRS[0]], Batching(tokens=60))
+    asked = AskedPairs(model, [*PAIRS, PAIRS[0]], Batching(tokens=60))
     assert len(asked.pairs) == len(PAIRS)
     shift(model)
     whole = dict(zip(PAIRS, asked.now(PAIRS), strict=True))
@@ -110,9 +110,9 @@ def test_parts_of_the_pairs_are_asked_alone_and_marks_of_the_editor_are_kept():
 
 def test_what_cannot_be_asked_is_refused():
     with pytest.raises(DataError, match="'target'"):
-        Asked(tiny_model("bert"), [("A text.", "class 9")])
+        AskedPairs(tiny_model("bert"), [("A text.", "class 9")])
     with pytest.raises(DataError):
-        Asked(tiny_model("gpt2"), [("A text", " ")])
+        AskedPairs(tiny_model("gpt2"), [("A text", " ")])
 
 
 @given(losses, losses, losses)
@@ -154,7 +154,7 @@ def test_replies_without_a_number_are_a_failure(plus, minus):
 def test_a_drift_that_is_no_number_counts_as_the_largest():
     """A broken model's drift is neither 0 nor left out of the mean."""
     model = tiny_model("gpt2")
-    asked = Asked(model, PAIRS[:3], drift=True)
+    asked = AskedPairs(model, PAIRS[:3], drift=True)
     model.mlp_out(1).weight.data.fill_(torch.nan)
     assert success.drift(asked.now(PAIRS[:3])) == success.LARGEST
     assert success.drift([said(drift=math.inf), said(drift=1.0)]) == (success.LARGEST + 1) / 2

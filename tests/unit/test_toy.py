@@ -22,7 +22,7 @@ def computed(tmp_path_factory):
 
 def test_codebook_rules_on_the_line():
     """The unit vectors of the method's page, keys of one dimension, initial radius 1, radii capped at a split."""
-    book, generator = toy.Codebook(1.0), torch.Generator().manual_seed(0)
+    book, generator = toy.ToyCodebook(1.0), torch.Generator().manual_seed(0)
 
     def edit(position, label):
         return book.place(torch.tensor([position]), label, generator, 1)

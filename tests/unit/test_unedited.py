@@ -11,10 +11,11 @@ from tiny import CITIES, LABELS, PEOPLE, some_edits, tiny_model
 from palimpsest import results
 from palimpsest.editors import make_editor
 from palimpsest.edits import write_edits
-from palimpsest.metrics.asked import Asked
+from palimpsest.metrics.asked import AskedPairs
 from palimpsest.metrics.retention import Asking, Pool
 from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.batching import Batching
+from palimpsest.run_inputs import RunFiles
 from palimpsest.runs import execute
 
 FAMILY = {"qa": "t5", "classification": "bert", "generation": "gpt2"}
@@ -131,7 +132,7 @@ def first_look(folder, editor, settings, answers, plain=False):
         "batch_size": 1, "options": {"task": "qa", "plain": plain},
     }  # fmt: skip
     out = folder / "out"
-    execute(spec, 0, folder / "model", folder / "data", out, answers=answers)
+    execute(spec, 0, RunFiles(folder / "model", folder / "data", answers=answers), out)
     metrics = results.read_metrics(out)
     return metrics[metrics.step == 0].drop(columns="run").to_dict("records")
 
@@ -139,10 +140,10 @@ def first_look(folder, editor, settings, answers, plain=False):
 @pytest.mark.parametrize("family", ["gpt2", "t5", "bert"])
 def test_questions_about_simultaneous_edits_are_asked_once(family, tmp_path):
     model, kept, pairs = tiny_model(family), Unedited(tmp_path), pairs_for(family)
-    alone = Asked(model, pairs, Batching(tokens=40))
-    Asked(model, pairs, Batching(tokens=40), unedited=kept)
+    alone = AskedPairs(model, pairs, Batching(tokens=40))
+    AskedPairs(model, pairs, Batching(tokens=40), unedited=kept)
     with passes(model) as seen:
-        again = Asked(model, pairs, Batching(tokens=40), unedited=kept)
+        again = AskedPairs(model, pairs, Batching(tokens=40), unedited=kept)
         assert not seen and again.before(pairs) == alone.before(pairs)
     for layer in range(model.n_blocks):
         model.mlp_out(layer).weight.data.mul_(-20.0)
@@ -153,8 +154,8 @@ def test_questions_about_simultaneous_edits_are_asked_once(family, tmp_path):
 def test_what_is_too_large_or_no_number_is_not_kept(tmp_path):
     """Log-probabilities for the drift, and losses of a model that gives none."""
     model, pairs = tiny_model("gpt2"), pairs_for("gpt2")
-    Asked(model, pairs, drift=True, unedited=Unedited(tmp_path))
+    AskedPairs(model, pairs, drift=True, unedited=Unedited(tmp_path))
     model.final_norm.weight.data.fill_(math.nan)
-    said = Asked(model, pairs, unedited=Unedited(tmp_path)).before(pairs)
-    Asked(tiny_model("gpt2"), [], unedited=Unedited(tmp_path))  # nothing asked, nothing kept
+    said = AskedPairs(model, pairs, unedited=Unedited(tmp_path)).before(pairs)
+    AskedPairs(tiny_model("gpt2"), [], unedited=Unedited(tmp_path))  # nothing asked, nothing kept
     assert all(math.isnan(one.loss) for one in said) and not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from tiny import CITIES, LABELS, PEOPLE
 from palimpsest.editors import editor_class
 from palimpsest.editors.shared.mend_edit import edit_inputs
 from palimpsest.edits import Edit
-from palimpsest.learning.artefact import Trained, plain_settings
+from palimpsest.learning.artefact import TrainedEditor, plain_settings
 
 PATHS = ["decoder.block.1.layer.2.DenseReluDense.wo"]
 QUICK = {
@@ -23,7 +23,7 @@ def settings_for(model, **changes):
 def untrained(model, **changes):
     """An artefact whose networks are as they start; with norm: false they hand the gradient on."""
     learner = editor_class("mend").learner(model, settings_for(model, norm=False, **changes), 0)
-    return Trained(
+    return TrainedEditor(
         editor="mend", model=model.fingerprint, model_name=model.name, data="", seed=0, steps=0, best_step=0,
         settings=plain_settings(learner.settings), validation={}, tensors=learner.tensors(),
     )  # fmt: skip

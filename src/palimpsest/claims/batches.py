@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from palimpsest.claims.finding import AGAINST, by_seed, common_seeds, find_runs, method_of
 from palimpsest.claims.verdicts import (
     AS_PRINTED,
     MIN_RECORDS,
@@ -24,7 +25,6 @@ from palimpsest.claims.verdicts import (
     decide,
     outcome,
     over_seeds,
-    suited,
 )
 from palimpsest.errors import SettingsError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means_of_seeds, limits
@@ -32,7 +32,6 @@ from palimpsest.figures.read import Run
 from palimpsest.figures.simultaneous import PROTOCOL, QUANTITIES, edit_seconds, sizes
 from palimpsest.published import find_printed
 
-AGAINST = "against"  # the method of a term that stands for each of the part's `against`
 OWN = "own"  # instead of a number of edits: the one that the run has
 
 
@@ -79,39 +78,22 @@ def judge_batches(
     return STATISTICS[test.part["statistic"]](test, methods, runs, spec)
 
 
-def _method(test: ClaimTest, entry: dict[str, Any], methods: dict[str, Any]) -> dict[str, Any]:
-    name = test.part[AGAINST] if entry["method"] == AGAINST else entry["method"]
-    method: dict[str, Any] = methods[name]
-    return method
-
-
 def _by_seed(test: ClaimTest, method: dict[str, Any], runs: dict[str, list[Run]]) -> dict[int, Run]:
-    """Runs of one method at the test's place, from the first of the part's experiments that has any."""
-    for experiment in test.part["experiments"]:
-        found = [
-            run
-            for run in runs.get(experiment, ())
-            if (run.spec["model"], run.spec["dataset"]) == (test.model, test.datasets[0])
-            and run.method == (method["editor"], method["variant"])
-            and run.spec["protocol"] == PROTOCOL
-        ]
-        if found:
-            found = list(suited(found, method["title"], test, test.datasets[0]))
-            return {run.seed: run for run in reversed(found)}
-    raise NotMeasuredError(
-        f"{method['title']} on {test.model}, {test.datasets[0]}: no finished run in {' or '.join(test.part['experiments'])}"
-    )
+    """Runs of one method at the test's place."""
+
+    def fits(run: Run) -> bool:
+        same = run.method == (method["editor"], method["variant"])
+        return same and bool(run.spec["protocol"] == PROTOCOL)
+
+    return by_seed(find_runs(test, test.datasets[0], method["title"], runs, fits))
 
 
 def _chosen(
     test: ClaimTest, methods: dict[str, Any], runs: dict[str, list[Run]]
 ) -> tuple[list[dict[int, Run]], list[int]]:
     """Runs by seed of every term, and the seeds that all have."""
-    chosen = [_by_seed(test, _method(test, entry, methods), runs) for entry in test.part["terms"]]
-    seeds = sorted(set.intersection(*(set(own) for own in chosen)))
-    if not seeds:
-        raise NotMeasuredError("no seed is common to all methods of the test")
-    return chosen, seeds
+    chosen = [_by_seed(test, method_of(test, entry, methods), runs) for entry in test.part["terms"]]
+    return chosen, common_seeds(chosen)
 
 
 def _size(entry: dict[str, Any], run: Run) -> int:
@@ -173,7 +155,7 @@ def _at_once(
         mean = np.mean([sum(times * column.mean() for times, column in part) for part in parts])
         plain = str(entry["of"]).replace("_", " ")
         words.append(
-            f"{_method(test, entry, methods)['title']} {plain} with {_sizes_words(entry, own)} edits {mean:.4g}"
+            f"{method_of(test, entry, methods)['title']} {plain} with {_sizes_words(entry, own)} edits {mean:.4g}"
         )
     if noise:
         words[-1] += f" (two trainings: less than {noise:g} more or less says nothing)"
@@ -191,14 +173,14 @@ def _seconds(
             k = _size(entry, own[seed])
             seconds = edit_seconds(own[seed], k)
             if seconds is None:
-                raise NotMeasuredError(f"{_method(test, entry, methods)['title']}: no times with {k} edits")
+                raise NotMeasuredError(f"{method_of(test, entry, methods)['title']}: no times with {k} edits")
             row.append(seconds)
         found.append(row)
     times = np.array([float(entry.get("times", 1)) for entry in test.part["terms"]])
     values = (times @ np.array(found) - float(test.part.get("above", 0))).tolist()
     verdict, low, high = over_seeds(values)
     words = [
-        f"{_method(test, entry, methods)['title']} {np.mean(row):.3g} s per edit with {_sizes_words(entry, own)} edits"
+        f"{method_of(test, entry, methods)['title']} {np.mean(row):.3g} s per edit with {_sizes_words(entry, own)} edits"
         for entry, own, row in zip(test.part["terms"], chosen, found, strict=True)
     ]
     return outcome(test, verdict, ", ".join(words), values, low, high, len(seeds), drawn=False)

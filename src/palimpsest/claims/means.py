@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from palimpsest.claims.finding import find_runs
 from palimpsest.claims.statistics import STATISTICS, WHOLE_SWEEP, Cell, Layout, outlier
-from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide, suited
+from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide
 from palimpsest.errors import SettingsError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means_of_seeds, limits, statistic_draws
 from palimpsest.figures.read import Run, identified
@@ -74,25 +75,16 @@ def _candidates(
     dataset: str,
     free: bool,
 ) -> list[Run]:
-    """Runs of one method from the first experiment that has any; `free`: in any variant with hooks."""
-    experiments = entry.get("experiments") or test.part["experiments"]
+    """Runs of one method; `free`: in any variant with hooks."""
     protocol = entry.get("protocol") or test.part.get("protocol")
-    for experiment in experiments:
-        found = [
-            run
-            for run in runs.get(experiment, ())
-            if run.spec["model"] == test.model
-            and run.spec["dataset"] == dataset
-            and run.spec["editor"] == method["editor"]
-            and (protocol is None or run.spec["protocol"] == protocol)
-            and (run.settings.get("hooks", True) if free else run.method[1] == method["variant"])
-        ]
-        if found:
-            return list(suited(found, method["title"], test, dataset))
-    raise NotMeasuredError(
-        f"{method['title']} ({protocol or 'any protocol'}) on {test.model}, {dataset}: no finished run in "
-        f"{' or '.join(experiments)}"
-    )
+
+    def fits(run: Run) -> bool:
+        meant = run.settings.get("hooks", True) if free else run.method[1] == method["variant"]
+        there = protocol is None or run.spec["protocol"] == protocol
+        return bool(meant and there and run.spec["editor"] == method["editor"])
+
+    words = f" ({protocol or 'any protocol'})"
+    return find_runs(test, dataset, method["title"], runs, fits, entry.get("experiments"), words)
 
 
 def _runs_of(

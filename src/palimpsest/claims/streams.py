@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from palimpsest.claims.finding import AGAINST, by_seed, common_seeds, find_runs, method_of
 from palimpsest.claims.quantities import Quantity, quantities
 from palimpsest.claims.verdicts import (
     MIN_RECORDS,
@@ -18,15 +19,12 @@ from palimpsest.claims.verdicts import (
     decide,
     outcome,
     over_seeds,
-    suited,
 )
 from palimpsest.figures import lifelong
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means_of_seeds, limits
 from palimpsest.figures.radius_sweep import radius_of
 from palimpsest.figures.read import Run
 from palimpsest.files import read_json
-
-AGAINST = "against"  # the method of a term that stands for each of the part's `against`
 
 
 def tests_of_part(
@@ -64,29 +62,13 @@ def judge_stream(
 
 
 def _runs_of(test: ClaimTest, method: dict[str, Any], runs: dict[str, list[Run]]) -> list[Run]:
-    """Runs of one method at the test's place, from the first of the part's experiments that has any."""
-    for experiment in test.part["experiments"]:
-        found = [
-            run
-            for run in runs.get(experiment, ())
-            if (run.spec["model"], run.spec["dataset"]) == (test.model, test.datasets[0])
-            and run.spec["editor"] == method["editor"]
-            and method["variant"] in ("*", run.method[1])
-            and run.spec["protocol"] == test.part.get("protocol", "lifelong")
-        ]
-        if found:
-            return list(suited(found, method["title"], test, test.datasets[0]))
-    where = f"{test.model}, {test.datasets[0]}"
-    raise NotMeasuredError(
-        f"{method['title']} on {where}: no finished run in {' or '.join(test.part['experiments'])}"
-    )
+    """Runs of one method at the test's place."""
 
+    def fits(run: Run) -> bool:
+        same = run.spec["editor"] == method["editor"] and method["variant"] in ("*", run.method[1])
+        return same and bool(run.spec["protocol"] == test.part.get("protocol", "lifelong"))
 
-def _by_seed(
-    test: ClaimTest, entry: dict[str, Any], methods: dict[str, Any], runs: dict[str, list[Run]]
-) -> dict[int, Run]:
-    name = test.part[AGAINST] if entry["method"] == AGAINST else entry["method"]
-    return {run.seed: run for run in reversed(_runs_of(test, methods[name], runs))}
+    return find_runs(test, test.datasets[0], method["title"], runs, fits)
 
 
 def _stream(
@@ -94,10 +76,8 @@ def _stream(
 ) -> Outcome:
     """Sum of coefficient x quantity over the terms, minus `above`; positive where the claim is right."""
     part = test.part
-    chosen = [_by_seed(test, entry, methods, runs) for entry in part["terms"]]
-    seeds = sorted(set.intersection(*(set(own) for own in chosen)))
-    if not seeds:
-        raise NotMeasuredError("no seed is common to all methods of the test")
+    chosen = [by_seed(_runs_of(test, method_of(test, entry, methods), runs)) for entry in part["terms"]]
+    seeds = common_seeds(chosen)
     draws, level = int(spec.get("draws", DRAWS)), float(spec.get("level", LEVEL))
     above = float(part.get("above", 0))
     cells = {
@@ -169,7 +149,7 @@ def _terms_words(
     for entry, own in zip(test.part["terms"], chosen, strict=True):
         name, at = entry.get("of") or test.part["of"], entry.get("at", "end")
         mean = np.mean([sum(c * q.value for c, q in quantities(own[seed], name, at)) for seed in seeds])
-        method = methods[test.part[AGAINST] if entry["method"] == AGAINST else entry["method"]]
+        method = method_of(test, entry, methods)
         when = {"end": "", "start": " before editing"}.get(str(at), f" after {at} edits")
         words.append(f"{method['title']} {_plain(name)}{when} {mean:.4g}")
     return ", ".join(words)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from palimpsest.errors import PalimpsestError
-from palimpsest.figures.read import Run
 
 AS_PRINTED = "as printed"  # the papers' own tables say so; nothing was measured
 VERDICTS = ("holds", "fails", "undecided", "not run", AS_PRINTED)
@@ -64,19 +63,6 @@ def decide(per_seed: Sequence[float], low: float, high: float, hedged: bool = Fa
     if high < 0 and max(per_seed) < 0 and not hedged:
         return "fails"
     return "undecided"
-
-
-def suited(runs: Sequence[Run], title: str, test: ClaimTest, dataset: str) -> Sequence[Run]:
-    """The runs of a term, where their model passed the gate that their editor needs.
-
-    Raises:
-        NotMeasuredError: it failed: how such an editor fares there says nothing about the method.
-    """
-    if runs and all(run.ill_suited for run in runs):
-        raise NotMeasuredError(
-            f"{title} writes at the subject, and {test.model} failed the gate on {dataset}: {runs[0].ill_suited}"
-        )
-    return runs
 
 
 def verdict_of(outcomes: Sequence[Outcome]) -> str:

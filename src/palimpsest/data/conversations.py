@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 
-from palimpsest.data.records import Reader, Record, Schema
+from palimpsest.data.records import Record, RecordReader, Schema
 from palimpsest.edits import Edit, Probe
 
 QUESTIONS = (
@@ -51,7 +51,7 @@ def opinions(record: Record) -> Edit:
     )
 
 
-READER = Reader(
+READER = RecordReader(
     "conversations",
     "conversation",
     (Schema("blender", frozenset({"ent", "pos", "neg"}), opinions),),

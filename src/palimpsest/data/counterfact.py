@@ -6,7 +6,7 @@ not the same number. Both locality prompts ask for a neighbour of the subject th
 
 from __future__ import annotations
 
-from palimpsest.data.records import Reader, Record, Schema
+from palimpsest.data.records import Record, RecordReader, Schema
 from palimpsest.edits import Edit, Probe
 
 
@@ -90,6 +90,6 @@ FLAT_KEYS = frozenset(
     }
 )
 ORIGINAL_KEYS = frozenset({"requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"})
-READER = Reader(
+READER = RecordReader(
     "counterfact", "cf", (Schema("cf-orig", ORIGINAL_KEYS, original), Schema("cf-flat", FLAT_KEYS, flat))
 )

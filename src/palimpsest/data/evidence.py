@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from palimpsest.data.fever import LABELS
-from palimpsest.data.records import Reader, Record, Schema, refused
+from palimpsest.data.records import Record, RecordReader, Schema, refused
 from palimpsest.data.sources import Source
 from palimpsest.edits import UNSETTLED, Edit, Probe
 from palimpsest.errors import DataError
@@ -92,6 +92,6 @@ def believed(record: Record) -> Edit:
     )
 
 
-READER = Reader(
+READER = RecordReader(
     "evidence", "evidence", (Schema("vitaminc", frozenset({"evidence", "page", "claims"}), believed),)
 )

@@ -8,7 +8,7 @@ by item and is not read.
 
 from __future__ import annotations
 
-from palimpsest.data.records import Reader, Record, Schema
+from palimpsest.data.records import Record, RecordReader, Schema
 from palimpsest.data.zsre import page_of
 from palimpsest.edits import Edit, Probe
 
@@ -62,7 +62,7 @@ def statements(record: Record) -> Edit:
     )
 
 
-READER = Reader(
+READER = RecordReader(
     "fever",
     "fever",
     (

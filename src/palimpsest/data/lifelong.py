@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Stream:
+class LifelongData:
     """What a task makes of its files: the edits in order, probes, what the manifest says about them, and the records as a
     learned editor reads them."""
 
@@ -139,7 +139,7 @@ def _upstream_source(settings: LifelongSettings, folder: Path | None) -> Source:
     return open_records(spec, folder)
 
 
-def _questions(settings: LifelongSettings, folder: Path | None) -> Stream:
+def _questions(settings: LifelongSettings, folder: Path | None) -> LifelongData:
     source = _stream_source(settings, folder)
     forms = question_forms(settings.empty_rephrasings)
     items = read_items(source, forms, PREFIX["qa"], settings.schema, settings.bad_records)
@@ -176,7 +176,7 @@ def _questions(settings: LifelongSettings, folder: Path | None) -> Stream:
             "removed_because_edited": len(known.items) - len(apart),
         },
     }
-    return Stream(edits, probes, about, question_records(items.items, fact_of))
+    return LifelongData(edits, probes, about, question_records(items.items, fact_of))
 
 
 def fact_of(identifier: str) -> str:
@@ -267,7 +267,7 @@ def _permuted(pairs: Sequence[Edit | None], seed: int) -> list[Edit | None]:
     return [pairs[place] for place in numpy.random.RandomState(seed).permutation(len(pairs))]
 
 
-def _documents(settings: LifelongSettings, folder: Path | None) -> Stream:
+def _documents(settings: LifelongSettings, folder: Path | None) -> LifelongData:
     labels = settings.labels
     if labels is None and folder is not None and (folder / "manifest.json").is_file():
         labels = read_object(folder / "manifest.json").get("labels")
@@ -294,7 +294,7 @@ def _documents(settings: LifelongSettings, folder: Path | None) -> Stream:
             "removed_because_edited": len(upstream) - len(apart),
         },
     }
-    return Stream([item.edit for item in inside], probes, about, document_records(inside, names))
+    return LifelongData([item.edit for item in inside], probes, about, document_records(inside, names))
 
 
 def in_years(item: Item, first: int | None, last: int | None) -> bool:
@@ -322,7 +322,7 @@ def within(items: Sequence[Item], labels: Sequence[str], file: str, outside: str
     return inside
 
 
-def _biographies(settings: LifelongSettings, folder: Path | None) -> Stream:
+def _biographies(settings: LifelongSettings, folder: Path | None) -> LifelongData:
     source, names = _stream_source(settings, folder), None
     if settings.names is not None or (folder is not None and (folder / NAMES).is_file()):
         names = read_names(settings.names or NAMES, folder)
@@ -345,7 +345,7 @@ def _biographies(settings: LifelongSettings, folder: Path | None) -> Stream:
         "upstream": text,
     }
     stream = items.of("stream")
-    return Stream([item.edit for item in stream], probes, about, biography_records(stream))
+    return LifelongData([item.edit for item in stream], probes, about, biography_records(stream))
 
 
 def read_names(name: str, folder: Path | None) -> list[str]:

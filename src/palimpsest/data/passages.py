@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from palimpsest.data.records import Reader, Record, Schema
+from palimpsest.data.records import Record, RecordReader, Schema
 from palimpsest.data.sources import Source, digest, locate, open_source, read_bytes, read_text
 from palimpsest.edits import Edit
 from palimpsest.errors import DataError
@@ -66,7 +66,7 @@ def continued(record: Record) -> Edit:
     )
 
 
-READER = Reader(
+READER = RecordReader(
     "passages",
     "passage",
     (Schema("continuations", frozenset({"passage", "continuation", "new"}), continued),),

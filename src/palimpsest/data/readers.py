@@ -9,17 +9,17 @@ from typing import Any
 
 from palimpsest.data import conversations, counterfact, evidence, fever, passages, zsre
 from palimpsest.data.qa_hard import add_implied, add_true_false
-from palimpsest.data.records import Reader, Reading, read_all
+from palimpsest.data.records import Reading, RecordReader, read_all
 from palimpsest.data.sources import Source, locate, open_source, read_file, read_text
 from palimpsest.errors import SettingsError
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, RecordReader] = {
     module.READER.name: module.READER
     for module in (counterfact, zsre, fever, evidence, conversations, passages)
 }
 
 
-def reader_of(spec: Mapping[str, Any]) -> Reader:
+def reader_of(spec: Mapping[str, Any]) -> RecordReader:
     """The reader that `spec` names."""
     name = spec.get("reader")
     if not isinstance(name, str) or name not in READERS:

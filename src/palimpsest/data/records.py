@@ -113,7 +113,7 @@ class Schema:
 
 
 @dataclass(frozen=True)
-class Reader:
+class RecordReader:
     """A data set's name, the prefix of its identifiers, and its forms, the most particular form first."""
 
     name: str
@@ -158,7 +158,7 @@ class Reading:
 
 
 def read_all(
-    source: Source, reader: Reader, schema: str | None = None, bad_records: str = "refuse"
+    source: Source, reader: RecordReader, schema: str | None = None, bad_records: str = "refuse"
 ) -> Reading:
     """Check every record and turn it into an Edit.
 

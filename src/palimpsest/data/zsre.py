@@ -10,7 +10,7 @@ from typing import Any
 
 from palimpsest.data.counterfact import one_hop, paired
 from palimpsest.data.qa_hard import hard_probes
-from palimpsest.data.records import Reader, Record, Schema
+from palimpsest.data.records import Record, RecordReader, Schema
 from palimpsest.edits import Edit, Probe
 from palimpsest.errors import DataError
 
@@ -206,7 +206,7 @@ def add_targets(records: list[Any], text: str, file: object) -> list[Any]:
 
 COMMON = frozenset({"subject", "prompt", "target_new", "ground_truth", "rephrase_prompt", "locality"})
 SLIM_KEYS = frozenset({"subject", "src", "rephrase", "alt", "loc", "loc_ans"})
-READER = Reader(
+READER = RecordReader(
     "zsre",
     "zsre",
     (

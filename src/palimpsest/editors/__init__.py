@@ -46,7 +46,7 @@ def make_editor(
         settings: a dict, the editor's own Settings, or None for its defaults; wrong names and values are refused.
         statistics: CovarianceStatistics or the path of a saved one, for editors with `needs_statistics`.
         seed: of everything the editor draws at random.
-        trained: for editors with `learns`: learning.artefact.Trained or the folder that `palimpsest train-editor` wrote.
+        trained: for editors with `learns`: learning.artefact.TrainedEditor or the folder that `palimpsest train-editor` wrote.
 
     Raises:
         SettingsError: a wrong setting, `trained` for an editor that needs none, or `statistics` for one that learns.

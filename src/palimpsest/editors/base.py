@@ -35,6 +35,7 @@ from palimpsest.provenance import file_fingerprint
 
 if TYPE_CHECKING:
     from palimpsest.editors.shared.keyed import Keyed
+    from palimpsest.learning.artefact import TrainedEditor
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # of saved states; those of 1 had nothing that tied their two files together
@@ -105,6 +106,7 @@ class Editor(ABC):
     # It decides over the whole sequence: nothing may be kept between tokens. Forgotten, this gives other answers silently.
     reads_whole_rows: ClassVar[bool] = False
     padding_counts: bool = False  # answers depend on padding: only rows of equal length may share a pass
+    trained: TrainedEditor | None = None  # what one that learns was trained to
     stored_targets: Any = None  # target vectors searched beforehand, where it was told to use some
 
     def __init__(self, model: LanguageModel, settings: Any, statistics: Any = None, seed: int = 0):

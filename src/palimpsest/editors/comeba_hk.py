@@ -36,7 +36,7 @@ from palimpsest.editors.shared.hook_layers import (
     TEMPORARY,
     VALIDATED,
     WATCHING,
-    Decision,
+    HookDecision,
     HookLayers,
     ceiling,
 )
@@ -209,17 +209,17 @@ class ComebaHk(KeyValueEditor):
                 for layer, decision in decisions.items()
             }
 
-    def _watch(self, hooked: HookLayers, tokens: TokenBatch) -> dict[int, Decision]:
+    def _watch(self, hooked: HookLayers, tokens: TokenBatch) -> dict[int, HookDecision]:
         """What the layers decide about prompts; as many share a pass as memory lets them, with the padding of all."""
 
-        def watch(rows: slice) -> dict[int, Decision]:
+        def watch(rows: slice) -> dict[int, HookDecision]:
             with hooked.modes(WATCHING), hooked.noting() as decisions:
                 self.model.hidden(TokenBatch(tokens.input_ids[rows], tokens.attention_mask[rows]))
                 return dict(decisions)
 
         needed = block_bytes(self.model, *tokens.input_ids.shape)
         parts = in_parts(len(tokens.input_ids), needed, self.model.device, "z-scores", watch)
-        return {layer: Decision.joined([part[layer] for part in parts]) for layer in parts[0]}
+        return {layer: HookDecision.joined([part[layer] for part in parts]) for layer in parts[0]}
 
     @torch.no_grad()
     def inspect(

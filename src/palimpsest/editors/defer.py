@@ -17,7 +17,7 @@ from torch import Tensor
 
 from palimpsest.editors.base import require
 from palimpsest.editors.shared.adapter_editor import AdapterSettings
-from palimpsest.editors.shared.gated_adapter import Asked, Decision
+from palimpsest.editors.shared.gated_adapter import Override, Query
 from palimpsest.editors.shared.small_nets import SmallNets
 
 
@@ -55,14 +55,14 @@ class Defer(SmallNets):
             "value.bias": value_bias,
         }
 
-    def _decide(self, asked: Asked) -> Decision | None:
+    def _decide(self, query: Query) -> Override | None:
         if not (self.training or self.edits_made):
             return None
-        gate = torch.sigmoid(self.linear("gate", asked.states))[:, 0]
+        gate = torch.sigmoid(self.linear("gate", query.states))[:, 0]
         if self.training:
-            return Decision(torch.ones_like(gate, dtype=torch.bool), self.linear("value", asked.states), gate)
+            return Override(torch.ones_like(gate, dtype=torch.bool), self.linear("value", query.states), gate)
         fired = gate >= self.settings.threshold
-        return Decision(fired, self.linear("value", asked.states)) if bool(fired.any()) else None
+        return Override(fired, self.linear("value", query.states)) if bool(fired.any()) else None
 
 
 EDITOR = Defer

@@ -31,14 +31,14 @@ from torch import Tensor
 from palimpsest.editors.base import EditorState, edit_name, require
 from palimpsest.editors.shared.adapter_editor import AdapterEditor, AdapterSettings
 from palimpsest.editors.shared.codebook import RELEASED, Codebook, Forgotten, Update
-from palimpsest.editors.shared.gated_adapter import Asked, Decision, ask
+from palimpsest.editors.shared.gated_adapter import Override, Query
 from palimpsest.editors.shared.nearest import measure_neighbours
 from palimpsest.editors.shared.values_ahead import ValuesAhead, alike, own_start, train_together
 from palimpsest.edits import Edit
 from palimpsest.errors import EditError, SettingsError
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.objectives import NONE, Inputs, asking, encode, encode_prompts_only, without_end
+from palimpsest.models.objectives import NONE, Inputs, encode, encode_prompts_only, without_end
 from palimpsest.models.upper import Upper
 
 log = logging.getLogger(__name__)
@@ -168,13 +168,8 @@ class Grace(AdapterEditor):
         inputs = encode_prompts_only(self.model, prompts)
         states = torch.empty(len(prompts), self.adapter.key_width, dtype=self.wide, device=self.model.device)
         for group in (batching or Batching()).groups(inputs.padding.sum(dim=1).tolist()):
-            states[group] = self._ask(inputs.rows(group)).states.to(self.wide)
+            states[group] = self.adapter.query(inputs.rows(group)).states.to(self.wide)
         return states
-
-    def _ask(self, inputs: Inputs) -> Asked:
-        at = torch.minimum(inputs.query + self.adapter.shift, inputs.padding.sum(dim=1) - 1)
-        with asking(self.model, inputs):
-            return ask(self.model, inputs.named, at, self.adapter.module)
 
     # one edit ----------------------------------------------------------------------------------------------------------
 
@@ -185,8 +180,8 @@ class Grace(AdapterEditor):
                 "Call calibrate(prompts) before the first edit"
             )
         inputs = encode(self.model, [edit.prompt], [edit.target])
-        asked, label = self._ask(inputs), self._label(inputs)
-        update, entry = self._make_room(edit, asked.states[0], asked.outputs[0], label)
+        query, label = self.adapter.query(inputs), self._label(inputs)
+        update, entry = self._make_room(edit, query.states[0], query.outputs[0], label)
         losses = list[float]()
         try:
             if entry >= 0:
@@ -228,11 +223,11 @@ class Grace(AdapterEditor):
         if self.radius is None or self.settings.stop_loss is not None or len(usable) < 2:
             return
         inputs = encode(self.model, [edit.prompt for edit in usable], [edit.target for edit in usable])
-        asked, rows, starts = self._ask(inputs), list[int](), list[Tensor]()
+        query, rows, starts = self.adapter.query(inputs), list[int](), list[Tensor]()
         for row, edit in enumerate(usable):
             label = self._label(inputs.rows([row]))
             try:
-                update, entry = self._make_room(edit, asked.states[row], asked.outputs[row], label)
+                update, entry = self._make_room(edit, query.states[row], query.outputs[row], label)
             except EditError:  # it will be said when the edit is made
                 continue
             if entry >= 0:
@@ -299,17 +294,17 @@ class Grace(AdapterEditor):
 
     # every pass --------------------------------------------------------------------------------------------------------
 
-    def _decide(self, asked: Asked) -> Decision | None:
+    def _decide(self, query: Query) -> Override | None:
         if not len(self.codebook):
             return None
         if self.official and self.settings.steps == 1 and self.radius is not None:  # Q8
-            for state, output in zip(asked.states, asked.outputs, strict=True):
+            for state, output in zip(query.states, query.outputs, strict=True):
                 own = output.detach().to(self.wide)
                 self.codebook.update(state, self._last_label, self.radius, own.clone, "(a later pass)")
-        match = self.codebook.look_up(asked.states)
+        match = self.codebook.look_up(query.states)
         if not bool(match.fired.any()):
             return None
-        return Decision(match.fired, self.codebook.values[match.entry.clamp(min=0)])
+        return Override(match.fired, self.codebook.values[match.entry.clamp(min=0)])
 
     def deciding(self, rows: Upper) -> Callable[[Sequence[int]], Tensor] | None:
         """As all adapters; not where asking itself adds keys (Q8)."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from palimpsest.editors.base import EditorState, FailedEdit, require
 from palimpsest.editors.shared.nearest import measure_neighbours
 from palimpsest.editors.shared.routed_editor import RoutedEditor, StoredEdit
-from palimpsest.editors.shared.routed_output import Asked, Row, Voice
+from palimpsest.editors.shared.routed_output import Prompts, Voice, VoiceRow
 from palimpsest.editors.shared.text_keys import Keys
 from palimpsest.edits import Edit
 from palimpsest.errors import SettingsError
@@ -70,7 +70,7 @@ class StoredAnswers:
         self.answers: list[tuple[int, ...]] = []
 
     def states(
-        self, rows: Sequence[Row], entries: Sequence[int]
+        self, rows: Sequence[VoiceRow], entries: Sequence[int]
     ) -> tuple[Float[Tensor, "g m p"], Bool[Tensor, "g m"]]:
         """The token that each position should give; it speaks from the last prompt token on."""
         lengths = [self._length(row) for row in rows]
@@ -84,7 +84,7 @@ class StoredAnswers:
                 speaks[number, place] = True
         return tokens.to(self.model.device), speaks.to(self.model.device)
 
-    def _length(self, row: Row) -> int:
+    def _length(self, row: VoiceRow) -> int:
         return {"decoder": len(row.ids), "encoder_decoder": len(row.said), "encoder": 1}[self.model.kind]
 
     def logits(self, states: Float[Tensor, "k 1"]) -> Float[Tensor, "k v"]:
@@ -146,7 +146,7 @@ class Lu(RoutedEditor):
             found[group] = self._means(asked)
         return found
 
-    def _means(self, asked: Asked) -> Float[Tensor, "b d"]:
+    def _means(self, asked: Prompts) -> Float[Tensor, "b d"]:
         weight = asked.prompt[..., None].to(self.wide)
         return (asked.states.to(self.wide) * weight).sum(dim=1) / weight.sum(dim=1)
 
@@ -155,7 +155,7 @@ class Lu(RoutedEditor):
     def _voice(self) -> Voice:
         return self.answers
 
-    def _scores(self, asked: Asked) -> Float[Tensor, "b n"]:
+    def _scores(self, asked: Prompts) -> Float[Tensor, "b n"]:
         """Negative distances; pairs in chunks, and from differences, so that equal states are at distance 0."""
         asking, keys = self._means(asked), self.keys.rows
         step = max(1, PAIRS // max(1, asking.numel()))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from palimpsest.editors.base import require
 from palimpsest.editors.shared.adapter_editor import AdapterSettings
-from palimpsest.editors.shared.gated_adapter import Asked, Decision
+from palimpsest.editors.shared.gated_adapter import Override, Query
 from palimpsest.editors.shared.small_nets import SmallNets
 from palimpsest.models.loading import LanguageModel
 
@@ -70,12 +70,12 @@ class Memory(SmallNets):
         values = torch.rand(shape, dtype=self.wide, generator=self.generator)
         return {"attention.weight": weight, "attention.bias": bias, "values": values}
 
-    def _decide(self, asked: Asked) -> Decision | None:
+    def _decide(self, query: Query) -> Override | None:
         if not (self.training or self.edits_made or self.settings.from_start):
             return None
-        attention = self.linear("attention", asked.states).softmax(dim=1)
+        attention = self.linear("attention", query.states).softmax(dim=1)
         every = torch.ones(len(attention), dtype=torch.bool, device=attention.device)
-        return Decision(every, attention @ self.parameters["values"])
+        return Override(every, attention @ self.parameters["values"])
 
 
 EDITOR = Memory

@@ -56,8 +56,8 @@ from palimpsest.editors.shared.mend_learner import MendLearner
 from palimpsest.editors.shared.mend_network import INITS, TRANSFORMS, MendNetwork
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, PalimpsestError
-from palimpsest.learning.artefact import Trained, TrainedError
-from palimpsest.learning.loop import Training
+from palimpsest.learning.artefact import TrainedEditor, TrainedError
+from palimpsest.learning.settings import TrainingSettings
 from palimpsest.models.batching import Batching
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.upper import Upper
@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings(Training):
+class Settings(TrainingSettings):
     """Hyper-parameters; defaults are the published ones, with the layers of GPT2-XL (spec 2.5, 2.6).
 
     Attributes:
@@ -144,22 +144,21 @@ class Settings(Training):
 
 
 class Mend(Editor):
-    """Edits with trained networks; they and the base model stay as they are, only the edited matrices change.
-
-    What other editors call `statistics` is the training here: what `palimpsest train-editor` wrote.
-    """
+    """Edits with trained networks; they and the base model stay as they are, only the edited matrices change."""
 
     name = "mend"
     settings_type = Settings
     learns = True
     settings: Settings
+    trained: TrainedEditor
 
-    def __init__(self, model: LanguageModel, settings: Settings, statistics: Trained, seed: int = 0):
-        super().__init__(model, settings, statistics, seed)
+    def __init__(self, model: LanguageModel, settings: Settings, trained: TrainedEditor, seed: int = 0):
+        super().__init__(model, settings, seed=seed)
+        self.trained = trained
         self.matrices = _matrices(model, settings)
         self.network = _network(model, settings, self.matrices, seed)
         try:
-            self.network.load_state_dict(statistics.tensors)
+            self.network.load_state_dict(trained.tensors)
         except RuntimeError as error:
             raise TrainedError(
                 f"the trained weights do not fit the matrices {', '.join(one.name for one in self.matrices)} of "
@@ -174,7 +173,7 @@ class Mend(Editor):
 
     @classmethod
     def read_inputs(cls, model: LanguageModel, settings: Any, given: Any) -> tuple[Any, Any]:
-        """As every editor; `given` is the training (`make_editor(trained=...)`): a Trained or the folder of one."""
+        """As every editor; `given` is the training (`make_editor(trained=...)`): a TrainedEditor or the folder of one."""
         return open_trained(cls, model, settings, given)
 
     @classmethod
@@ -261,11 +260,11 @@ class Mend(Editor):
 
     def state(self) -> EditorState:
         """The sum of all updates, and which trained networks made them."""
-        return EditorState(self.weights.tensors(), {"trained": self.statistics.fingerprint})
+        return EditorState(self.weights.tensors(), {"trained": self.trained.fingerprint})
 
     def load_state(self, state: EditorState) -> None:
         """Write saved updates into the model; refuses those of other networks."""
-        found, own = state.plain.get("trained"), self.statistics.fingerprint
+        found, own = state.plain.get("trained"), self.trained.fingerprint
         if found != own:
             raise PalimpsestError(
                 f"this state was made by a MEND with trained weights {found}, not {own}. Load it with the folder it was "

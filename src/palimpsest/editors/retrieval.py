@@ -26,9 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palimpsest.editors.base import require
-from palimpsest.editors.shared.counterfactual import BASE, Reader, check_template
+from palimpsest.editors.shared.counterfactual import BASE, EditReader, check_template
 from palimpsest.editors.shared.routed_editor import RoutedEditor, StoredEdit
-from palimpsest.editors.shared.routed_output import Asked, Voice
+from palimpsest.editors.shared.routed_output import Prompts, Voice
 from palimpsest.editors.shared.scope_classifier import ScopeClassifier, ScopeShape
 from palimpsest.editors.shared.text_keys import Keys
 from palimpsest.models.loading import LanguageModel
@@ -120,7 +120,7 @@ class Retrieval(RoutedEditor):
     settings: Settings
 
     def __init__(self, model: LanguageModel, settings: Settings, statistics: Any = None, seed: int = 0):
-        self.reader = Reader(model, model, settings.template, settings.separator)
+        self.reader = EditReader(model, model, settings.template, settings.separator)
         super().__init__(model, settings, statistics, seed)
         self.words = WordIndex()
         self.encoder: ScopeClassifier | None = None
@@ -133,7 +133,7 @@ class Retrieval(RoutedEditor):
     def _voice(self) -> Voice:
         return self.reader
 
-    def _scores(self, asked: Asked) -> Float[Tensor, "b n"]:
+    def _scores(self, asked: Prompts) -> Float[Tensor, "b n"]:
         if self.settings.embedding == TFIDF:
             found = torch.stack([self.words.likeness(text) for text in asked.texts()])
             return found.to(self.model.device)
@@ -160,7 +160,7 @@ class Retrieval(RoutedEditor):
             found[group] = self._units_of(asked)
         return found
 
-    def _units_of(self, asked: Asked) -> Float[Tensor, "b d"]:
+    def _units_of(self, asked: Prompts) -> Float[Tensor, "b d"]:
         """Unit vectors of a pass by the base."""
         weight = asked.prompt[..., None].float()
         return _unit((asked.states.float() * weight).sum(dim=1))

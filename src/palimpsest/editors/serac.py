@@ -28,21 +28,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palimpsest.editors.base import read_settings, require
-from palimpsest.editors.shared.counterfactual import SCRATCH, Reader, check_template, counterfactual_model
+from palimpsest.editors.shared.counterfactual import SCRATCH, EditReader, check_template, counterfactual_model
 from palimpsest.editors.shared.learned import open_trained
 from palimpsest.editors.shared.learned_weights import learned, take
 from palimpsest.editors.shared.routed_editor import RoutedEditor, StoredEdit
-from palimpsest.editors.shared.routed_output import Asked, Voice
+from palimpsest.editors.shared.routed_output import Prompts, Voice
 from palimpsest.editors.shared.scope_classifier import ScopeClassifier, ScopeShape
 from palimpsest.editors.shared.scope_memory import ScopeMemory
 from palimpsest.editors.shared.serac_learner import SeracLearner, releases, scope_text
-from palimpsest.learning.artefact import Trained
-from palimpsest.learning.loop import Training
+from palimpsest.learning.artefact import TrainedEditor
+from palimpsest.learning.settings import TrainingSettings
 from palimpsest.models.loading import LanguageModel
 
 
 @dataclass(frozen=True)
-class Settings(Training):
+class Settings(TrainingSettings):
     """Hyper-parameters; `Training` has those of the loop. Defaults are the released ones (spec 1.5) where it has any.
 
     Attributes:
@@ -144,13 +144,13 @@ class Settings(Training):
             pooling=self.pooling,
         )
 
-    def reader(self, base: LanguageModel, seed: int) -> Reader:
+    def reader(self, base: LanguageModel, seed: int) -> EditReader:
         """h, with random weights where it is made from scratch."""
         shape: dict[str, Any] = {"width": self.cf_width, "blocks": self.cf_blocks, "heads": self.cf_heads}
         shape["initial_range"] = self.initial_range
         model = counterfactual_model(base, self.counterfactual, shape, seed)
         segments = self.counterfactual == SCRATCH and base.kind == "encoder"
-        return Reader(base, model, self.template, self.separator, segments)
+        return EditReader(base, model, self.template, self.separator, segments)
 
 
 class Serac(RoutedEditor):
@@ -158,7 +158,6 @@ class Serac(RoutedEditor):
 
     Attributes:
         classifier, reader: g and h, as they were trained.
-        statistics: what other editors call so is the training here: what `palimpsest train-editor` wrote.
         scope: the stored edits as g needs them.
     """
 
@@ -166,18 +165,19 @@ class Serac(RoutedEditor):
     settings_type = Settings
     learns = True
     settings: Settings
-    statistics: Trained
+    trained: TrainedEditor
 
-    def __init__(self, model: LanguageModel, settings: Settings, statistics: Trained, seed: int = 0):
+    def __init__(self, model: LanguageModel, settings: Settings, trained: TrainedEditor, seed: int = 0):
         self.classifier = ScopeClassifier(model, settings.scope(), seed)
         self.reader = settings.reader(model, seed)
-        take(self.classifier, self.reader, statistics.tensors)
+        take(self.classifier, self.reader, trained.tensors)
         self.scope = ScopeMemory(self.classifier)
-        super().__init__(model, settings, statistics, seed)
+        super().__init__(model, settings, seed=seed)
+        self.trained = trained
 
     @classmethod
     def read_inputs(cls, model: LanguageModel, settings: Any, given: Any) -> tuple[Any, Any]:
-        """As every editor; `given` is the training (`make_editor(trained=...)`): a Trained or the folder of one."""
+        """As every editor; `given` is the training (`make_editor(trained=...)`): a TrainedEditor or the folder of one."""
         return open_trained(cls, model, settings, given)
 
     @classmethod
@@ -196,7 +196,7 @@ class Serac(RoutedEditor):
     def _mixes(self) -> bool:
         return self.settings.gate == "soft"
 
-    def _scores(self, asked: Asked) -> Float[Tensor, "b n"]:
+    def _scores(self, asked: Prompts) -> Float[Tensor, "b n"]:
         return self.scope.log_scope(asked.texts(whole=releases(self.model, self.settings.texts)))
 
     def _in_scope(self, score: Float[Tensor, " b"]) -> Tensor:
@@ -219,7 +219,7 @@ class Serac(RoutedEditor):
         self.reader.forget()
 
     def _identity(self) -> dict[str, Any]:
-        return {"training": self.statistics.fingerprint}
+        return {"training": self.trained.fingerprint}
 
     # edits -------------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ PROTOCOL = "simultaneous"
 
 
 @dataclass(frozen=True)
-class Quantity:
+class Measure:
     """A sum of means over records.
 
     Attributes:
@@ -37,26 +37,26 @@ class Quantity:
     whole: bool = False
 
 
-QUANTITIES: dict[str, Quantity] = {
-    "es": Quantity("ES", ((1, "in_scope", "edit_success"),), printed="edit_success"),
-    "edit": Quantity("ES, own prompt", ((1, "edit", "edit_success"),)),
-    "rephrase": Quantity("ES, rephrasings", ((1, "rephrase", "edit_success"),)),
-    "implied": Quantity("ES, implied", ((1, "implied", "edit_success"),)),
-    "true_false": Quantity("ES, yes or no", ((1, "true_false", "edit_success"),)),
-    "flip": Quantity("ES, flips only", ((1, "in_scope", "flip_success"),)),
-    "dd": Quantity("DD", ((1, "outside", "drawdown"),), True, "drawdown"),
-    "dd_near": Quantity("DD, near", ((1, "near", "drawdown"),), True),
-    "dd_far": Quantity("DD, far", ((1, "far", "drawdown"),), True),
-    "drop": Quantity("Accuracy drop", ((1, "outside", "accuracy_drop"),), True, "accuracy_drop"),
-    "perplexity": Quantity(
+QUANTITIES: dict[str, Measure] = {
+    "es": Measure("ES", ((1, "in_scope", "edit_success"),), printed="edit_success"),
+    "edit": Measure("ES, own prompt", ((1, "edit", "edit_success"),)),
+    "rephrase": Measure("ES, rephrasings", ((1, "rephrase", "edit_success"),)),
+    "implied": Measure("ES, implied", ((1, "implied", "edit_success"),)),
+    "true_false": Measure("ES, yes or no", ((1, "true_false", "edit_success"),)),
+    "flip": Measure("ES, flips only", ((1, "in_scope", "flip_success"),)),
+    "dd": Measure("DD", ((1, "outside", "drawdown"),), True, "drawdown"),
+    "dd_near": Measure("DD, near", ((1, "near", "drawdown"),), True),
+    "dd_far": Measure("DD, far", ((1, "far", "drawdown"),), True),
+    "drop": Measure("Accuracy drop", ((1, "outside", "accuracy_drop"),), True, "accuracy_drop"),
+    "perplexity": Measure(
         "Perplexity rise", ((1, "outside", "perplexity_rise"),), True, "perplexity_rise", whole=True
     ),
-    "drift": Quantity("KL outside (nats)", ((1, "outside", "drift"),), True, "drawdown"),
-    "drift_near": Quantity("KL, near", ((1, "near", "drift"),), True),
-    "drift_far": Quantity("KL, far", ((1, "far", "drift"),), True),
-    "es_minus_dd": Quantity("ES − DD", ((1, "in_scope", "edit_success"), (-1, "outside", "drawdown"))),
-    "opened": Quantity("Gate open, in scope", ((1, "in_scope", "swap_rate"),), None),
-    "opened_outside": Quantity("Gate open, outside", ((1, "outside", "swap_rate"),), None),
+    "drift": Measure("KL outside (nats)", ((1, "outside", "drift"),), True, "drawdown"),
+    "drift_near": Measure("KL, near", ((1, "near", "drift"),), True),
+    "drift_far": Measure("KL, far", ((1, "far", "drift"),), True),
+    "es_minus_dd": Measure("ES − DD", ((1, "in_scope", "edit_success"), (-1, "outside", "drawdown"))),
+    "opened": Measure("Gate open, in scope", ((1, "in_scope", "swap_rate"),), None),
+    "opened_outside": Measure("Gate open, outside", ((1, "outside", "swap_rate"),), None),
 }
 # Shares of answers that were right before: without any they say nothing.
 OF_RIGHT_ANSWERS = ("dd", "dd_near", "dd_far", "drop", "es_minus_dd")
@@ -64,7 +64,7 @@ OF_RIGHT_ANSWERS = ("dd", "dd_near", "dd_far", "drop", "es_minus_dd")
 DRIFTS = {"dd": "drift", "dd_near": "drift_near", "dd_far": "drift_far"}
 
 
-def quantity(name: str) -> Quantity:
+def quantity(name: str) -> Measure:
     """A quantity by name; SettingsError when there is none."""
     if name not in QUANTITIES:
         raise SettingsError(

@@ -46,7 +46,7 @@ class TrainedError(PalimpsestError):
 
 
 @dataclass
-class Trained:
+class TrainedEditor:
     """An editor that was trained.
 
     Attributes:
@@ -87,7 +87,7 @@ class Trained:
         )
 
     @classmethod
-    def load(cls, folder: Path | str) -> Trained:
+    def load(cls, folder: Path | str) -> TrainedEditor:
         """Read what `save` wrote; a missing, foreign or damaged file is refused by name."""
         folder = Path(folder)
         if not (folder / DESCRIPTION).is_file():

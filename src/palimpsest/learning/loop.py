@@ -24,10 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from palimpsest import interruption
-from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.errors import PalimpsestError
 from palimpsest.files import proves_damage, unreadable_now, write_atomic
 from palimpsest.learning.curve import CURVE, DIVERGED_CURVE, DIVERGED_STATE, keep_diverged, write_curve
 from palimpsest.learning.examples import Draw, Sampler
+from palimpsest.learning.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -43,68 +44,16 @@ class DivergedTraining(PalimpsestError):
     """Training left the finite numbers."""
 
 
-@dataclass(frozen=True)
-class Training:
-    """Settings that every editor that learns has; its own Settings inherit from here. Defaults are MEND's published ones.
-
-    Attributes:
-        k_train: edits a step.
-        steps: at most so many.
-        accumulate: steps whose gradients are averaged before Adam moves.
-        clip: largest norm of the gradient.
-        validate_every, validate_on: steps between validations, and how many edits they see (always the same).
-        patience: stop after so many steps without a lower validation loss, at least `validate_every`; None = never.
-        keep: the "best" state of all validations, or the "last" one, whatever its loss; then nothing stops early (spec E8).
-        checkpoint_every: steps between resumable checkpoints.
-        log_every: steps between rows of training.csv.
-        hard_share, rephrase, no_op_share, prompt_share: see `examples.Sampler`.
-    """
-
-    k_train: int = 1
-    steps: int = 500_000
-    accumulate: int = 10
-    clip: float = 100.0
-    validate_every: int = 5_000
-    validate_on: int = 500
-    patience: int | None = 20_000
-    keep: str = "best"
-    checkpoint_every: int = 5_000
-    log_every: int = 100
-    hard_share: float = 0.0
-    rephrase: bool = True
-    no_op_share: float = 0.0
-    prompt_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        names = ("k_train", "steps", "accumulate", "validate_every", "validate_on", "checkpoint_every")
-        for name in (*names, "log_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise SettingsError(f"setting {name} = {value!r} is not allowed: a whole number above 0")
-        if self.patience is not None and self.patience < self.validate_every:
-            raise SettingsError(
-                f"setting patience = {self.patience} is not allowed: at least validate_every = {self.validate_every}, or "
-                "training would stop before it is looked at again"
-            )
-        if self.keep not in ("best", "last"):
-            raise SettingsError(f"setting keep = {self.keep!r} is not allowed: best or last")
-        if not self.clip > 0:
-            raise SettingsError(f"setting clip = {self.clip!r} is not allowed: must be positive")
-        for name in ("hard_share", "no_op_share", "prompt_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"setting {name} = {getattr(self, name)!r} is not allowed: a share")
-
-
 class Learner(Protocol):
     """What the loop trains: an editor's `learner(model, settings, seed)` returns one.
 
     Attributes:
-        settings: the editor's own Settings, whole and checked; they inherit from `Training`.
+        settings: the editor's own Settings, whole and checked; they inherit from `TrainingSettings`.
     """
 
     @property
     def settings(self) -> Any:
-        """The editor's Settings, a subclass of `Training`."""
+        """The editor's Settings, a subclass of `TrainingSettings`."""
         ...
 
     def groups(self) -> list[dict[str, Any]]:
@@ -134,7 +83,7 @@ class Learner(Protocol):
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where training stands.
 
     Attributes:
@@ -169,7 +118,7 @@ def train(
     seed: int,
     folder: Path | str | None = None,
     key: str = "",
-) -> Progress:
+) -> TrainingProgress:
     """Train until the cap on steps or until validation stopped getting better; the learner then holds the best state.
 
     Args:
@@ -183,7 +132,7 @@ def train(
         DivergedTraining: too many gradients, or a validation, were not finite. In the folder stay training.csv and the
             last checkpoint, the same curve as diverged.csv, and the best state so far as diverged.safetensors.
     """
-    settings: Training = learner.settings
+    settings: TrainingSettings = learner.settings
     groups = learner.groups()
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimiser = torch.optim.Adam(groups)
@@ -232,7 +181,7 @@ def _crossed(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
 
-def _stops(progress: Progress, settings: Training) -> bool:
+def _stops(progress: TrainingProgress, settings: TrainingSettings) -> bool:
     patience = settings.patience
     return patience is not None and bool(progress.best) and progress.step - progress.best_step >= patience
 
@@ -242,11 +191,11 @@ def _update(
     sampler: Sampler,
     optimiser: torch.optim.Optimizer,
     parameters: Sequence[Tensor],
-    progress: Progress,
+    progress: TrainingProgress,
     seed: int,
 ) -> None:
     """`accumulate` steps and one update by the mean of their gradients; a step without a finite one costs no other."""
-    settings: Training = learner.settings
+    settings: TrainingSettings = learner.settings
     optimiser.zero_grad(set_to_none=True)
     drawn = [
         sampler.draw(settings.k_train)
@@ -279,7 +228,11 @@ def _update(
 
 
 def _one_step(
-    learner: Learner, draws: Sequence[Draw], parameters: Sequence[Tensor], progress: Progress, seed: int
+    learner: Learner,
+    draws: Sequence[Draw],
+    parameters: Sequence[Tensor],
+    progress: TrainingProgress,
+    seed: int,
 ) -> bool:
     """Add the gradient of one step; False when it is not finite, and dropped."""
     torch.manual_seed(seed * 1_000_003 + progress.step)
@@ -306,7 +259,7 @@ def finite(gradients: Sequence[Tensor | None]) -> bool:
     return not norms or bool(torch.isfinite(torch.stack(norms).norm()))
 
 
-def _count(progress: Progress, losses: Mapping[str, Tensor]) -> None:
+def _count(progress: TrainingProgress, losses: Mapping[str, Tensor]) -> None:
     values = {name: float(loss.detach()) for name, loss in losses.items()}
     if all(math.isfinite(value) for value in values.values()):
         progress.counted += 1
@@ -314,7 +267,7 @@ def _count(progress: Progress, losses: Mapping[str, Tensor]) -> None:
             progress.sums[name] = progress.sums.get(name, 0.0) + value
 
 
-def _log(progress: Progress) -> None:
+def _log(progress: TrainingProgress) -> None:
     """Mean losses since the last row."""
     for name, total in progress.sums.items():
         progress.rows.append([progress.step, "train", name, total / progress.counted])
@@ -322,7 +275,7 @@ def _log(progress: Progress) -> None:
     progress.sums, progress.counted = {}, 0
 
 
-def _validate(learner: Learner, validation: Sequence[Draw], progress: Progress) -> None:
+def _validate(learner: Learner, validation: Sequence[Draw], progress: TrainingProgress) -> None:
     values = learner.validate(validation)
     progress.rows += [[progress.step, "valid", name, value] for name, value in values.items()]
     if not math.isfinite(values[TOTAL]):
@@ -339,7 +292,7 @@ def _save(
     learner: Learner,
     optimiser: torch.optim.Optimizer,
     parameters: Sequence[Tensor],
-    progress: Progress,
+    progress: TrainingProgress,
     path: Path,
     key: str,
 ) -> None:
@@ -362,26 +315,26 @@ def _resume(
     parameters: Sequence[Tensor],
     folder: Path | str | None,
     key: str,
-) -> Progress:
+) -> TrainingProgress:
     """What the checkpoint holds, or a fresh start; one that is damaged or of another training is left aside."""
     path = Path(folder) / CHECKPOINT if folder is not None else None
     if path is None or not path.is_file():
-        return Progress()
+        return TrainingProgress()
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if header.get("key") != key:
             log.warning("the checkpoint %s is of another training; training starts anew", path)
-            return Progress()
-        progress = Progress(**json.loads(header["progress"]))
+            return TrainingProgress()
+        progress = TrainingProgress(**json.loads(header["progress"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if not proves_damage(error):
             raise unreadable_now(path, error) from error
         log.warning(
             "the checkpoint %s is damaged, or of another version (%s); training starts anew", path, error
         )
-        return Progress()
+        return TrainingProgress()
     learner.load(_under("now.", tensors))
     progress.best_tensors = _under("best.", tensors)
     for number, parameter in enumerate(parameters):

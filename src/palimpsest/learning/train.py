@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import DataError, PalimpsestError, SettingsError
-from palimpsest.learning.artefact import DESCRIPTION, Trained, plain_settings
+from palimpsest.learning.artefact import DESCRIPTION, TrainedEditor, plain_settings
 from palimpsest.learning.examples import (
     LearningExample,
     Outside,
@@ -21,7 +21,8 @@ from palimpsest.learning.examples import (
     read_examples,
     refuse_without_rephrasings,
 )
-from palimpsest.learning.loop import CHECKPOINT, Training, train
+from palimpsest.learning.loop import CHECKPOINT, train
+from palimpsest.learning.settings import TrainingSettings
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import cut_to_context, join
 from palimpsest.provenance import source_digest
@@ -36,7 +37,7 @@ def train_editor(
     settings: Any = None,
     out: Path | str | None = None,
     seed: int = 0,
-) -> Trained:
+) -> TrainedEditor:
     """Train an editor, or give back what `out` holds already for the same model, data, settings and seed.
 
     A training that was broken off goes on from its checkpoint in `out`; training.csv is written there with each checkpoint.
@@ -53,7 +54,7 @@ def train_editor(
     """
     model.need_one_device(name)
     learner = import_module("palimpsest.editors").editor_class(name).learner(model, settings, seed)
-    chosen: Training = learner.settings
+    chosen: TrainingSettings = learner.settings
     if isinstance(examples, str | Path):
         found = read_examples(examples, chosen.rephrase)
     else:
@@ -81,7 +82,7 @@ def train_editor(
     ]
     key = "" if out is None else _key(about)
     progress = train(learner, samplers["train"], validation, seed, out, key)
-    result = Trained(
+    result = TrainedEditor(
         editor=name,
         model=model.fingerprint,
         model_name=model.name,
@@ -106,11 +107,11 @@ def _forget_checkpoint(out: Path | str | None) -> None:
         (Path(out) / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _trained_before(out: Path | str | None, about: dict[str, Any]) -> Trained | None:
+def _trained_before(out: Path | str | None, about: dict[str, Any]) -> TrainedEditor | None:
     if out is None:
         return None
     try:
-        found = Trained.load(out)
+        found = TrainedEditor.load(out)
     except PalimpsestError as error:
         if (Path(out) / DESCRIPTION).exists():
             log.warning("what %s holds cannot be used, training starts: %s", out, error)
@@ -128,7 +129,9 @@ def _key(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sampler(examples: Sequence[LearningExample], split: str, settings: Training, seed: str) -> Sampler:
+def _sampler(
+    examples: Sequence[LearningExample], split: str, settings: TrainingSettings, seed: str
+) -> Sampler:
     mine = [example for example in examples if example.split == split]
     if not mine:
         raise DataError(

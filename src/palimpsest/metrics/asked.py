@@ -28,7 +28,7 @@ Watching = Callable[[], AbstractContextManager[Callable[[], Tensor | None] | Non
 
 
 @dataclass(frozen=True)
-class Said:
+class PairAnswer:
     """What the model made of one pair.
 
     Attributes:
@@ -53,7 +53,7 @@ class Said:
 class _Before:
     """What the unedited model made of one pair."""
 
-    said: Said
+    said: PairAnswer
     predicted: Tensor  # [m]
 
 
@@ -67,7 +67,7 @@ class _Group:
     before: list[Tensor] | None = None  # log-probabilities [m, v] for each row
 
 
-class Asked:
+class AskedPairs:
     """Pairs with what the unedited model says about them. Build it before the first edit.
 
     Args:
@@ -111,12 +111,12 @@ class Asked:
             group.predicted = [found[place].predicted for place in group.places]
         self.seconds_before = time.perf_counter() - start
 
-    def before(self, pairs: Iterable[tuple[str, str]]) -> list[Said]:
+    def before(self, pairs: Iterable[tuple[str, str]]) -> list[PairAnswer]:
         """What the unedited model said; nothing is asked again."""
         return [self._before[self._place[pair]] for pair in pairs]
 
     @torch.no_grad()
-    def now(self, pairs: Iterable[tuple[str, str]], watching: Watching | None = None) -> list[Said]:
+    def now(self, pairs: Iterable[tuple[str, str]], watching: Watching | None = None) -> list[PairAnswer]:
         """What the model says as it is now.
 
         `watching` (see `Editor.watching`) tells after each pass on which rows the edit acted.
@@ -126,7 +126,7 @@ class Asked:
         for place in sorted(set(chosen)):
             number, row = self._at[place]
             rows.setdefault(number, []).append(row)
-        found: dict[int, Said] = {}
+        found: dict[int, PairAnswer] = {}
         with watching() if watching is not None else nullcontext() as acted:
             for number in sorted(rows):
                 group, mine = self._groups[number], sorted(rows[number])
@@ -162,7 +162,7 @@ class Asked:
 
     def _ask(
         self, group: _Group, rows: list[int], acted: Callable[[], Tensor | None] | None
-    ) -> Iterable[Said]:
+    ) -> Iterable[PairAnswer]:
         inputs = group.inputs if len(rows) == len(group.places) else group.inputs.rows(rows)
         logits, counts = _logits(self.model, inputs)
         marks = acted() if acted is not None else None
@@ -190,7 +190,7 @@ def _plain(found: list[_Before]) -> dict[str, list[Any]]:
 def _read(content: dict[str, Any]) -> list[_Before]:
     rows = zip(*(content[name] for name in ("predicted", "right", "loss")), strict=True)
     return [
-        _Before(Said(bool(right), True, float(loss), len(ids)), torch.tensor([int(one) for one in ids]))
+        _Before(PairAnswer(bool(right), True, float(loss), len(ids)), torch.tensor([int(one) for one in ids]))
         for ids, right, loss in rows
     ]
 
@@ -208,13 +208,13 @@ def _said(
     counts: list[int],
     before: Sequence[Tensor],
     drifts: Sequence[float | None],
-) -> list[Said]:
+) -> list[PairAnswer]:
     wanted = inputs.targets[target_places(inputs)]
     losses = -logs.gather(1, wanted[:, None])[:, 0].cpu()
     now, aims = logs.argmax(dim=1).cpu(), wanted.cpu()
     parts = zip(losses.split(counts), now.split(counts), aims.split(counts), before, drifts, strict=True)
     return [
-        Said(
+        PairAnswer(
             right=bool(torch.equal(said, aim)),
             unchanged=bool(torch.equal(said, old)),
             loss=float(loss.double().mean()),

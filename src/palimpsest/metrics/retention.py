@@ -33,7 +33,7 @@ from palimpsest.models.objectives import (
     wanted,
     without_end,
 )
-from palimpsest.models.upper import Upper, kept_bytes
+from palimpsest.models.upper import Upper, bytes_of_upper
 
 # Task -> the score that its tables show, and the kinds of model that can do it.
 MAIN_SCORE = {"qa": "token_f1", "classification": "accuracy", "generation": "perplexity"}
@@ -70,8 +70,8 @@ class Asking:
             checkpoint must give the same rows.
         said_tokens: an encoder-decoder says at most so many tokens. A decoder says as many as the answer has and is judged
             on these, without an end token, since not every decoder learned to end.
-        kept_bytes: states at `lowest`, and what goes with them, are kept up to this size; beyond it they are run again at
-            each look. Beside them lie, once for a model, the weights that lean rows write out (models/lean.py).
+        room: bytes that are left for states at `lowest` and what goes with them, which are kept between looks; when it is used
+            up, those of further rows are run again at each look. Beside them lie, once for a model, the weights that lean rows write out (models/lean.py).
         unedited: where the answers of the unedited model are kept for other runs; None = they are not.
         cached: a decoder keeps keys and values from token to token. False for methods that decide over the whole row
             (COMEBA-HK): they run it again for each token.
@@ -84,7 +84,7 @@ class Asking:
     site: str | None = None
     deciding: Callable[[Upper], Callable[[Sequence[int]], Tensor] | None] | None = None
     said_tokens: int = 19
-    kept_bytes: int = 1 << 30
+    room: int = 1 << 30
     cached: bool = True
     unedited: Unedited | None = None
 
@@ -98,14 +98,14 @@ class Asking:
                 f"{self.model.kind}. Choose another model or another task"
             )
 
-    def keeps(self, inputs: Inputs) -> bool:
-        """Whether all that would be kept of these rows is still within `kept_bytes`; if so, it is counted."""
+    def reserve(self, inputs: Inputs) -> bool:
+        """Take what keeping these rows needs off the `room`; False, and nothing taken, where there is not enough."""
         if self.lowest is None:
             return False
-        size = kept_bytes(self.model, inputs, self.lowest, self.site)
-        if size > self.kept_bytes:
+        size = bytes_of_upper(self.model, inputs, self.lowest, self.site)
+        if size > self.room:
             return False
-        self.kept_bytes -= size
+        self.room -= size
         return True
 
 
@@ -116,7 +116,7 @@ class _Group:
     places: list[int]
     inputs: Inputs
     wanted: list[Said]
-    keeps: bool
+    kept: bool  # its `upper` stays between looks
     upper: Upper | None = None
     asked_deciding: bool = False  # whether `decided` is known
     decided: Callable[[Sequence[int]], Tensor] | None = None  # see `Editor.deciding`
@@ -202,7 +202,7 @@ class Pool:
                 else encode_prompts_only(model, prompts)
             )
             # Now, in the order of the groups: a run that goes on from a checkpoint asks in another order, and keeps the same.
-            yield _Group(places, inputs, goals, asking.keeps(inputs))
+            yield _Group(places, inputs, goals, asking.reserve(inputs))
 
     def _scores(self, group: _Group, rows: list[int]) -> list[Scores]:
         """Scores of some rows; those are asked about which the editor decides otherwise than when they were last asked."""
@@ -225,7 +225,9 @@ class Pool:
             or asking.task == "generation"
         ):
             return None
-        if not group.asked_deciding:  # once: past `kept_bytes` it costs a pass over all rows of the group
+        if (
+            not group.asked_deciding
+        ):  # once: for rows that are not kept it costs a pass over all rows of the group
             upper = self._upper(group, list(range(len(group.places))))
             group.decided = None if upper is None else asking.deciding(upper)
             group.asked_deciding = True
@@ -260,7 +262,7 @@ class Pool:
         asking = self.asking
         if asking.lowest is None:
             return None
-        if not group.keeps:
+        if not group.kept:
             return Upper(asking.model, _only(group.inputs, rows), asking.lowest, asking.site)
         if group.upper is None:
             group.upper = Upper(asking.model, group.inputs, asking.lowest, asking.site)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from palimpsest.metrics.asked import Said
+from palimpsest.metrics.asked import PairAnswer
 from palimpsest.metrics.scores import mean
 
 LARGEST = 200.0  # nats; a larger loss counts as this much, so that a perplexity stays a finite number
@@ -23,12 +23,12 @@ def counted(nats: float) -> float:
     return nats if math.isfinite(nats) else LARGEST
 
 
-def edit_success(said: Sequence[Said]) -> float:
+def edit_success(said: Sequence[PairAnswer]) -> float:
     """ES: share of in-scope prompts whose whole new answer is said (exact match of all tokens, teacher-forced)."""
     return mean([float(one.right) for one in said])
 
 
-def flip_success(before: Said, said: Sequence[Said]) -> float | None:
+def flip_success(before: PairAnswer, said: Sequence[PairAnswer]) -> float | None:
     """ES of an edit that changes something: None where the model said the new answer before (spec Q11).
 
     With MEND's edits on FEVER, half of which ask for what is said already, doing nothing has an ES of about one half.
@@ -39,17 +39,17 @@ def flip_success(before: Said, said: Sequence[Said]) -> float | None:
     return None if before.right else edit_success(said)
 
 
-def drawdown(said: Sequence[Said]) -> float:
+def drawdown(said: Sequence[PairAnswer]) -> float:
     """DD of SERAC: share of out-of-scope prompts whose most probable answer changed at any place."""
     return mean([float(not one.unchanged) for one in said])
 
 
-def accuracy_drop(before: Sequence[Said], said: Sequence[Said]) -> float:
+def accuracy_drop(before: Sequence[PairAnswer], said: Sequence[PairAnswer]) -> float:
     """DD of MEND: accuracy on the labels of out-of-scope prompts before the edit, minus that after it."""
     return edit_success(before) - edit_success(said)
 
 
-def drift(said: Sequence[Said]) -> float | None:
+def drift(said: Sequence[PairAnswer]) -> float | None:
     """DD of SERAC's dialogue task: mean KL(before || after) at the answers' places (nats); None where not measured.
 
     A divergence that is no number counts as `LARGEST`.
@@ -58,13 +58,13 @@ def drift(said: Sequence[Said]) -> float | None:
     return mean(found) if found else None
 
 
-def token_loss(said: Sequence[Said]) -> float:
+def token_loss(said: Sequence[PairAnswer]) -> float:
     """Mean negative log-probability over all answers' tokens (nats)."""
     return math.fsum(one.loss * one.tokens for one in said) / sum(one.tokens for one in said)
 
 
 def sentiment_success(
-    agreeing: Sequence[Said], opposing: Sequence[Said], agreeing_before: Sequence[Said]
+    agreeing: Sequence[PairAnswer], opposing: Sequence[PairAnswer], agreeing_before: Sequence[PairAnswer]
 ) -> float:
     """ES of SERAC's dialogue task: sigmoid(l+ - l-) * min(1, exp(l+ - l+_before)).
 

@@ -20,7 +20,7 @@ from palimpsest.models.tokens import TokenBatch, encode_pairs, join, subject_ind
 
 
 @dataclass(frozen=True)
-class Question:
+class TracedQuestion:
     """A prompt, its subject, and the answer that is asked for after it."""
 
     prompt: str
@@ -29,7 +29,7 @@ class Question:
 
 
 @dataclass
-class Rows:
+class TracedRows:
     """Questions as rows of tokens, with each block's output.
 
     Attributes:
@@ -44,14 +44,14 @@ class Rows:
     wanted: Tensor
     outputs: list[Tensor]
 
-    def only(self, keep: Tensor) -> Rows:
+    def only(self, keep: Tensor) -> TracedRows:
         """Some of the rows; block outputs are left behind."""
         batch = TokenBatch(self.batch.input_ids[keep], self.batch.attention_mask[keep])
-        return Rows(batch, self.subject[keep], self.inside[keep], self.wanted[keep], [])
+        return TracedRows(batch, self.subject[keep], self.inside[keep], self.wanted[keep], [])
 
 
 @torch.no_grad()
-def prepare(model: LanguageModel, questions: Sequence[Question]) -> Rows:
+def prepare(model: LanguageModel, questions: Sequence[TracedQuestion]) -> TracedRows:
     """Run the questions once, keeping every block's output."""
     texts = [join(q.prompt, q.answer) for q in questions]
     pairs = encode_pairs(model, [(q.prompt, q.answer) for q in questions])
@@ -71,10 +71,12 @@ def prepare(model: LanguageModel, questions: Sequence[Question]) -> Rows:
     for layer in range(model.n_blocks):
         hidden = run_blocks(model, hidden, layer, layer, mask, row_positions(pairs.tokens))
         outputs.append(hidden)
-    return Rows(pairs.tokens, subject, inside, ids.roll(-1, dims=1), outputs)
+    return TracedRows(pairs.tokens, subject, inside, ids.roll(-1, dims=1), outputs)
 
 
-def answers_right(model: LanguageModel, rows: Rows, hidden: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+def answers_right(
+    model: LanguageModel, rows: TracedRows, hidden: Tensor, layer: int
+) -> tuple[Tensor, Tensor]:
     """From block `layer`'s output [b, n, d]: (mean -log p of the answer's tokens [b], all of them the top
     one [b])."""
     if layer + 1 < model.n_blocks:
@@ -94,7 +96,7 @@ def answers_right(model: LanguageModel, rows: Rows, hidden: Tensor, layer: int) 
 
 def target_vector_ceiling(
     model: LanguageModel,
-    rows: Rows,
+    rows: TracedRows,
     layer: int,
     clamp: float = 0.75,
     step_ratio: float = 0.025,
@@ -137,7 +139,7 @@ def target_vector_ceiling(
 
 
 @torch.no_grad()
-def state_swap(model: LanguageModel, receivers: Rows, donors: Rows, layer: int) -> float:
+def state_swap(model: LanguageModel, receivers: TracedRows, donors: TracedRows, layer: int) -> float:
     """Share of receivers that give the donor's answer once the donor's state stands at their subject.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from palimpsest.edits import Edit, read_edits
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.files import write_json
-from palimpsest.models.critical_path import Question, prepare, state_swap, target_vector_ceiling
+from palimpsest.models.critical_path import TracedQuestion, prepare, state_swap, target_vector_ceiling
 from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.models.pretrain_rows import read_facts
 from palimpsest.models.tokens import encode_pairs
@@ -220,7 +220,7 @@ def _probes(model: LanguageModel, edits: Sequence[Edit], settings: GateSettings)
     if not sample:
         return result
     clamp = settings.clamp if settings.clamp is not None else CLAMP.get(model.family.name, 0.75)
-    rows = prepare(model, [Question(edit.prompt, str(edit.subject), edit.target) for edit in sample])
+    rows = prepare(model, [TracedQuestion(edit.prompt, str(edit.subject), edit.target) for edit in sample])
     for layer in range(model.n_blocks):
         result["ceiling"][str(layer)] = target_vector_ceiling(
             model, rows, layer, clamp, settings.step_ratio, settings.steps
@@ -228,10 +228,10 @@ def _probes(model: LanguageModel, edits: Sequence[Edit], settings: GateSettings)
     pairs = _donors(sample, with_subject, source)
     if len(pairs) >= min(FEWEST_PAIRS, len(sample)):
         receivers = prepare(
-            model, [Question(one.prompt, str(one.subject), str(other.truth)) for one, other in pairs]
+            model, [TracedQuestion(one.prompt, str(one.subject), str(other.truth)) for one, other in pairs]
         )
         donors = prepare(
-            model, [Question(other.prompt, str(other.subject), str(other.truth)) for _, other in pairs]
+            model, [TracedQuestion(other.prompt, str(other.subject), str(other.truth)) for _, other in pairs]
         )
         for layer in range(model.n_blocks):
             result["state_swap"][str(layer)] = state_swap(model, receivers, donors, layer)

@@ -17,50 +17,21 @@ from palimpsest.models.families import part
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import TokenBatch
 
-
-@dataclass
-class Recorder:
-    """Stands where a cache is expected, notes each block's keys and values [b, heads, n, head width]."""
-
-    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        """Called by the attention module."""
-        self.kept[layer] = (keys, values)
-        return keys, values
+Noted = dict[int, tuple[Tensor, Tensor]]  # keys and values [b, heads, n, head width] by block
 
 
 @dataclass
-class Prefix:
-    """Hands the kept keys and values of earlier tokens to each block, and keeps nothing new."""
-
-    kept: dict[int, tuple[Tensor, Tensor]]
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        """Called by the attention module."""
-        before_keys, before_values = self.kept[layer]
-        return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
-
-
-Noted = dict[int, tuple[Tensor, Tensor]]
-
-
-@dataclass
-class SharedPrefix:
-    """Hands each block the kept keys and values of the beginning of each row, and notes the row's own.
+class Past:
+    """Stands where a cache is expected: hands each block what is kept of earlier tokens, and notes what the tokens add.
 
     Attributes:
-        kept: keys and values [C, heads, p, head width] of C beginnings, by block; empty where rows have none.
-        group: which beginning each row has [b].
-        noted: where the rows' own keys and values [b, heads, n, head width] are noted by block; None = they are not.
+        kept: keys and values [C, heads, p, head width] of earlier tokens; a block that is not in it gets none.
+        group: which of the C each row has [b]; None = each row its own.
+        noted: where the rows' own keys and values are noted; None = they are not.
     """
 
-    kept: Noted
-    group: Int[Tensor, " b"]
+    kept: Noted = field(default_factory=dict)
+    group: Int[Tensor, " b"] | None = None
     noted: Noted | None = None
 
     def update(
@@ -71,10 +42,10 @@ class SharedPrefix:
             self.noted[layer] = (keys, values)
         if layer not in self.kept:
             return keys, values
-        before_keys, before_values = self.kept[layer]
-        return torch.cat([before_keys[self.group], keys], dim=2), torch.cat(
-            [before_values[self.group], values], dim=2
-        )
+        before = self.kept[layer]
+        if self.group is not None:
+            before = before[0][self.group], before[1][self.group]
+        return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
 
 
 def embed(
@@ -112,7 +83,7 @@ def run_blocks(
     last: int,
     mask: Float[Tensor, "b 1 n keys"],
     positions: Int[Tensor, "b n"],
-    past: Recorder | Prefix | SharedPrefix | None = None,
+    past: Past | None = None,
 ) -> Float[Tensor, "b n d"]:
     """Blocks first..last (both included) of a decoder-only model on hidden [b, n, d].
 

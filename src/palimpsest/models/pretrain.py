@@ -24,11 +24,11 @@ from palimpsest.plain import build
 from palimpsest.text_files import text_lines
 
 FREE = {"kind", "name", "title", "source", "threads", "gate", "layers"}
-__all__ = ["Training", "learning_rate", "pretrain", "settings_of"]
+__all__ = ["TextTraining", "learning_rate", "pretrain", "settings_of"]
 
 
 @dataclass(frozen=True)
-class Training(Schedule):
+class TextTraining(Schedule):
     """How a model is trained; see `training.Schedule` for what is not named here.
 
     Attributes:
@@ -117,9 +117,9 @@ def pretrain(spec: dict[str, Any], source: Path | str, out: Path | str, threads:
     (out / CHECKPOINT).unlink(missing_ok=True)
 
 
-def settings_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], Training]:
+def settings_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], TextTraining]:
     """Split a model spec into shape and training settings; unknown names are refused."""
-    training = build(Training, spec, "the model", beside=(*SHAPE, *FREE))
+    training = build(TextTraining, spec, "the model", beside=(*SHAPE, *FREE))
     for name in ("steps", "batch", "length", "log_every", "prompt_repeats"):
         if int(getattr(training, name)) < 1:
             raise SettingsError(f"model setting '{name}' is {getattr(training, name)!r}; expected at least 1")
@@ -130,7 +130,7 @@ def settings_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], Training]:
     return shape_of(spec), training
 
 
-def _loss(network: nn.Module, batch: Rows, training: Training, step: int) -> Tensor:
+def _loss(network: nn.Module, batch: Rows, training: TextTraining, step: int) -> Tensor:
     tokens = torch.from_numpy(batch.tokens)
     weights = torch.from_numpy(batch.weights)[:, 1:].flatten()
     with contextlib.ExitStack() as stack:
@@ -150,7 +150,7 @@ def _loss(network: nn.Module, batch: Rows, training: Training, step: int) -> Ten
     return (each * weights).sum() / weights.sum().clamp_min(1e-9)
 
 
-def _packer(tokenizer, facts: list[dict[str, Any]], passages: list[str], training: Training) -> Packer:
+def _packer(tokenizer, facts: list[dict[str, Any]], passages: list[str], training: TextTraining) -> Packer:
     sentences = [
         fact_sentence(tokenizer, fact, training.answer_weight, training.word_weight) for fact in facts
     ]
@@ -168,13 +168,13 @@ def _packer(tokenizer, facts: list[dict[str, Any]], passages: list[str], trainin
     )
 
 
-def _passages(source: Path, training: Training) -> list[str]:
+def _passages(source: Path, training: TextTraining) -> list[str]:
     path = source / "text.txt"
     lines = [part for line in text_lines(path) for part in line.splitlines()] if path.exists() else []
     return [line for line in lines[: math.ceil(len(lines) * (1 - training.held_out_text))] if line.strip()]
 
 
-def _single_tokens(tokenizer, source: Path, training: Training) -> float:
+def _single_tokens(tokenizer, source: Path, training: TextTraining) -> float:
     share = single_token_share(tokenizer, _answers(source))
     if share < 1 and training.require_single_tokens:
         raise ModelError(

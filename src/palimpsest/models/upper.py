@@ -33,7 +33,8 @@ from palimpsest.models.objectives import (
     target_places,
 )
 from palimpsest.models.partial import (
-    Recorder,
+    Noted,
+    Past,
     additive,
     block_output,
     causal_mask,
@@ -70,24 +71,23 @@ class Upper:
             self._map = model.linear(layer, site)
         self.model, self.inputs, self.edited = model, inputs, layer
         self.layer = layer if model.lean else 0  # where the kept states stand
-        self._below: dict[int, tuple[Tensor, Tensor]] | None = None
+        self._below: Noted | None = None
         self._answer: tuple[Tensor, Arguments] | None = (
             None  # what the decoder is given, once it was asked for
         )
         self._above: LeanRows | None = None
-        recorder = Recorder() if model.kind == "decoder" and not inputs.targets.shape[1] else None
+        noted: Noted | None = {} if model.kind == "decoder" and not inputs.targets.shape[1] else None
         with torch.no_grad(), asking(model, inputs):
             batch = TokenBatch(inputs.named["input_ids"], inputs.padding)
             embedded = embed(model, batch)
             self._arguments = _arguments(model, embedded, inputs.padding)
-            self.hidden = _run(model, embedded, 0, self.layer - 1, self._arguments, recorder)
+            self.hidden = _run(model, embedded, 0, self.layer - 1, self._arguments, noted)
             if site is not None:
                 self._above = _leanly(model, layer, self._map, self.hidden, inputs.padding)
-        if recorder is not None:
+        if noted is not None:
             # Copies: a family's keys and values may be views that keep its queries alive.
             self._below = {
-                number: (keys.contiguous(), values.contiguous())
-                for number, (keys, values) in recorder.kept.items()
+                number: (keys.contiguous(), values.contiguous()) for number, (keys, values) in noted.items()
             }
 
     def __len__(self) -> int:
@@ -182,14 +182,14 @@ class Upper:
         """A decoder-only model: the prompt's upper blocks, then token by token with everything kept."""
         model, inputs = self.model, prompts_of(self.model, self.inputs)
         n = inputs.padding.shape[1]
-        recorder = Recorder(dict(self._below or {}))
+        noted = dict(self._below or {})
         with asking(model, inputs):
             last = model.n_blocks - 1
             arguments = _arguments(model, self.hidden[:, :n], inputs.padding)
-            states = _run(model, self.hidden[:, :n], self.layer, last, arguments, recorder)
+            states = _run(model, self.hidden[:, :n], self.layer, last, arguments, noted)
         cache = DynamicCache()
         for layer in range(model.n_blocks):
-            keys, values = recorder.kept[layer]
+            keys, values = noted[layer]
             cache.update(keys[:, :, :n], values[:, :, :n], layer)
         rows = torch.arange(len(inputs), device=states.device)
         logits = model.head(model.final_norm(states[rows, inputs.query]))
@@ -208,7 +208,7 @@ class Upper:
         return self.model.head(pooled)
 
 
-def kept_bytes(model: LanguageModel, inputs: Inputs, layer: int, site: str | None = None) -> int:
+def bytes_of_upper(model: LanguageModel, inputs: Inputs, layer: int, site: str | None = None) -> int:
     """Bytes that an `Upper` of these rows holds beside the inputs: states at the block, masks, keys and values below it.
 
     Nothing is run. The weights that lean rows write out are not counted: all rows of a model share them.
@@ -269,10 +269,11 @@ def _run(
     first: int,
     last: int,
     arguments: Arguments,
-    past: Recorder | None = None,
+    noted: Noted | None = None,
 ) -> Float[Tensor, "b n d"]:
     """Blocks first..last (both included; none when last < first) on hidden [b, n, d]."""
     if model.kind == "decoder":
+        past = None if noted is None else Past(noted=noted)
         return run_blocks(model, hidden, first, last, arguments["mask"], arguments["positions"], past)
     for layer in range(first, last + 1):
         hidden = block_output(model.block(layer)(hidden, **arguments))

@@ -108,7 +108,7 @@ def lifelong_stream(
     task: str,
     batching: Batching,
     said_tokens: int,
-    kept_bytes: int,
+    room: int,
     unedited: Unedited | None = None,
     **about: Any,
 ) -> LifelongStream:
@@ -123,7 +123,7 @@ def lifelong_stream(
         deciding=editor.deciding if says and model.lean else None,
         batching=batching,
         said_tokens=said_tokens,
-        kept_bytes=kept_bytes,
+        room=room,
         cached=not editor.reads_whole_rows,
         unedited=unedited,
     )

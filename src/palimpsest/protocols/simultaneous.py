@@ -16,7 +16,7 @@ from typing import Any
 
 from palimpsest.interruption import deferred
 from palimpsest.metrics import success
-from palimpsest.metrics.asked import Said
+from palimpsest.metrics.asked import PairAnswer
 from palimpsest.metrics.evaluation import Question, RecordValue
 from palimpsest.metrics.scores import mean
 from palimpsest.protocols.checkpoints import Checkpoints
@@ -116,15 +116,15 @@ def _by_order(questions: Sequence[Question]) -> list[list[Question]]:
 
 
 def record_values(
-    questions: Sequence[Question], before: Sequence[Said], now: Sequence[Said]
+    questions: Sequence[Question], before: Sequence[PairAnswer], now: Sequence[PairAnswer]
 ) -> list[RecordValue]:
     """Scores of one edit: a value for each split that it was asked about, for all in scope, and for all out of scope.
 
     Raises ValueError when the questions are about several edits.
     """
     (order,) = {question.order for question in questions}
-    splits: dict[str, tuple[list[Said], list[Said]]] = {}
-    judged: dict[str, tuple[list[Said], list[Said]]] = {}  # those whose right answer is known
+    splits: dict[str, tuple[list[PairAnswer], list[PairAnswer]]] = {}
+    judged: dict[str, tuple[list[PairAnswer], list[PairAnswer]]] = {}  # those whose right answer is known
     for question, first_said, said in zip(questions, before, now, strict=True):
         for split in _splits_of(question.split):
             for parts in (splits, judged) if question.known else (splits,):

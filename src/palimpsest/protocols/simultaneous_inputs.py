@@ -17,7 +17,7 @@ from palimpsest.data.learning import another_fact, relation_groups, subject_key
 from palimpsest.editors.base import Editor
 from palimpsest.edits import UNSETTLED, Edit, Probe
 from palimpsest.errors import SettingsError
-from palimpsest.metrics.asked import Asked
+from palimpsest.metrics.asked import AskedPairs
 from palimpsest.metrics.evaluation import Question
 from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.batching import Batching
@@ -70,7 +70,7 @@ class Simultaneous:
     unedited: Unedited | None = None
     rounds: list[Round] = field(init=False)
     edits: list[Edit] = field(init=False)
-    asked: Asked = field(init=False)
+    asked: AskedPairs = field(init=False)
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be; plan the batches and ask the unedited model."""
@@ -91,7 +91,7 @@ class Simultaneous:
         drift = self.drift or any(
             probe.kind in SENTIMENT_KINDS for edit in self.chosen for probe in edit.portability
         )
-        self.asked = Asked(self.editor.model, pairs, self.batching, drift, self.unedited)
+        self.asked = AskedPairs(self.editor.model, pairs, self.batching, drift, self.unedited)
 
     def _plan(self, sizes: Sequence[int]) -> tuple[list[Round], list[Edit]]:
         """Batches by rising k, and their edits one behind the other (an edit comes once for each k)."""

@@ -159,7 +159,7 @@ class CovarianceStatistics:
 
 
 @dataclass(frozen=True)
-class CollectionSettings:
+class CovarianceSettings:
     """How statistics are collected.
 
     Attributes:
@@ -194,7 +194,7 @@ class CollectionSettings:
                 )
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> CollectionSettings:
+    def from_dict(cls, content: Mapping[str, Any]) -> CovarianceSettings:
         """From the JSON of a rule; unknown names are refused."""
         layers = content.get("layers")
         if layers == "all":
@@ -215,7 +215,7 @@ def collect(
 
     # Of the model, not of the collection: the fingerprint is taken in the precision the runs will use.
     loading = {name: spec[name] for name in ("dtype", "device") if name in spec}
-    settings = CollectionSettings.from_dict({k: v for k, v in spec.items() if k not in loading})
+    settings = CovarianceSettings.from_dict({k: v for k, v in spec.items() if k not in loading})
     next(text_lines(corpus, "Give a text file with one passage a line"), None)  # no model is loaded in vain
     return collect_covariance(load_model(model_dir, **loading), corpus, settings=settings, out=out_dir)
 
@@ -223,7 +223,7 @@ def collect(
 def collect_covariance(
     model: Any,
     corpus: Path | str | Sequence[str],
-    settings: CollectionSettings | None = None,
+    settings: CovarianceSettings | None = None,
     out: Path | str | None = None,
     progress: bool = True,
 ) -> CovarianceStatistics:
@@ -243,7 +243,7 @@ def collect_covariance(
         StatisticsError: empty corpus, or keys that are not finite.
         ModelError: a layer the model does not have.
     """
-    settings = settings or CollectionSettings()
+    settings = settings or CovarianceSettings()
     wanted = _wanted_layers(model, settings)
     context = min(settings.context or model.context, model.context)
     longest = context if settings.cut_passages else None
@@ -283,7 +283,7 @@ def collect_covariance(
     return result
 
 
-def _wanted_layers(model: Any, settings: CollectionSettings) -> tuple[int, ...]:
+def _wanted_layers(model: Any, settings: CovarianceSettings) -> tuple[int, ...]:
     wanted = tuple(range(model.n_blocks)) if settings.layers is None else tuple(sorted(set(settings.layers)))
     wrong = [layer for layer in wanted if not 0 <= layer < model.n_blocks]
     if wrong or not wanted:

@@ -167,7 +167,7 @@ def squared_gradients(model: LanguageModel, upper: Upper, layer: int, site: str)
 
 
 @dataclass(frozen=True)
-class CollectionSettings:
+class FisherSettings:
     """How Fisher statistics are collected.
 
     Attributes:
@@ -183,7 +183,7 @@ class CollectionSettings:
     batch_tokens: int = 1024
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> CollectionSettings:
+    def from_dict(cls, content: Mapping[str, Any]) -> FisherSettings:
         """From the JSON of a rule; unknown names are refused."""
         made = build(cls, content, "Fisher statistics")
         if not made.layers:
@@ -196,7 +196,7 @@ def collect(
 ) -> FisherStatistics:
     """The rule: load the model, collect over the upstream examples of a file (see `read_pairs`), write into `out_dir`."""
     loading = {name: spec[name] for name in ("dtype", "device") if name in spec}
-    settings = CollectionSettings.from_dict({k: v for k, v in spec.items() if k not in loading})
+    settings = FisherSettings.from_dict({k: v for k, v in spec.items() if k not in loading})
     return collect_fisher(load_model(model_dir, **loading), read_pairs(pairs), settings, out_dir)
 
 
@@ -217,7 +217,7 @@ def read_pairs(path: Path | str) -> list[tuple[str, str]]:
 def collect_fisher(
     model: LanguageModel,
     pairs: Sequence[tuple[str, str]],
-    settings: CollectionSettings,
+    settings: FisherSettings,
     out: Path | str | None = None,
 ) -> FisherStatistics:
     """F of all wanted layers; what `out` has already under the same key is kept, the sums of a broken collection too.
@@ -255,7 +255,7 @@ def _mean_squares(
     model: LanguageModel,
     pairs: Sequence[tuple[str, str]],
     layers: Sequence[int],
-    settings: CollectionSettings,
+    settings: FisherSettings,
     path: Path | None,
     key: Mapping[str, Any],
 ) -> dict[int, Tensor]:

@@ -24,7 +24,7 @@ from palimpsest.editors.base import (
     require,
 )
 from palimpsest.editors.shared.adam import Adam
-from palimpsest.editors.shared.gated_adapter import REPLACEMENTS, Asked, Decision, GatedAdapter
+from palimpsest.editors.shared.gated_adapter import REPLACEMENTS, GatedAdapter, Override, Query
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, PalimpsestError
 from palimpsest.models.loading import LanguageModel
@@ -82,7 +82,7 @@ class AdapterEditor(Editor):
     # what a method must say ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _decide(self, asked: Asked) -> Decision | None:
+    def _decide(self, query: Query) -> Override | None:
         """The rule of the adapter."""
 
     @abstractmethod
@@ -183,14 +183,14 @@ class AdapterEditor(Editor):
 
     def deciding(self, rows: Upper) -> Callable[[Sequence[int]], Tensor] | None:
         """Whether a row is overwritten, and by what: the model's weights, and what asks, stay the same for ever."""
-        asked = self.adapter.asked(rows)
+        query = self.adapter.query_above(rows)
 
         def decided(chosen: Sequence[int]) -> Tensor:
             mine = list(chosen)
             decision = None
             if self.adapter.is_attached:
-                decision = self._decide(Asked(asked.states[mine], asked.outputs[mine]))
-            found = asked.outputs.new_zeros(len(mine), 1 + self.adapter.value_width, dtype=self.wide)
+                decision = self._decide(Query(query.states[mine], query.outputs[mine]))
+            found = query.outputs.new_zeros(len(mine), 1 + self.adapter.value_width, dtype=self.wide)
             if decision is not None:
                 found[:, 0] = decision.fired
                 found[:, 1:] = torch.where(decision.fired[:, None], decision.value, found[:, 1:])

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.partial import Noted, SharedPrefix, additive, causal_mask, embed, run_blocks
+from palimpsest.models.partial import Noted, Past, additive, causal_mask, embed, run_blocks
 from palimpsest.models.tokens import TokenBatch
 
 WORTH = 8  # beginnings are shared when that leaves out at least one token in so many
@@ -75,11 +75,11 @@ class Beginnings:
         """Blocks first..last on the beginnings, and their keys and values by block."""
         if not self.shared:
             return states, {}
-        past = SharedPrefix({}, self.group, {})
+        noted: Noted = {}
         mask = causal_mask(self.tokens.attention_mask, model.dtype)
         positions = torch.arange(self.shared, device=states.device).expand(states.shape[:2])
         with model.padding_of(self.tokens.attention_mask):
-            return run_blocks(model, states, first, last, mask, positions, past), past.noted or {}
+            return run_blocks(model, states, first, last, mask, positions, Past(noted=noted)), noted
 
     def run_rest(
         self,
@@ -96,7 +96,7 @@ class Beginnings:
         Args:
             kept: keys and values of the beginnings, by block; noted: where the rest's own are noted.
         """
-        past = SharedPrefix(kept, self.group[rows], noted)
+        past = Past(kept, self.group[rows], noted)
         n = states.shape[1]
         offset, real = self.offset[rows], self.rest.attention_mask[rows, :n]
         before = torch.arange(self.shared, device=states.device) < offset[:, None]

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from palimpsest.editors.shared.routed_output import Row
+from palimpsest.editors.shared.routed_output import VoiceRow
 from palimpsest.errors import ModelError, SettingsError
 from palimpsest.models.families import family_of
 from palimpsest.models.hub import NO_PICKLE, pinned
@@ -162,7 +162,7 @@ def check_template(template: str, name: str = "template") -> None:
         )
 
 
-class Reader:
+class EditReader:
     """A model that answers rows with an edit put before them: the `Voice` of SERAC and of retrieval.
 
     Args:
@@ -217,7 +217,7 @@ class Reader:
         self._prefixes.clear()
 
     def states(
-        self, rows: Sequence[Row], entries: Sequence[int]
+        self, rows: Sequence[VoiceRow], entries: Sequence[int]
     ) -> tuple[Float[Tensor, "g m p"], Bool[Tensor, "g m"]]:
         """For rows of the base's pass and the stored edits that speak for them: see `routed_output.Voice`."""
         return self.read(rows, [self.prefix(*self.memory[entry]) for entry in entries])
@@ -233,7 +233,7 @@ class Reader:
         )
 
     def read(
-        self, rows: Sequence[Row], prefixes: Sequence[Sequence[int]]
+        self, rows: Sequence[VoiceRow], prefixes: Sequence[Sequence[int]]
     ) -> tuple[Float[Tensor, "g m p"], Bool[Tensor, "g m"]]:
         """One pass over [prefix; row] for each, with gradient; see `routed_output.Voice`.
 
@@ -295,14 +295,14 @@ class Reader:
         return self.logits(found) if self.base.kind == "decoder" else found
 
 
-def rows_of(inputs: Inputs) -> list[Row]:
+def rows_of(inputs: Inputs) -> list[VoiceRow]:
     """Encoded rows as a voice sees them."""
     said = inputs.named.get("decoder_input_ids")
     found = []
     for number, (ids, mask) in enumerate(zip(inputs.named["input_ids"], inputs.padding, strict=True)):
         own = tuple(ids[mask.bool()].tolist())
         spoken = () if said is None else tuple(said[number].tolist())
-        found.append(Row(own, int(inputs.query[number]) + 1, spoken))
+        found.append(VoiceRow(own, int(inputs.query[number]) + 1, spoken))
     return found
 
 

@@ -29,13 +29,14 @@ from palimpsest.errors import ModelError
 from palimpsest.models.families import matrix_view
 from palimpsest.models.hooks import Attachment, attach
 from palimpsest.models.loading import LanguageModel
+from palimpsest.models.objectives import Inputs, asking
 from palimpsest.models.upper import Upper
 
 REPLACEMENTS = ("prompt_before", "last", "prompt", "all")
 
 
 @dataclass(frozen=True)
-class Decision:
+class Override:
     """What a rule decides for the rows of a pass.
 
     Attributes:
@@ -48,20 +49,20 @@ class Decision:
     value: Float[Tensor, "b d_out"]
     share: Float[Tensor, " b"] | None = None
 
-    def rows(self, rows: Int[Tensor, " k"]) -> Decision:
+    def rows(self, rows: Int[Tensor, " k"]) -> Override:
         """Some of the rows."""
-        return Decision(self.fired[rows], self.value[rows], None if self.share is None else self.share[rows])
+        return Override(self.fired[rows], self.value[rows], None if self.share is None else self.share[rows])
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     """What a pass asks: states [b, d_in] and the linear map's own outputs [b, d_out] at the asking positions."""
 
     states: Float[Tensor, "b d_in"]
     outputs: Float[Tensor, "b d_out"]
 
 
-Rule = Callable[[Asked], Decision | None]
+Rule = Callable[[Query], Override | None]
 
 
 class GatedAdapter:
@@ -93,7 +94,7 @@ class GatedAdapter:
         self.fixed: Tensor | None = (
             None  # value [d_out] that every row gets, or [b, d_out] one for each, whatever it asks: for training
         )
-        self.latest: Decision | None = None  # of the latest pass that asked
+        self.latest: Override | None = None  # of the latest pass that asked
         self._attachment: Attachment | None = None
 
     def attach(self) -> None:
@@ -108,18 +109,27 @@ class GatedAdapter:
             self._attachment.detach()
             self._attachment = None
 
-    def asked(self, upper: Upper) -> Asked:
-        """What rows that stand at this block ask, and the linear map's own outputs: no edit of the adapter changes these."""
-        seen: list[Asked] = []
+    def query(self, inputs: Inputs) -> Query:
+        """What encoded rows ask; blocks above the linear map are not run. No edit of the adapter changes it."""
+        with asking(self.model, inputs):
+            return self._seen(lambda: self.model.network(**inputs.named))
+
+    def query_above(self, upper: Upper) -> Query:
+        """The same for rows that stand at the adapter's block, which alone is run."""
+        return self._seen(upper.run_to_map)
+
+    @torch.no_grad()
+    def _seen(self, run: Callable[[], object]) -> Query:
+        """What the linear map is given in a pass, which ends there, and what it answers by itself."""
+        seen: list[Query] = []
 
         def look(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            rows, at = torch.arange(len(output), device=output.device), self._asking_positions(output)
-            seen.append(Asked(inputs[0][rows, at], output[rows, at]))
+            seen.append(self._asks(inputs[0], output))
             raise _SeenEnough
 
         handle = self.module.register_forward_hook(look, prepend=True)  # before the adapter's own
         try:
-            upper.run_to_map()
+            run()
         except _SeenEnough:
             pass
         finally:
@@ -139,11 +149,14 @@ class GatedAdapter:
         if self.fixed is not None:
             fixed = self.fixed if self.fixed.dim() == 1 else self.fixed[:, None]
             return torch.where(self._chosen(at, n)[..., None], fixed.to(output.dtype), output)
-        rows = torch.arange(len(output), device=output.device)
-        self.latest = self.rule(Asked(inputs[0][rows, at], output[rows, at]))
+        self.latest = self.rule(self._asks(inputs[0], output))
         if self.latest is None:
             return None
         return overwrite(output, self.latest, self._chosen(at, n))
+
+    def _asks(self, states: Float[Tensor, "b n d_in"], output: Float[Tensor, "b n d_out"]) -> Query:
+        rows, at = torch.arange(len(output), device=output.device), self._asking_positions(output)
+        return Query(states[rows, at], output[rows, at])
 
     def _go_on(self, output: Tensor) -> Tensor | None:
         decision, rows = self.latest, self.model.rows
@@ -177,7 +190,7 @@ class GatedAdapter:
 
 
 def overwrite(
-    output: Float[Tensor, "b n d_out"], decision: Decision, chosen: Bool[Tensor, "b n"]
+    output: Float[Tensor, "b n d_out"], decision: Override, chosen: Bool[Tensor, "b n"]
 ) -> Float[Tensor, "b n d_out"]:
     """The output with a decision carried out at the chosen positions of the rows that fired."""
     value = decision.value.to(output.dtype)[:, None]
@@ -188,28 +201,3 @@ def overwrite(
 
 class _SeenEnough(Exception):
     """Ends a pass once the asking states are known."""
-
-
-@torch.no_grad()
-def ask(model: LanguageModel, named: dict[str, Tensor], query: Tensor, module: nn.Module) -> Asked:
-    """States and own outputs at the asking positions of encoded rows; blocks above the linear map are not run.
-
-    Args:
-        named: what the network takes (`objectives.Inputs.named`).
-        query: asking positions [b].
-    """
-    rows = torch.arange(len(query), device=query.device)
-    seen: list[Asked] = []
-
-    def look(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen.append(Asked(inputs[0][rows, query], output[rows, query]))
-        raise _SeenEnough
-
-    handle = module.register_forward_hook(look, prepend=True)  # before an adapter can change the output
-    try:
-        model.network(**named)
-    except _SeenEnough:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]

@@ -28,7 +28,7 @@ VALIDATED, TEMPORARY, WATCHING = "validated", "temporary", "watching"
 
 
 @dataclass
-class Decision:
+class HookDecision:
     """What a hook layer saw in one pass: z-scores [b, n], swapped tokens [b, n], real tokens [b, n]."""
 
     z: Float[Tensor, "b n"]
@@ -36,7 +36,7 @@ class Decision:
     real: Bool[Tensor, "b n"]
 
     @classmethod
-    def joined(cls, parts: Sequence[Decision]) -> Decision:
+    def joined(cls, parts: Sequence[HookDecision]) -> HookDecision:
         """Of passes over the parts of a batch, in order and equally wide."""
         names = ("z", "swapped", "real")
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
@@ -62,7 +62,7 @@ class HookLayers:
     difference: dict[int, Tensor] = field(default_factory=dict)
     alpha: dict[int, float] = field(default_factory=dict)
     mode: dict[int, str] = field(default_factory=dict)
-    decisions: dict[int, Decision] | None = None
+    decisions: dict[int, HookDecision] | None = None
     _attachment: Attachment | None = None
     _shadow: dict[int, Tensor] = field(default_factory=dict)
 
@@ -111,9 +111,9 @@ class HookLayers:
                 self.mode[layer] = VALIDATED
 
     @contextmanager
-    def noting(self) -> Iterator[dict[int, Decision]]:
+    def noting(self) -> Iterator[dict[int, HookDecision]]:
         """Note what each layer decides during passes in the block (the latest pass wins); the innermost of several notes."""
-        outer, noted = self.decisions, dict[int, Decision]()
+        outer, noted = self.decisions, dict[int, HookDecision]()
         self.decisions = noted
         try:
             yield noted
@@ -133,7 +133,7 @@ class HookLayers:
             z = z_scores(change.float().norm(dim=2), real)
             swapped = self.reaches(z, layer) & real
             if self.decisions is not None:
-                self.decisions[layer] = Decision(z.detach(), swapped.detach(), real)
+                self.decisions[layer] = HookDecision(z.detach(), swapped.detach(), real)
             return None if mode == WATCHING else output + change * swapped[..., None].to(change.dtype)
 
         return hook

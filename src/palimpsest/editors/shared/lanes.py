@@ -21,7 +21,7 @@ from palimpsest.models.hooks import first_hooked
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import (
     Noted,
-    Prefix,
+    Past,
     additive,
     causal_mask,
     row_positions,
@@ -30,7 +30,7 @@ from palimpsest.models.partial import (
 
 
 @dataclass(frozen=True)
-class Source:
+class LaneSource:
     """What lanes are packed from: rows after the edited block, and the upper blocks' keys and values before the subjects.
 
     Attributes:
@@ -67,7 +67,7 @@ class Lanes:
     tail: Float[Tensor, "lanes slots d"]
     positions: Int[Tensor, "lanes slots"]
     mask: Float[Tensor, "lanes 1 slots keys"]
-    prefix: Prefix
+    prefix: Past
     first: int
     at: tuple[Tensor, Tensor, Tensor]
     read: tuple[Tensor, Tensor, Tensor]
@@ -77,7 +77,7 @@ class Lanes:
 
 
 @torch.no_grad()
-def run_once(model: LanguageModel, rows: TargetSequences, layer: int) -> Source:
+def run_once(model: LanguageModel, rows: TargetSequences, layer: int) -> LaneSource:
     """Run the lower blocks on all tokens, and the upper ones on what precedes the subjects.
 
     From the first block with a hook, which may read whole rows, the lower blocks are given whole rows.
@@ -101,11 +101,11 @@ def run_once(model: LanguageModel, rows: TargetSequences, layer: int) -> Source:
         _, begun = apart.run_beginnings(model, reached.beginnings, layer + 1, last)
         if before:
             apart.run_rest(model, reached.rest[:, :before], layer + 1, last, begun, noted=rests)
-    return Source(rows, apart, reached.rest, begun, rests, layer + 1)
+    return LaneSource(rows, apart, reached.rest, begun, rests, layer + 1)
 
 
 @torch.no_grad()
-def pack(model: LanguageModel, source: Source, edits: Int[Tensor, " a"]) -> Lanes:
+def pack(model: LanguageModel, source: LaneSource, edits: Int[Tensor, " a"]) -> Lanes:
     """Lanes of the given edits, which are numbered anew in the given order."""
     rows, device = source.rows, source.hidden.device
     number = torch.full((rows.n_edits,), -1, device=device)
@@ -168,11 +168,11 @@ def _unroll(rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _prefix(
-    source: Source,
+    source: LaneSource,
     rows: tuple[Tensor, Tensor, Tensor, Tensor],
     beginnings: Int[Tensor, "k 3"],
     size: tuple[int, int],
-) -> tuple[Prefix, Tensor, Tensor]:
+) -> tuple[Past, Tensor, Tensor]:
     """Kept keys and values in lanes [lanes, heads, p, width], and whose they are.
 
     Args:
@@ -187,7 +187,7 @@ def _prefix(
     nobody = torch.full(size, -2, device=names.device)
     kept = source.rests or source.beginnings
     if not kept or not size[1]:
-        return Prefix({}), nobody[:, :0], nobody[:, :0]
+        return Past({}), nobody[:, :0], nobody[:, :0]
     number, position = _unroll(torch.arange(len(names), device=names.device), own)
     rests_at, rest = (lane[number], first[number] + position), (names[number], position)
     of_row = nobody.index_put(rests_at, names[number])
@@ -207,4 +207,4 @@ def _prefix(
             moved[begun_at] = source.beginnings[layer][which][begun[0], :, begun[1]]
         return moved.transpose(1, 2)
 
-    return Prefix({layer: (packed(layer, 0), packed(layer, 1)) for layer in kept}), of_row, of_group
+    return Past({layer: (packed(layer, 0), packed(layer, 1)) for layer in kept}), of_row, of_group

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from palimpsest.editors.shared.counterfactual import Reader
+from palimpsest.editors.shared.counterfactual import EditReader
 from palimpsest.editors.shared.scope_classifier import ScopeClassifier
 from palimpsest.learning.artefact import REMEDY, TrainedError
 
 SCOPE, COUNTERFACTUAL = "scope.", "counterfactual."
 
 
-def learned(classifier: ScopeClassifier, reader: Reader) -> dict[str, Tensor]:
+def learned(classifier: ScopeClassifier, reader: EditReader) -> dict[str, Tensor]:
     """Weights by name, as they are (not copied); a model that is the base itself has none of its own."""
     found = {f"{SCOPE}{name}": tensor for name, tensor in classifier.network.state_dict().items()}
     if reader.model is reader.base:
@@ -27,7 +27,7 @@ def learned(classifier: ScopeClassifier, reader: Reader) -> dict[str, Tensor]:
     return found
 
 
-def take(classifier: ScopeClassifier, reader: Reader, tensors: Mapping[str, Tensor]) -> None:
+def take(classifier: ScopeClassifier, reader: EditReader, tensors: Mapping[str, Tensor]) -> None:
     """Give both the weights that `learned` gave.
 
     Raises:

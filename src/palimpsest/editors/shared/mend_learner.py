@@ -43,7 +43,7 @@ from palimpsest.models.upper import Upper
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EditOutcome:
     """What one edit did to its draws.
 
     Attributes:
@@ -119,7 +119,7 @@ class MendLearner:
             tensor.copy_(before[name])
         return None
 
-    def _losses(self, outcome: Outcome) -> dict[str, Tensor]:
+    def _losses(self, outcome: EditOutcome) -> dict[str, Tensor]:
         return {
             TOTAL: self.settings.c_edit * outcome.edit_loss + outcome.locality,
             "edit": outcome.edit_loss,
@@ -133,7 +133,7 @@ class MendLearner:
         k = self.settings.k_train
         groups = [draws[at : at + k] for at in range(0, len(draws), k)]
         size = self.settings.accumulate if self.settings.share_passes else 1
-        outcomes: list[Outcome] = []
+        outcomes: list[EditOutcome] = []
         for at in range(0, len(groups), size):
             found = self._edit_and_look(groups[at : at + size], whole=True)
             if found is None:
@@ -166,7 +166,7 @@ class MendLearner:
         values |= {f"alpha {name}": a for name, a in zip(names, self.network.alpha.tolist(), strict=True)}
         return values | {f"cosine {name}": sum(c) / len(c) for name, c in zip(names, each, strict=True)}
 
-    def _edit_and_look(self, groups: Sequence[Sequence[Draw]], whole: bool) -> list[Outcome] | None:
+    def _edit_and_look(self, groups: Sequence[Sequence[Draw]], whole: bool) -> list[EditOutcome] | None:
         """Edit on the draws of each group together and judge; None when the gradient of one is not finite.
 
         Args:
@@ -200,7 +200,7 @@ class MendLearner:
         losses, right = verdict.losses.view(g, each), verdict.right.view(g, each)
         apart = divergences(before, logits[len(asked[0]) :])
         return [
-            Outcome(
+            EditOutcome(
                 edit_loss=losses[one, -2 * k : -k].mean(),
                 locality=apart[kept[0] // k == one].mean(),
                 edit_right=right[one, : each - 2 * k],

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name
-from palimpsest.editors.shared.routed_output import Asked, OutputRouter, Route, Voice
+from palimpsest.editors.shared.routed_output import OutputRouter, Prompts, Route, Voice
 from palimpsest.edits import Edit
 from palimpsest.errors import PalimpsestError
 from palimpsest.models.batching import Batching
@@ -61,7 +61,7 @@ class RoutedEditor(Editor):
         """What speaks for inputs in scope."""
 
     @abstractmethod
-    def _scores(self, asked: Asked) -> Float[Tensor, "b n"]:
+    def _scores(self, asked: Prompts) -> Float[Tensor, "b n"]:
         """How well each row of a pass matches each stored edit; the largest counts."""
 
     @abstractmethod
@@ -91,7 +91,7 @@ class RoutedEditor(Editor):
     # every pass --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _rule(self, asked: Asked) -> Route | None:
+    def _rule(self, asked: Prompts) -> Route | None:
         if not self.memory:
             return None
         score, entry = newest_best(self._scores(asked))
@@ -193,7 +193,7 @@ class RoutedEditor(Editor):
 
     def _asking(
         self, prompts: Sequence[str], batching: Batching | None = None
-    ) -> Iterator[tuple[list[int], Asked]]:
+    ) -> Iterator[tuple[list[int], Prompts]]:
         """Prompts as the rule sees them, in padded batches; the base's own passes."""
         self.router.refuse_others()
         inputs = encode_prompts_only(self.model, prompts)

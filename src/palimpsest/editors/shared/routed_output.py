@@ -34,7 +34,7 @@ SMALLEST = 1.19e-7  # added to a mixture before its logarithm: float32's epsilon
 
 
 @dataclass(frozen=True)
-class Row:
+class VoiceRow:
     """One row as a voice sees it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompts:
     """A pass over new sequences, for the rule that decides.
 
     Attributes:
@@ -59,7 +59,7 @@ class Asked:
     """
 
     model: LanguageModel
-    rows: list[Row]
+    rows: list[VoiceRow]
     states: Float[Tensor, "b n d"]
     prompt: Bool[Tensor, "b n"]
 
@@ -105,7 +105,7 @@ class Voice(Protocol):
         ...
 
     def states(
-        self, rows: Sequence[Row], entries: Sequence[int]
+        self, rows: Sequence[VoiceRow], entries: Sequence[int]
     ) -> tuple[Float[Tensor, "g m p"], Bool[Tensor, "g m"]]:
         """States at the positions of each row [g, m, p], padded on the right, and where it speaks [g, m].
 
@@ -118,7 +118,7 @@ class Voice(Protocol):
         ...
 
 
-Rule = Callable[[Asked], Route | None]
+Rule = Callable[[Prompts], Route | None]
 
 
 class OutputRouter:
@@ -133,7 +133,7 @@ class OutputRouter:
     def __init__(self, model: LanguageModel, rule: Rule, voice: Voice, soft: bool = False):
         self.model, self.rule, self.voice, self.soft = model, rule, voice, soft
         self.latest: Route | None = None  # of the latest pass over new sequences
-        self._rows: list[Row] = []  # of the prompts' pass, with what was said since
+        self._rows: list[VoiceRow] = []  # of the prompts' pass, with what was said since
         self._kept = 0  # tokens that are kept from earlier passes
         self._carried: Tensor | None = None  # what the states brought to the head
         self._rests = False
@@ -217,7 +217,7 @@ class OutputRouter:
         given = isinstance(mask, Tensor) and mask.ndim == 2
         return mask.bool() if given else torch.ones_like(ids, dtype=torch.bool)
 
-    def asked(self, ids: Int[Tensor, "b n"], real: Bool[Tensor, "b n"], states: Tensor) -> Asked:
+    def asked(self, ids: Int[Tensor, "b n"], real: Bool[Tensor, "b n"], states: Tensor) -> Prompts:
         """A pass as the rule sees it; the prompt ends where `asking_at` says, else with the row."""
         prompt, query = real, self.model.query
         if query is not None:
@@ -230,9 +230,10 @@ class OutputRouter:
             prompt = real & (places <= query.to(ids.device)[:, None])
         counts = prompt.sum(dim=1).tolist()
         rows = [
-            Row(tuple(row[mine].tolist()), count) for row, mine, count in zip(ids, real, counts, strict=True)
+            VoiceRow(tuple(row[mine].tolist()), count)
+            for row, mine, count in zip(ids, real, counts, strict=True)
         ]
-        return Asked(self.model, rows, states.detach(), prompt)
+        return Prompts(self.model, rows, states.detach(), prompt)
 
     def _chosen(self, b: int, rows: Sequence[int] | None = None) -> list[int]:
         """Rows of the prompts' pass that the voice speaks for, of those that are in this one, by their place in it."""
@@ -280,7 +281,7 @@ class OutputRouter:
         hidden, going = output.last_hidden_state, self._going(len(ids))
         for row, new in zip(going, ids.tolist(), strict=True):
             mine = self._rows[row]
-            self._rows[row] = Row((*mine.ids, *new), mine.prompt)
+            self._rows[row] = VoiceRow((*mine.ids, *new), mine.prompt)
         chosen = self._chosen(len(ids), going)
         if not chosen:
             return None
@@ -353,7 +354,9 @@ class OutputRouter:
         going = self._going(len(ids))
         for row, new in zip(going, ids.tolist(), strict=True):
             mine = self._rows[row]
-            self._rows[row] = Row(mine.ids, mine.prompt, (*mine.said, *new) if self._kept else tuple(new))
+            self._rows[row] = VoiceRow(
+                mine.ids, mine.prompt, (*mine.said, *new) if self._kept else tuple(new)
+            )
         return going
 
     def _replaced(

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from palimpsest.editors.shared.counterfactual import Reader
+from palimpsest.editors.shared.counterfactual import EditReader
 from palimpsest.editors.shared.learned_weights import learned, take
 from palimpsest.editors.shared.mend_learner import divergence, with_answer
 from palimpsest.editors.shared.routed_editor import newest_best
@@ -49,7 +49,7 @@ class SeracLearner:
         classifier, reader: on the base's device, in float32.
     """
 
-    def __init__(self, model: LanguageModel, settings: Any, classifier: ScopeClassifier, reader: Reader):
+    def __init__(self, model: LanguageModel, settings: Any, classifier: ScopeClassifier, reader: EditReader):
         self.model, self.settings, self.classifier, self.reader = model, settings, classifier, reader
         self.steps, self.right = torch.zeros((), dtype=torch.long), torch.zeros((), dtype=torch.long)
         mixed = settings.objective == "mixture"

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from palimpsest.editors.shared.adam import BETAS, EPSILON
-from palimpsest.editors.shared.lanes import Lanes, Source, pack, run_once
+from palimpsest.editors.shared.lanes import Lanes, LaneSource, pack, run_once
 from palimpsest.editors.shared.target_sequences import TargetSequences, build_sequences
 from palimpsest.edits import Edit
 from palimpsest.models.loading import LanguageModel
@@ -231,7 +231,7 @@ def _search(model: LanguageModel, sequences: TargetSequences, search: Search) ->
 
 @torch.no_grad()
 def site_output(
-    model: LanguageModel, sequences: TargetSequences, search: Search, source: Source
+    model: LanguageModel, sequences: TargetSequences, search: Search, source: LaneSource
 ) -> Float[Tensor, "b d"]:
     """h_0 [b, d]: what the site gives at the subject in the bare prompt. For site "mlp" that is the MLP's own output."""
     rows, columns = sequences.bare, sequences.subject[sequences.bare]

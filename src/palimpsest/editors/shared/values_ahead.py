@@ -29,7 +29,7 @@ SPREAD, SHORT = 1.25, 24
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedValue:
     """One value [d_out], where it started [d_out], and its losses [steps]."""
 
     start: Float[Tensor, " d"]
@@ -45,7 +45,7 @@ def own_start(seed: int, name: str, width: int) -> Float[Tensor, " d"]:
 
 def train_together(
     adapter: GatedAdapter, upper: Upper, starts: Float[Tensor, "b d"], steps: int, learning_rate: float
-) -> list[Trained | None]:
+) -> list[TrainedValue | None]:
     """A fixed number of steps of a fresh Adam for each row; None for a row whose loss was ever not finite, at the end too.
 
     Args:
@@ -71,7 +71,7 @@ def train_together(
     every, found = torch.stack(losses, dim=1), values.detach()
     finite = torch.isfinite(every).all(dim=1) & torch.isfinite(last)
     return [
-        Trained(start, value, mine) if fine else None
+        TrainedValue(start, value, mine) if fine else None
         for start, value, mine, fine in zip(starts, found, every, finite.tolist(), strict=True)
     ]
 
@@ -91,17 +91,17 @@ class ValuesAhead:
     """Those that wait for their turn."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[str, str], Trained] = {}
+        self._waiting: dict[tuple[str, str], TrainedValue] = {}
 
     def clear(self) -> None:
         """Forget all."""
         self._waiting.clear()
 
-    def put(self, edit: Edit, trained: Trained) -> None:
+    def put(self, edit: Edit, trained: TrainedValue) -> None:
         """Let one wait."""
         self._waiting[edit.prompt, edit.target] = trained
 
-    def take(self, edit: Edit, start: Float[Tensor, " d"]) -> Trained | None:
+    def take(self, edit: Edit, start: Float[Tensor, " d"]) -> TrainedValue | None:
         """That of an edit, if there is one and it started where the edit starts now; it waits no longer either way."""
         found = self._waiting.pop((edit.prompt, edit.target), None)
         return found if found is not None and torch.equal(found.start, start) else None
@@ -124,5 +124,5 @@ class ValuesAhead:
                 zip(*(tensors[f"ahead.{n}"].to(like) for n in ("start", "value", "losses")), strict=True)
             )
         self._waiting = {
-            (prompt, target): Trained(*row) for (prompt, target), row in zip(plain, rows, strict=True)
+            (prompt, target): TrainedValue(*row) for (prompt, target), row in zip(plain, rows, strict=True)
         }
