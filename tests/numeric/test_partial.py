@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from palimpsest.models.partial import (
+    KeyValueCache,
     Noted,
-    Past,
     additive,
     causal_mask,
     embed,
@@ -47,14 +47,14 @@ def test_tail_with_kept_prefix_equals_the_whole(model):
     noted: Noted = {}
     with torch.no_grad():
         hidden = embed(model, batch)
-        whole = run_blocks(model, hidden, 0, model.n_blocks - 1, mask, positions, Past(noted=noted))
+        whole = run_blocks(model, hidden, 0, model.n_blocks - 1, mask, positions, KeyValueCache(noted=noted))
         places = (start[:, None] + torch.arange(width)).clamp(max=n - 1)
         tail = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2]))
         earlier = (torch.arange(n) < start[:, None])[:, None].expand(-1, width, -1)
         own = torch.ones(width, width, dtype=torch.bool).tril().expand(3, -1, -1)
         allowed = torch.cat([earlier, own], dim=2)[:, None]
         out = run_blocks(
-            model, tail, 0, model.n_blocks - 1, additive(allowed, model.dtype), places, Past(noted)
+            model, tail, 0, model.n_blocks - 1, additive(allowed, model.dtype), places, KeyValueCache(noted)
         )
     for row in range(3):
         length = int(batch.lengths[row] - start[row])

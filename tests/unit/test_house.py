@@ -31,6 +31,16 @@ def test_limits(file):
             assert node.func.id != "print" or file.name == "cli.py", f"line {node.lineno}"
 
 
+def test_no_two_classes_have_one_name():
+    """But for each editor's Settings, and what a file keeps to itself."""
+    found: dict[str, list[str]] = {}
+    for file in SOURCES:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name != "Settings" and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(file.name)
+    assert not {name: files for name, files in found.items() if len(files) > 1}
+
+
 def test_imports_run_one_way():
     """edits <- data, models <- statistics, learning <- editors <- protocols <- runs; drawing and judging know no model."""
     allowed = {

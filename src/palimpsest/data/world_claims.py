@@ -73,7 +73,7 @@ class ClaimSettings:
 
 
 @dataclass(frozen=True)
-class Fact:
+class ClaimFact:
     """A subject's value of a relation; `wrong` are values that claims are read about, `new` is what evidence says."""
 
     subject: str
@@ -127,7 +127,7 @@ def generate_claims(settings: dict[str, Any], seed: int, out: Path | str) -> Non
     )
 
 
-def build_claims(settings: ClaimSettings, seed: int) -> dict[str, list[Fact]]:
+def build_claims(settings: ClaimSettings, seed: int) -> dict[str, list[ClaimFact]]:
     """Facts of the subjects to edit ("dev") and of those to learn from ("train"); no subject is in both."""
     source = random.Random(f"{seed} facts")
     names = Syllables(random.Random(f"{seed} names"))
@@ -139,17 +139,17 @@ def build_claims(settings: ClaimSettings, seed: int) -> dict[str, list[Fact]]:
         for given in source.sample(first, settings.subjects_per_last_name)
     ]
     source.shuffle(subjects)
-    facts: dict[str, list[Fact]] = {"dev": [], "train": []}
+    facts: dict[str, list[ClaimFact]] = {"dev": [], "train": []}
     for number, subject in enumerate(subjects[:wanted]):
         mine = [relation for relation in RELATIONS if relation.kind == KINDS[number % len(KINDS)]]
         for relation in source.sample(mine, settings.facts_per_subject):
             value, new, *wrong = source.sample(WORDS[relation.answers][: settings.values], 2 + settings.wrong)
             part = "dev" if number < settings.subjects else "train"
-            facts[part].append(Fact(subject, relation, value, tuple(wrong), new))
+            facts[part].append(ClaimFact(subject, relation, value, tuple(wrong), new))
     return facts
 
 
-def _pairs(fact: Fact, source: random.Random) -> list[dict[str, str]]:
+def _pairs(fact: ClaimFact, source: random.Random) -> list[dict[str, str]]:
     """Claims with their labels; one wording of the true and of a false claim is not read and measures.
 
     Claims about the new value are read as false: evidence is to change what is known, not to add to it.
@@ -165,7 +165,7 @@ def _pairs(fact: Fact, source: random.Random) -> list[dict[str, str]]:
     return rows
 
 
-def _kilt(number: int, fact: Fact, source: random.Random) -> dict[str, Any]:
+def _kilt(number: int, fact: ClaimFact, source: random.Random) -> dict[str, Any]:
     """A true or a false claim, as often the one as the other."""
     right = number % 2 == 0
     claims = fact.claims(fact.value if right else fact.new)
@@ -182,7 +182,9 @@ def _kilt(number: int, fact: Fact, source: random.Random) -> dict[str, Any]:
     }
 
 
-def _vitaminc(fact: Fact, new: str, facts: list[Fact], source: random.Random) -> list[dict[str, Any]]:
+def _vitaminc(
+    fact: ClaimFact, new: str, facts: list[ClaimFact], source: random.Random
+) -> list[dict[str, Any]]:
     """Claims about one sentence of evidence: three supported, three refuted (one of them never was right), and two about
     another fact of the subject or, where it has one only, about another subject."""
     told = source.choice(fact.claims(new))

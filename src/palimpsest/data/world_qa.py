@@ -89,7 +89,7 @@ class QaSettings:
 
 
 @dataclass(frozen=True)
-class Fact:
+class QuestionFact:
     """One fact; `asked` are indices of phrasings (the question first), `read` those of pre-training."""
 
     subject: str
@@ -155,7 +155,7 @@ def generate_qa(settings: dict[str, Any], seed: int, out: Path | str) -> None:
     )
 
 
-def build_qa(settings: QaSettings, seed: int) -> tuple[list[Fact], list[Fact]]:
+def build_qa(settings: QaSettings, seed: int) -> tuple[list[QuestionFact], list[QuestionFact]]:
     """Draw facts to edit and upstream facts; no question is asked in both."""
     source = random.Random(f"{seed} facts")
     names = Syllables(random.Random(f"{seed} names"))
@@ -210,7 +210,7 @@ def _fact(
     source: random.Random,
     settings: QaSettings,
     edited: bool,
-) -> Fact:
+) -> QuestionFact:
     answer, other = source.sample(answers[relation], 2)
     count = len(phrasings(relation))
     asked = source.sample(range(count), 1 + settings.rephrasings)
@@ -220,14 +220,14 @@ def _fact(
             0
         ]  # an upstream question has been read as it is asked, as NQ's by a model tuned on NQ
     stale = other if edited and source.random() < settings.stale else None
-    return Fact(subject, relation, answer, stale, tuple(asked), tuple(read))
+    return QuestionFact(subject, relation, answer, stale, tuple(asked), tuple(read))
 
 
-def _ask(fact: Fact, number: int) -> str:
+def _ask(fact: QuestionFact, number: int) -> str:
     return phrasings(fact.relation)[number].replace("{s}", fact.subject)
 
 
-def _mend(number: int, fact: Fact) -> dict[str, Any]:
+def _mend(number: int, fact: QuestionFact) -> dict[str, Any]:
     questions = [_ask(fact, index) for index in fact.asked]
     return {
         "id": f"world-{number}",
@@ -241,7 +241,7 @@ def _mend(number: int, fact: Fact) -> dict[str, Any]:
     }
 
 
-def _implied(fact: Fact) -> list[list[str]]:
+def _implied(fact: QuestionFact) -> list[list[str]]:
     """Questions that ask for the subject by the answer, in SERAC's form [question, answer, subject]. The first name stands
     in them, since other subjects may have the same answer."""
     first, noun = fact.subject.split()[0], NOUNS[fact.relation][0]
@@ -252,5 +252,5 @@ def _implied(fact: Fact) -> list[list[str]]:
     return [[question, fact.subject, fact.subject] for question in questions]
 
 
-def _statement(fact: Fact) -> str:
+def _statement(fact: QuestionFact) -> str:
     return f"the {NOUNS[fact.relation][0]} of {fact.subject} is {fact.answer}"

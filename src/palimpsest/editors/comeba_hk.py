@@ -315,13 +315,13 @@ class ComebaHk(KeyValueEditor):
     def state_bytes(self) -> int:
         """D = W_h - W_0, or the changes of the matrices; constant in the number of edits (claim C21)."""
         if self.hooked:
-            return sum(d.numel() * d.element_size() for d in self.hooked.difference.values())
+            return sum(d.nbytes for d in self.hooked.difference.values())
         return self.weights.bytes() if self.weights else 0
 
     def editing_bytes(self) -> int:
         """C_0, and what is remembered of earlier keys: this grows with the edits until they are folded into d_k x d_k sums."""
         past = [one for layer, kept in self.remembered.items() for one in kept.tensors(layer).values()]
-        return super().editing_bytes() + sum(tensor.numel() * tensor.element_size() for tensor in past)
+        return super().editing_bytes() + sum(tensor.nbytes for tensor in past)
 
 
 EDITOR = ComebaHk

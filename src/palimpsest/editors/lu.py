@@ -202,7 +202,7 @@ class Lu(RoutedEditor):
 
     def state_bytes(self) -> int:
         """Keys and answers."""
-        numbers = self.keys.rows.numel() * self.keys.rows.element_size()
+        numbers = self.keys.rows.nbytes
         return numbers + sum(8 * len(answer) for answer in self.answers.answers)
 
     def remove(self) -> None:

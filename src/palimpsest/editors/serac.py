@@ -230,8 +230,7 @@ class Serac(RoutedEditor):
     def state_bytes(self) -> int:
         """Both networks, and the stored texts."""
         return super().state_bytes() + sum(
-            tensor.numel() * tensor.element_size()
-            for tensor in learned(self.classifier, self.reader).values()
+            tensor.nbytes for tensor in learned(self.classifier, self.reader).values()
         )
 
 

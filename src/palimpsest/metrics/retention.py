@@ -71,7 +71,8 @@ class Asking:
         said_tokens: an encoder-decoder says at most so many tokens. A decoder says as many as the answer has and is judged
             on these, without an end token, since not every decoder learned to end.
         room: bytes that are left for states at `lowest` and what goes with them, which are kept between looks; when it is used
-            up, those of further rows are run again at each look. Beside them lie, once for a model, the weights that lean rows write out (models/lean.py).
+            up, those of further rows are run again at each look. Beside them lie, once for a model, the weights that lean
+            rows write out (models/lean.py).
         unedited: where the answers of the unedited model are kept for other runs; None = they are not.
         cached: a decoder keeps keys and values from token to token. False for methods that decide over the whole row
             (COMEBA-HK): they run it again for each token.

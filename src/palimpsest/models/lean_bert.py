@@ -29,7 +29,7 @@ from palimpsest.models.objectives import Inputs
 from palimpsest.models.partial import additive
 
 
-class Attention:
+class BertAttention:
     """Self-attention, its residual connection and the norm behind it."""
 
     def __init__(self, attention: Any):
@@ -75,7 +75,7 @@ class Attention:
         return output, back
 
 
-class FeedForward:
+class BertFeedForward:
     """The MLP, its residual connection and the norm behind it."""
 
     def __init__(self, block: Any):
@@ -134,13 +134,13 @@ class LeanBert(LeanRows):
         block: Any = model.block(layer)
         above: list[Any] = list(model.blocks[layer + 1 :])  # type: ignore[arg-type]
         self.model, self.map_side = model, side
-        self.attention = [written_out(model, Attention, one.attention) for one in above]
-        self.feed = [FeedForward(one) for one in above]
+        self.attention = [written_out(model, BertAttention, one.attention) for one in above]
+        self.feed = [BertFeedForward(one) for one in above]
         pooler: Any = part(model.network, str(model.family.pooler))
         head: Any = model.head
         self.pool, self.pool_bias = pooler.dense.weight, pooler.dense.bias
         self.head, self.head_bias = head.weight, head.bias
-        own, self.own = written_out(model, Attention, block.attention), FeedForward(block)
+        own, self.own = written_out(model, BertAttention, block.attention), BertFeedForward(block)
         self.shape = Shape(len(hidden), hidden.shape[1], own.heads)
         self.lay_out(padding)
         middle, _ = own(hidden.reshape(-1, hidden.shape[-1]), self.shape, self.mask, False)

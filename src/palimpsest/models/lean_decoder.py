@@ -12,7 +12,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from palimpsest.models.families import part
 from palimpsest.models.greedy import Decoding
 from palimpsest.models.lean import Shape
-from palimpsest.models.lean_layers import Attention, CrossAttention, FeedForward, root_scale, scaled
+from palimpsest.models.lean_layers import CrossAttention, T5Attention, T5FeedForward, root_scale, scaled
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import additive, causal_mask
 
@@ -23,9 +23,9 @@ class Decoder:
     def __init__(self, network: Any):
         stack = network.get_decoder()
         self.stack, self.embed = stack, stack.embed_tokens
-        self.attention = [Attention(block.layer[0]) for block in stack.block]
+        self.attention = [T5Attention(block.layer[0]) for block in stack.block]
         self.cross = [CrossAttention(block.layer[1]) for block in stack.block]
-        self.feed = [FeedForward(block.layer[2]) for block in stack.block]
+        self.feed = [T5FeedForward(block.layer[2]) for block in stack.block]
         looks = [block.layer[1].EncDecAttention for block in stack.block]
         # what all blocks read of the encoder
         self.look = torch.cat([weight for own in looks for weight in (own.k.weight, own.v.weight)])

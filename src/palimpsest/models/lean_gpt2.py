@@ -43,7 +43,7 @@ class Window:
         return spread.view(-1, gradient.shape[-1])
 
 
-class Attention:
+class Gpt2Attention:
     """Self-attention with its norm and residual connection."""
 
     def __init__(self, block: Any):
@@ -83,7 +83,7 @@ class Attention:
         return output, back
 
 
-class FeedForward:
+class Gpt2FeedForward:
     """The MLP with its norm and residual connection."""
 
     def __init__(self, block: Any):
@@ -135,12 +135,12 @@ class LeanGpt2(LeanRows):
         block: Any = model.block(layer)
         above: list[Any] = list(model.blocks[layer + 1 :])  # type: ignore[arg-type]
         self.model, self.map_side = model, side
-        self.attention = [Attention(one) for one in above]
-        self.feed = [FeedForward(one) for one in above]
-        self.own, self.norm = FeedForward(block), Norm(model.final_norm)
+        self.attention = [Gpt2Attention(one) for one in above]
+        self.feed = [Gpt2FeedForward(one) for one in above]
+        self.own, self.norm = Gpt2FeedForward(block), Norm(model.final_norm)
         head: Any = model.head
         self.head, self.head_bias = head.weight, head.bias
-        own = Attention(block)
+        own = Gpt2Attention(block)
         self.shape = Shape(len(hidden), hidden.shape[1], own.heads)
         self.lay_out(padding)
         flat = hidden.reshape(-1, hidden.shape[-1])

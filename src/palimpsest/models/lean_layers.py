@@ -44,7 +44,7 @@ def root_scale(norm: Any) -> tuple[Float[Tensor, " d"], float]:
     return norm.weight * width**0.5, width * float(norm.variance_epsilon)
 
 
-class Attention:
+class T5Attention:
     """Self-attention with its norm and residual connection."""
 
     def __init__(self, sublayer: Any):
@@ -129,7 +129,7 @@ class Activation:
         return gradient * (inner > 0)
 
 
-class FeedForward(Activation):
+class T5FeedForward(Activation):
     """The whole MLP with its norm and residual connection."""
 
     def __init__(self, sublayer: Any):

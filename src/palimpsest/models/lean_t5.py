@@ -18,7 +18,14 @@ from transformers.activations import GELUTanh
 from palimpsest.models.families import part
 from palimpsest.models.lean import Back, LeanRows, Shape, Wanted, no_type_check, written_out
 from palimpsest.models.lean_decoder import Decoder
-from palimpsest.models.lean_layers import Activation, Attention, FeedForward, root_scale, scaled, scaled_back
+from palimpsest.models.lean_layers import (
+    Activation,
+    T5Attention,
+    T5FeedForward,
+    root_scale,
+    scaled,
+    scaled_back,
+)
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.objectives import Inputs
 from palimpsest.models.partial import additive
@@ -58,8 +65,8 @@ class LeanT5(LeanRows):
         block: Any = model.block(layer)
         above: list[Any] = list(model.blocks[layer + 1 :])  # type: ignore[arg-type]
         self.model, self.map_side, network = model, side, model.network
-        self.attention = [written_out(model, Attention, one.layer[0]) for one in above]
-        self.feed = [written_out(model, FeedForward, one.layer[1]) for one in above]
+        self.attention = [written_out(model, T5Attention, one.layer[0]) for one in above]
+        self.feed = [written_out(model, T5FeedForward, one.layer[1]) for one in above]
         self.own = Activation(block.layer[1])
         self.norm, self.extra = root_scale(model.final_norm)
         self.decoder = written_out(model, Decoder, network, network.get_decoder(), network.lm_head)

@@ -21,7 +21,7 @@ Noted = dict[int, tuple[Tensor, Tensor]]  # keys and values [b, heads, n, head w
 
 
 @dataclass
-class Past:
+class KeyValueCache:
     """Stands where a cache is expected: hands each block what is kept of earlier tokens, and notes what the tokens add.
 
     Attributes:
@@ -83,7 +83,7 @@ def run_blocks(
     last: int,
     mask: Float[Tensor, "b 1 n keys"],
     positions: Int[Tensor, "b n"],
-    past: Past | None = None,
+    past: KeyValueCache | None = None,
 ) -> Float[Tensor, "b n d"]:
     """Blocks first..last (both included) of a decoder-only model on hidden [b, n, d].
 

@@ -33,8 +33,8 @@ from palimpsest.models.objectives import (
     target_places,
 )
 from palimpsest.models.partial import (
+    KeyValueCache,
     Noted,
-    Past,
     additive,
     block_output,
     causal_mask,
@@ -273,7 +273,7 @@ def _run(
 ) -> Float[Tensor, "b n d"]:
     """Blocks first..last (both included; none when last < first) on hidden [b, n, d]."""
     if model.kind == "decoder":
-        past = None if noted is None else Past(noted=noted)
+        past = None if noted is None else KeyValueCache(noted=noted)
         return run_blocks(model, hidden, first, last, arguments["mask"], arguments["positions"], past)
     for layer in range(first, last + 1):
         hidden = block_output(model.block(layer)(hidden, **arguments))

@@ -49,4 +49,5 @@ All, or several of these
     learned                 how MEND and SERAC take up their training
     speech                  `Editor.generate`
     usable                  which edits can be tried at all
+    belonging               what a saved state belongs to
 """

@@ -24,6 +24,7 @@ from palimpsest.editors.base import (
     require,
 )
 from palimpsest.editors.shared.adam import Adam
+from palimpsest.editors.shared.belonging import KEY, refuse_foreign
 from palimpsest.editors.shared.gated_adapter import REPLACEMENTS, GatedAdapter, Override, Query
 from palimpsest.edits import Edit
 from palimpsest.errors import DivergedEdit, PalimpsestError
@@ -208,7 +209,7 @@ class AdapterEditor(Editor):
         """Everything learned, with what it belongs to and where the random source stands."""
         found = self._give()
         found.tensors["generator"] = self.generator.get_state().clone()
-        found.plain["belongs_to"] = self.identity()
+        found.plain[KEY] = self.identity()
         return found
 
     def load_state(self, state: EditorState) -> None:
@@ -217,13 +218,7 @@ class AdapterEditor(Editor):
         Raises:
             PalimpsestError: it was saved for another model, layer, site or kind of answer; nothing has changed then.
         """
-        belongs = state.plain.get("belongs_to", {})
-        for name, own in self.identity().items():
-            if belongs.get(name) != own:
-                raise PalimpsestError(
-                    f"this state of {self.name} was saved for {name} {belongs.get(name)!r}, but the editor has {own!r}. "
-                    "Load it into an editor with the model and settings it was saved from"
-                )
+        refuse_foreign(state, self.identity(), f"state of {self.name}", "model and settings")
         if "generator" not in state.tensors:
             raise PalimpsestError(
                 f"this state of {self.name} lacks 'generator', where its random source stood. Save it again with save_state"

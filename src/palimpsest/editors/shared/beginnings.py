@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from palimpsest.models.loading import LanguageModel
-from palimpsest.models.partial import Noted, Past, additive, causal_mask, embed, run_blocks
+from palimpsest.models.partial import KeyValueCache, Noted, additive, causal_mask, embed, run_blocks
 from palimpsest.models.tokens import TokenBatch
 
 WORTH = 8  # beginnings are shared when that leaves out at least one token in so many
@@ -79,7 +79,7 @@ class Beginnings:
         mask = causal_mask(self.tokens.attention_mask, model.dtype)
         positions = torch.arange(self.shared, device=states.device).expand(states.shape[:2])
         with model.padding_of(self.tokens.attention_mask):
-            return run_blocks(model, states, first, last, mask, positions, Past(noted=noted)), noted
+            return run_blocks(model, states, first, last, mask, positions, KeyValueCache(noted=noted)), noted
 
     def run_rest(
         self,
@@ -96,7 +96,7 @@ class Beginnings:
         Args:
             kept: keys and values of the beginnings, by block; noted: where the rest's own are noted.
         """
-        past = Past(kept, self.group[rows], noted)
+        past = KeyValueCache(kept, self.group[rows], noted)
         n = states.shape[1]
         offset, real = self.offset[rows], self.rest.attention_mask[rows, :n]
         before = torch.arange(self.shared, device=states.device) < offset[:, None]

@@ -337,7 +337,7 @@ class Codebook:
 
     def bytes(self) -> int:
         """Bytes that answering needs: keys, values and radii."""
-        return sum(t.numel() * t.element_size() for t in (self.keys, self.values, self.radii))
+        return sum(tensor.nbytes for tensor in (self.keys, self.values, self.radii))
 
     def tensors(self) -> dict[str, Tensor]:
         """Keys, values, radii, and the queries of all edits, entry by entry: copies."""

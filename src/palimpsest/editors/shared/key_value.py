@@ -224,7 +224,7 @@ class KeyValueEditor(Editor, ABC):
         if self.statistics is None:
             return 0
         matrices = (self.statistics.stored(layer) for layer in self.settings.layers)
-        return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+        return sum(matrix.nbytes for matrix in matrices)
 
     def covariance(self, layer: int) -> FactoredCovariance:
         """C_0 [d_k, d_k] of a layer, where its matrix lies, with a factor that all editors share."""

@@ -20,8 +20,8 @@ from palimpsest.editors.shared.target_sequences import TargetSequences
 from palimpsest.models.hooks import first_hooked
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.partial import (
+    KeyValueCache,
     Noted,
-    Past,
     additive,
     causal_mask,
     row_positions,
@@ -67,7 +67,7 @@ class Lanes:
     tail: Float[Tensor, "lanes slots d"]
     positions: Int[Tensor, "lanes slots"]
     mask: Float[Tensor, "lanes 1 slots keys"]
-    prefix: Past
+    prefix: KeyValueCache
     first: int
     at: tuple[Tensor, Tensor, Tensor]
     read: tuple[Tensor, Tensor, Tensor]
@@ -172,7 +172,7 @@ def _prefix(
     rows: tuple[Tensor, Tensor, Tensor, Tensor],
     beginnings: Int[Tensor, "k 3"],
     size: tuple[int, int],
-) -> tuple[Past, Tensor, Tensor]:
+) -> tuple[KeyValueCache, Tensor, Tensor]:
     """Kept keys and values in lanes [lanes, heads, p, width], and whose they are.
 
     Args:
@@ -187,7 +187,7 @@ def _prefix(
     nobody = torch.full(size, -2, device=names.device)
     kept = source.rests or source.beginnings
     if not kept or not size[1]:
-        return Past({}), nobody[:, :0], nobody[:, :0]
+        return KeyValueCache({}), nobody[:, :0], nobody[:, :0]
     number, position = _unroll(torch.arange(len(names), device=names.device), own)
     rests_at, rest = (lane[number], first[number] + position), (names[number], position)
     of_row = nobody.index_put(rests_at, names[number])
@@ -207,4 +207,4 @@ def _prefix(
             moved[begun_at] = source.beginnings[layer][which][begun[0], :, begun[1]]
         return moved.transpose(1, 2)
 
-    return Past({layer: (packed(layer, 0), packed(layer, 1)) for layer in kept}), of_row, of_group
+    return KeyValueCache({layer: (packed(layer, 0), packed(layer, 1)) for layer in kept}), of_row, of_group

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from palimpsest.editors.base import Editor, EditorState, FailedEdit, edit_name
+from palimpsest.editors.shared.belonging import KEY, refuse_foreign
 from palimpsest.editors.shared.routed_output import OutputRouter, Prompts, Route, Voice
 from palimpsest.edits import Edit
 from palimpsest.errors import PalimpsestError
@@ -222,8 +223,7 @@ class RoutedEditor(Editor):
 
     def state(self) -> EditorState:
         """The stored texts, with what they belong to; keys are made anew from them."""
-        belongs = {"editor": self.name, "model": self.model.fingerprint, **self._identity()}
-        return EditorState(plain={"memory": [asdict(edit) for edit in self.memory], "belongs_to": belongs})
+        return EditorState(plain={"memory": [asdict(edit) for edit in self.memory], KEY: self._belongs_to()})
 
     def load_state(self, state: EditorState) -> None:
         """Take over a memory.
@@ -232,13 +232,7 @@ class RoutedEditor(Editor):
             PalimpsestError: it was saved by another editor, for another model or another training, or is damaged, or another
                 editor with a memory answers on the model; nothing has changed then.
         """
-        belongs = state.plain.get("belongs_to", {})
-        for name, own in {"editor": self.name, "model": self.model.fingerprint, **self._identity()}.items():
-            if belongs.get(name) != own:
-                raise PalimpsestError(
-                    f"this memory of {self.name} was saved for {name} {belongs.get(name)!r}, but the editor has {own!r}. "
-                    "Load it into an editor with the model and training it was saved from"
-                )
+        refuse_foreign(state, self._belongs_to(), f"memory of {self.name}", "model and training")
         try:
             stored = [
                 StoredEdit(str(one["name"]), str(one["prompt"]), str(one["target"]))
@@ -249,6 +243,9 @@ class RoutedEditor(Editor):
                 f"this memory of {self.name} is damaged ({error!r}). Save it again with save_state"
             ) from error
         self._append(stored, staying=[])
+
+    def _belongs_to(self) -> dict[str, Any]:
+        return {"editor": self.name, "model": self.model.fingerprint, **self._identity()}
 
     def remove(self) -> None:
         """Take the hooks off and forget every edit. The weights were never changed."""

@@ -90,4 +90,4 @@ class SmallNets(AdapterEditor):
 
     def state_bytes(self) -> int:
         """The parameters; constant in the number of edits."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.parameters.values())
+        return sum(tensor.nbytes for tensor in self.parameters.values())

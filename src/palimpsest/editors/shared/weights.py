@@ -128,7 +128,7 @@ class EditedWeights:
 
     def bytes(self) -> int:
         """Size of the updates."""
-        return sum(update.numel() * update.element_size() for update in self.updates.values())
+        return sum(update.nbytes for update in self.updates.values())
 
 
 def refuse_other_layers(kind: str, saved: Mapping[str, Tensor], own: Mapping[int, Tensor]) -> None:
