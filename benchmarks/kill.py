@@ -113,12 +113,12 @@ def main() -> int:
         *LIBRARIES,
         "palimpsest.learning.train",
         "palimpsest.models.pretrain",
-        "palimpsest.runs",
-        "palimpsest.searches",
+        "palimpsest.runs.run",
+        "palimpsest.runs.searches",
     ):
         import_module(name)  # loaded here once, so that a process starts at once
     torch.set_num_threads(1)
-    sys.modules["palimpsest.searches"].EDITS_AT_ONCE = 2  # type: ignore[attr-defined]  # as many parts as large searches have
+    sys.modules["palimpsest.runs.searches"].EDITS_AT_ONCE = 2  # type: ignore[attr-defined]  # as many parts as large searches have
     report = []
     with tempfile.TemporaryDirectory(prefix="palimpsest-kill-") as folder:
         world = Path(folder) / "world"

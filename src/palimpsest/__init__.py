@@ -17,7 +17,7 @@ _PUBLIC = {
     "load_model": "palimpsest.models.loading",
     "LanguageModel": "palimpsest.models.loading",
     "make_editor": "palimpsest.editors",
-    "preset_settings": "palimpsest.commands",
+    "preset_settings": "palimpsest.command_line.commands",
     "save_state": "palimpsest.editors.base",
     "load_state": "palimpsest.editors.base",
     "CovarianceStatistics": "palimpsest.statistics.covariance",

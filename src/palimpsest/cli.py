@@ -10,8 +10,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from palimpsest import __version__, commands, interruption, listing
-from palimpsest.cli_parts import Parser, add, add_out, add_path, add_seed, add_spec, add_threads, whole
+from palimpsest import __version__, interruption
+from palimpsest.command_line import commands, listing
+from palimpsest.command_line.parts import (
+    Parser,
+    add,
+    add_out,
+    add_path,
+    add_seed,
+    add_spec,
+    add_threads,
+    whole,
+)
 from palimpsest.errors import PalimpsestError
 
 _EPILOG = """

@@ -86,7 +86,7 @@ def source_digest(*modules: str, root: Path | None = None, files: Iterable[Path]
 def digest_of_run(spec: Mapping[str, Any]) -> str:
     """Digest of the modules that can change a run's numbers."""
     return source_digest(
-        "palimpsest.runs",
+        "palimpsest.runs.run",
         f"palimpsest.protocols.{spec['protocol']}",
         f"palimpsest.editors.{spec['editor']}",
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import CITIES, LABELS, PEOPLE, tiny_model
 
-from palimpsest.commands import run_statistics
+from palimpsest.command_line.commands import run_statistics
 from palimpsest.editors import make_editor
 from palimpsest.editors.base import EditorState
 from palimpsest.editors.ft import FineTuning

@@ -26,8 +26,8 @@ from palimpsest.learning import loop
 from palimpsest.models import training
 from palimpsest.protocols import checkpoints as module
 from palimpsest.protocols.checkpoints import Checkpoints
-from palimpsest.run_inputs import RunFiles
-from palimpsest.runs import execute
+from palimpsest.runs.inputs import RunFiles
+from palimpsest.runs.run import execute
 from palimpsest.statistics import accumulation, covariance
 from palimpsest.statistics.covariance import CovarianceSettings, collect_covariance
 

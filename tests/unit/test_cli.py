@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from palimpsest import cli, commands, listing, spec_help
-from palimpsest.spec_words import EXAMPLES, PARTS
+from palimpsest import cli
+from palimpsest.command_line import commands, listing, spec_help
+from palimpsest.command_line.spec_words import EXAMPLES, PARTS
 
 COMMANDS = (
     "world", "source", "dataset", "pretrain", "convert", "model", "gate", "statistics", "train-editor", "targets", "run",

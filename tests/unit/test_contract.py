@@ -22,7 +22,7 @@ from palimpsest.files import read_json, write_json
 from palimpsest.models.loading import LanguageModel
 from palimpsest.models.tokens import encode_prompts, tokenise
 from palimpsest.protocols import lifelong_notes
-from palimpsest.run_inputs import Options, batching_of, choose_edits
+from palimpsest.runs.inputs import Options, batching_of, choose_edits
 
 QUICK = {"layers": [1, 2], "steps": 3, "learning_rate": 0.4, "lam": 5.0, "context_texts": [[""], ["So"]]}
 OWN = {"ft": {"layer": 1, "loss": "own", "steps": 2}, "ft_ewc": {"layer": 1, "steps": 2}}

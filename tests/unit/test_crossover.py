@@ -13,8 +13,8 @@ from palimpsest.editors import editor_class, make_editor
 from palimpsest.edits import Edit, write_edits
 from palimpsest.files import write_text
 from palimpsest.models.loading import load_model
-from palimpsest.run_inputs import RunFiles
-from palimpsest.runs import execute
+from palimpsest.runs.inputs import RunFiles
+from palimpsest.runs.run import execute
 
 SETTINGS = {
     "comeba_hk": {"layers": [0, 1], "steps": 3},

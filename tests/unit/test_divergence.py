@@ -15,8 +15,8 @@ from palimpsest.editors import editor_class
 from palimpsest.editors.base import EditorState
 from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.errors import DivergedEdit
-from palimpsest.run_inputs import RunFiles
-from palimpsest.runs import execute
+from palimpsest.runs.inputs import RunFiles
+from palimpsest.runs.run import execute
 from palimpsest.statistics.covariance import CovarianceStatistics
 
 WRITERS = {"layers": [1, 2], "steps": 2, "context_lengths": [[4, 1]]}

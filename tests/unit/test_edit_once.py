@@ -7,7 +7,8 @@ import json
 import pytest
 from tiny import network, random_statistics, tokenizer
 
-from palimpsest import cli, commands, load_model
+from palimpsest import cli, load_model
+from palimpsest.command_line import commands
 from palimpsest.config import Config, editor_settings, load_config
 from palimpsest.editors import editor_class, editor_names
 from palimpsest.editors.base import read_settings

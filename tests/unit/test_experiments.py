@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import experiment_checks, experiment_figures, experiments
+from palimpsest import experiments
 from palimpsest.config import ConfigError, fill_defaults, merge_settings, read_yaml
-from palimpsest.experiment_places import fisher_spec
+from palimpsest.experiments import checks, figure_specs, resolve
+from palimpsest.experiments.places import fisher_spec
 from palimpsest.results import RUN_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,12 +178,12 @@ def test_specs_state_every_setting(mini: experiments.Plan):
 
 def test_sweeps():
     settings = {"layers": [0, 1, 2], "lam": 3.0, "lam_ratio": None, "alpha_z": 2.2, "fixed_alpha": False}
-    assert experiments._sweep("last_layers", 1, settings) == ({"layers": [2]}, "last1")
-    assert experiments._sweep("last_layers", 5, settings) == ({}, "")
-    assert experiments._sweep("alpha_z", 2.2, settings) == ({}, "")
-    assert experiments._sweep("lam", {"lam_ratio": 0.5}, settings) == ({"lam_ratio": 0.5}, "lam_ratio-0.5")
+    assert resolve._sweep("last_layers", 1, settings) == ({"layers": [2]}, "last1")
+    assert resolve._sweep("last_layers", 5, settings) == ({}, "")
+    assert resolve._sweep("alpha_z", 2.2, settings) == ({}, "")
+    assert resolve._sweep("lam", {"lam_ratio": 0.5}, settings) == ({"lam_ratio": 0.5}, "lam_ratio-0.5")
     both = {"alpha_z": 3.0, "fixed_alpha": True}
-    assert experiments._sweep("alpha_z", both, settings) == (both, "alpha_z-3.0-fixed_alpha-True")
+    assert resolve._sweep("alpha_z", both, settings) == (both, "alpha_z-3.0-fixed_alpha-True")
 
 
 def test_exclusive_settings_replace_each_other():
@@ -286,7 +287,7 @@ def test_a_group_with_seeds_of_its_own_adds_them(mini: experiments.Plan):
 
 
 def test_two_runs_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(experiments, "_run_name", lambda spec, suffix: "same")
+    monkeypatch.setattr(resolve, "_run_name", lambda spec, suffix: "same")
     with pytest.raises(ConfigError, match="two different runs are called 'same'"):
         experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
 
@@ -356,7 +357,7 @@ def test_a_new_editor_that_would_stop_the_others_is_refused(
     else:
         (tmp_path / "editors").mkdir()
         (tmp_path / "editors" / "mine.py").write_text("")
-        monkeypatch.setattr(experiment_checks, "__file__", str(tmp_path / "experiment_checks.py"))
+        monkeypatch.setattr(checks, "__file__", str(tmp_path / "experiments" / "checks.py"))
     if words is None:
         layers = experiments.plan(root / "config" / "smoke.yaml", root).statistics_layers("smoke-gpt2")
         assert layers and max(layers) < 4
@@ -411,7 +412,7 @@ def test_defaults_of_the_schema_are_filled_in():
 def test_a_method_that_only_further_runs_name_is_drawn_once():
     entry = {"methods": ["ft", {"method": "memit", "title": "MEMIT"}, "rome"]}
     sizes = {"methods": ["memit"], "also": [{"methods": ["grace:half", "ft"]}, {"methods": ["grace:half"]}]}
-    assert experiment_figures.methods_drawn(entry, sizes) == [
+    assert figure_specs.methods_drawn(entry, sizes) == [
         "ft",
         {"method": "memit", "title": "MEMIT"},
         "grace:half",

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from palimpsest import experiments
-from palimpsest.config import Config, ConfigError, editor_settings, load_config, read_yaml
-from palimpsest.experiment_pins import refused
-from palimpsest.experiment_places import belongs, has_gate, rounds_of, sized
-from palimpsest.experiment_shared import PlannedTraining, models_in, training_of, training_problems
+from palimpsest.config import Config, ConfigError, complete_settings, editor_settings, load_config, read_yaml
+from palimpsest.experiments.pins import refused
+from palimpsest.experiments.places import belongs, has_gate, rounds_of, sized
+from palimpsest.experiments.shared import PlannedTraining, models_in, training_of, training_problems
 from palimpsest.results import RUN_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def one(**sizes) -> dict:
 
 def run_spec(config: Config, editor: str, variant: str, **settings) -> dict:
     stated = editor_settings(config, editor, variant, "smoke-gpt2", "single_round")
-    whole = experiments.complete_settings(config, editor, {**stated, **settings})
+    whole = complete_settings(config, editor, {**stated, **settings})
     where = {"model": "smoke-gpt2", "dataset": "zsre", "options": {"device": "cpu", "dtype": "float32"}}
     return {"editor": editor, "variant": variant, "settings": whole, **where}
 

@@ -39,9 +39,9 @@ from palimpsest.models.pretrain_rows import read_facts
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints
 from palimpsest.protocols.lifelong_inputs import read_probes
 from palimpsest.protocols.sample import read_reserved
-from palimpsest.run_inputs import Options, check_gate, known_edits
-from palimpsest.runs import REQUIRED, _check_spec
-from palimpsest.searches import check_search
+from palimpsest.runs.inputs import Options, check_gate, known_edits
+from palimpsest.runs.run import REQUIRED, _check_spec
+from palimpsest.runs.searches import check_search
 from palimpsest.statistics.covariance import CovarianceSettings, CovarianceStatistics
 from palimpsest.statistics.fisher import read_pairs as read_upstream
 

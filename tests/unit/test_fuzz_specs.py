@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from test_fuzz import QUICK, WORLD, broken, junk, refusing
 from tiny import saved_world
 
-from palimpsest import cli, commands
+from palimpsest import cli
+from palimpsest.command_line import commands
 from palimpsest.config import ConfigError, load_config, read_yaml, repository_root
 from palimpsest.data.lifelong import upstream_text
 from palimpsest.data.prepare import build_dataset
@@ -33,8 +34,8 @@ from palimpsest.models.pretrain_pairs import pretrain_pairs, training_of
 from palimpsest.models.shapes import class_names, shape_of
 from palimpsest.models.training import Schedule
 from palimpsest.plain import SEEDS, unwritable
-from palimpsest.runs import _check_spec
-from palimpsest.searches import search_targets
+from palimpsest.runs.run import _check_spec
+from palimpsest.runs.searches import search_targets
 from palimpsest.toy import ToySettings, run_toy
 
 COMMIT = "0" * 40

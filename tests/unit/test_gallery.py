@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from palimpsest import commands
+from palimpsest.command_line import commands
 from palimpsest.figures import gallery
 from palimpsest.figures.captions import scale_words
 from palimpsest.files import write_text

@@ -409,7 +409,7 @@ def test_printed_numbers_carry_source_and_evidence():
 
 def test_figures_share_the_runs_of_several_experiments():
     """`pairs`, methods for some tasks, and figures over two protocols, without a scale's file."""
-    from palimpsest.experiment_places import belongs, join_figures, sized
+    from palimpsest.experiments.places import belongs, join_figures, sized
 
     sizes = sized({"pairs": {"t5": "qa", "gpt": "bio"}, "edits": 9}, {"protocol": "lifelong"})
     assert (sizes["models"], sizes["datasets"], sizes["batch_size"]) == (["t5", "gpt"], ["qa", "bio"], 1)

@@ -9,7 +9,7 @@ import torch
 from test_grace import OTHERS, actions, edits_for, grace, losses
 from tiny import LABELS, some_edits, tiny_model
 
-from palimpsest.commands import preset_settings
+from palimpsest.command_line.commands import preset_settings
 from palimpsest.editors.grace import without_end
 from palimpsest.models.objectives import encode, row_losses, say
 

@@ -28,8 +28,8 @@ from palimpsest.protocols.lifelong_inputs import (
     read_probes,
     task_of,
 )
-from palimpsest.run_inputs import RunFiles
-from palimpsest.runs import execute
+from palimpsest.runs.inputs import RunFiles
+from palimpsest.runs.run import execute
 
 FAMILY = {"qa": "t5", "classification": "bert", "generation": "gpt2"}
 PROMPTS = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from real_files import have
 
-from palimpsest.commands import run_dataset, run_source
+from palimpsest.command_line.commands import run_dataset, run_source
 from palimpsest.config import read_yaml
 from palimpsest.data.lifelong import build_lifelong
 from palimpsest.data.lifelong_source import build_lifelong_source

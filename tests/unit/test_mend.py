@@ -18,8 +18,8 @@ from palimpsest.errors import DataError, PalimpsestError
 from palimpsest.learning.train import train_editor
 from palimpsest.models.families import matrix_view
 from palimpsest.models.objectives import row_losses
-from palimpsest.run_inputs import RunFiles
-from palimpsest.runs import execute
+from palimpsest.runs.inputs import RunFiles
+from palimpsest.runs.run import execute
 
 FAMILIES = ("gpt2", "gptj", "t5", "bert")
 

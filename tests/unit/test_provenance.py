@@ -71,7 +71,7 @@ def test_digest_covers_files_that_are_read(package: Path, tmp_path: Path):
 
 def test_real_editors_do_not_reach_each_other():
     closure = set(
-        import_closure("palimpsest.runs", "palimpsest.protocols.consecutive", "palimpsest.editors.memit")
+        import_closure("palimpsest.runs.run", "palimpsest.protocols.consecutive", "palimpsest.editors.memit")
     )
     assert "palimpsest.editors.memit" in closure
     assert not {f"palimpsest.editors.{name}" for name in ("ft", "rome", "comeba_hk")} & closure

@@ -14,8 +14,8 @@ from palimpsest.edits import write_edits
 from palimpsest.errors import DataError, PalimpsestError, SettingsError, StatisticsError
 from palimpsest.files import write_json
 from palimpsest.metrics import evaluation
-from palimpsest.run_inputs import Options, RunFiles
-from palimpsest.runs import execute, peak_memory
+from palimpsest.runs.inputs import Options, RunFiles
+from palimpsest.runs.run import execute, peak_memory
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,18 @@ import pytest
 from test_runs import run, spec, world  # noqa: F401  the fixture
 from tiny import breaking_off
 
-from palimpsest import experiment_shared, experiments, results, runs, searches
+from palimpsest import experiments, results
 from palimpsest.cli import main
 from palimpsest.config import repository_root
 from palimpsest.editors import editor_class, editor_names
 from palimpsest.editors.shared.stored_targets import StoredTargets
 from palimpsest.edits import Edit, write_edits
 from palimpsest.errors import PalimpsestError, SettingsError
+from palimpsest.experiments import shared
 from palimpsest.files import read_json, write_json
-from palimpsest.run_inputs import RunFiles
+from palimpsest.runs import searches
+from palimpsest.runs.inputs import RunFiles
+from palimpsest.runs.run import execute
 
 KEY_VALUE = [name for name in editor_names() if getattr(editor_class(name), "shares_targets", False)]
 
@@ -31,10 +34,10 @@ def single_round(editor="comeba_hk", **changes):
 
 
 def search_of(the_spec):
-    defaults = {name: None for name in experiment_shared.SEARCH_SETTINGS}
+    defaults = {name: None for name in shared.SEARCH_SETTINGS}
     kind = editor_class(the_spec["editor"]).settings_type
     defaults |= {name: getattr(kind(), name) for name in defaults}
-    return experiment_shared.search_spec({**the_spec, "settings": {**defaults, **the_spec["settings"]}})
+    return shared.search_spec({**the_spec, "settings": {**defaults, **the_spec["settings"]}})
 
 
 def search(world, out, the_spec, seed=0):  # noqa: F811
@@ -63,7 +66,7 @@ def test_facts_that_are_set_aside_come_last_in_a_search_too(world, tmp_path):  #
     write_json(manifest, {**content, "reserved": [first.identifier]})
     made = searches.search_targets(search_of(the_spec), 0, world / "model", data, tmp_path / "targets")
     files = RunFiles(world / "model", data, targets=made.parent, statistics=world / "statistics")
-    out = runs.execute(the_spec, 0, files, tmp_path / "run")
+    out = execute(the_spec, 0, files, tmp_path / "run")
     assert read_json(out)["targets"].startswith("searched once")
 
 
@@ -119,7 +122,7 @@ def test_an_edit_that_cannot_be_made_ends_no_search(world, tmp_path):  # noqa: F
     for name, more in (("own", {}), ("shared", {"targets": made})):
         out = tmp_path / name
         files = RunFiles(world / "model", data, statistics=world / "statistics", **more)
-        runs.execute(the_spec, 0, files, out)
+        execute(the_spec, 0, files, out)
         found.append(read_json(out / "run.json")["edits_failed"])
     assert found[0] == found[1] and {one["edit"] for one in found[0]} == {"no-subject"}
     write_edits(data / "edits.jsonl", [nameless])

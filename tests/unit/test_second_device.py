@@ -23,8 +23,8 @@ from palimpsest.learning.train import train_editor
 from palimpsest.metrics.evaluation import Evaluation
 from palimpsest.models import critical_path
 from palimpsest.models.loading import load_model
-from palimpsest.run_inputs import RunFiles
-from palimpsest.runs import execute
+from palimpsest.runs.inputs import RunFiles
+from palimpsest.runs.run import execute
 from palimpsest.statistics import covariance, fisher
 
 WRITES = {"layers": [1, 2], "steps": 3, "learning_rate": 0.4, "lam": 5.0, "context_texts": [[""], ["So"]]}

@@ -245,8 +245,8 @@ def test_records_whose_names_are_paths_write_nothing_of_that_name(tmp_path):
     """Identifiers and prompts are data: no file is called after one."""
     tmp_path = tmp_path / "own"  # what lies beside it is this test's alone
     tmp_path.mkdir()
-    from palimpsest.run_inputs import RunFiles
-    from palimpsest.runs import execute
+    from palimpsest.runs.inputs import RunFiles
+    from palimpsest.runs.run import execute
 
     model = tiny_model("gpt2")
     model.network.save_pretrained(tmp_path / "model")

@@ -24,8 +24,8 @@ from palimpsest.protocols import protocol
 from palimpsest.protocols.checkpoints import Checkpoints
 from palimpsest.protocols.simultaneous import record_values
 from palimpsest.protocols.simultaneous_inputs import Simultaneous, _Pool
-from palimpsest.run_inputs import RunFiles
-from palimpsest.runs import execute
+from palimpsest.runs.inputs import RunFiles
+from palimpsest.runs.run import execute
 
 
 @dataclass(frozen=True)

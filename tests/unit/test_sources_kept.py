@@ -11,7 +11,7 @@ from test_data_prepare import flat_record
 from test_fever import STATEMENT
 from test_fuzz_lifelong import ASKED, CASES, LIFE, UPSTREAM, written
 
-from palimpsest.commands import run_dataset, run_source
+from palimpsest.command_line.commands import run_dataset, run_source
 from palimpsest.errors import DataError, PalimpsestError
 
 TEXT = "".join(f"Passage number {number} of a plain text, long enough.\n" for number in range(30))

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest import cli, commands, spec_help
+from palimpsest import cli
+from palimpsest.command_line import commands, spec_help
+from palimpsest.command_line.spec_words import CLAIM, FIGURE, PARTS, WORDS, Part
 from palimpsest.errors import PalimpsestError, SettingsError
-from palimpsest.spec_words import CLAIM, FIGURE, PARTS, WORDS, Part
 
-SOURCE = Path(spec_help.__file__).parent
+SOURCE = Path(cli.__file__).parent
 ALL = [
     pytest.param(part, id=f"{command}: {part.title}") for command, parts in PARTS.items() for part in parts
 ]
@@ -88,7 +89,7 @@ def test_what_must_be_given_is_marked(capsys: pytest.CaptureFixture):
 
 
 def test_figures_and_claims_are_told_no_key_that_is_not_listed():
-    tree = ast.parse((SOURCE / "experiment_figures.py").read_text(encoding="utf-8"))
+    tree = ast.parse((SOURCE / "experiments" / "figure_specs.py").read_text(encoding="utf-8"))
     made = next(node for node in tree.body if getattr(node, "name", "") == "figure_spec")
     told = next(node.value for node in ast.walk(made) if isinstance(node, ast.Return))
     assert {key.value for key in told.keys} <= set(FIGURE)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TEXTS, saved_world
 
-from palimpsest import commands
 from palimpsest.cli import main
+from palimpsest.command_line import commands
 from palimpsest.errors import DataError, PalimpsestError, SettingsError
 from palimpsest.metrics.perplexity import held_out_passages
 from palimpsest.models.manifest import describe_model

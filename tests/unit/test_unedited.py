@@ -15,8 +15,8 @@ from palimpsest.metrics.asked import AskedPairs
 from palimpsest.metrics.retention import Asking, Pool
 from palimpsest.metrics.unedited import Unedited
 from palimpsest.models.batching import Batching
-from palimpsest.run_inputs import RunFiles
-from palimpsest.runs import execute
+from palimpsest.runs.inputs import RunFiles
+from palimpsest.runs.run import execute
 
 FAMILY = {"qa": "t5", "classification": "bert", "generation": "gpt2"}
 

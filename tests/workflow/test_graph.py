@@ -256,7 +256,7 @@ def test_what_is_missing_is_named_before_anything_starts(tmp_path: Path):
 
 
 def test_settings_schema_is_in_step_with_the_dataclasses():
-    from palimpsest.commands import write_settings_schema
+    from palimpsest.command_line.commands import write_settings_schema
 
     stored = json.loads((ROOT / "workflow" / "schemas" / "editors.schema.json").read_text())
     assert stored == json.loads(json.dumps(write_settings_schema())), "run `palimpsest schema --write`"

@@ -1,5 +1,5 @@
 # What all rules share: the plan of this scale, digests of the code, names of files. Functions only; the logic they call is
-# plain Python with unit tests (src/palimpsest/experiments.py, config.py, provenance.py).
+# plain Python with unit tests (src/palimpsest/experiments, config.py, provenance.py).
 import functools
 import json
 import sys
@@ -11,13 +11,13 @@ ROOT = Path(str(workflow.current_basedir)).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from palimpsest import experiments, warm
-from palimpsest.commands import PAIR_FAMILIES, WORLDS
+from palimpsest.command_line.commands import PAIR_FAMILIES, WORLDS
 from palimpsest.config import ConfigError, read_yaml, use_this_python
 from palimpsest.data.real_files import content_digest, file_digests, missing_files
-from palimpsest.experiment_figures import dataset_titles
-from palimpsest.experiment_pins import refused, warning
-from palimpsest.experiment_places import can_learn, fisher_spec, wants_fisher
-from palimpsest.experiment_shared import models_in
+from palimpsest.experiments.figure_specs import dataset_titles
+from palimpsest.experiments.pins import refused, warning
+from palimpsest.experiments.places import can_learn, fisher_spec, wants_fisher
+from palimpsest.experiments.shared import models_in
 from palimpsest.figures import outputs as figure_suffixes
 from palimpsest.provenance import digest_of_run, source_digest
 from palimpsest.published import experiments_judged

@@ -1,4 +1,4 @@
-# Inputs and parameters of the rules, as functions. What they look up was worked out by src/palimpsest/experiments.py.
+# Inputs and parameters of the rules, as functions. What they look up was worked out by src/palimpsest/experiments.
 
 
 def dataset_source(wildcards):

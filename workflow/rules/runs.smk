@@ -30,7 +30,7 @@ rule target_vectors:
         out=lambda wildcards, output: Path(output.description).parent,
         known=lambda wildcards, input: f"--known {input.known}" if input.known else "",
         spec=lambda wildcards: spec_json(PLAN.searches()[wildcards.search]),
-        code=code("palimpsest.searches"),
+        code=code("palimpsest.runs.searches"),
     message:
         "Searching the target vectors of {wildcards.search}, seed {wildcards.seed}"
     shell:

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from palimpsest import experiment_places as places
 from palimpsest.config import (
     Config,
     ConfigError,
@@ -23,17 +22,18 @@ from palimpsest.config import (
     merge_settings,
     suggest,
 )
-from palimpsest.experiment_checks import (
+from palimpsest.experiments import places
+from palimpsest.experiments.checks import (
     coinciding,
     layers_problem,
     no_editor,
     reference_problems,
     statistics_problems,
 )
-from palimpsest.experiment_figures import figure_spec
-from palimpsest.experiment_pins import Unpinned, pin_problems, unpinned_models
-from palimpsest.experiment_places import split_method
-from palimpsest.experiment_shared import (
+from palimpsest.experiments.figure_specs import figure_spec
+from palimpsest.experiments.pins import Unpinned, pin_problems, unpinned_models
+from palimpsest.experiments.places import split_method
+from palimpsest.experiments.shared import (
     PlannedTraining,
     search_name,
     search_spec,

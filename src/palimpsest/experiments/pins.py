@@ -46,7 +46,7 @@ def unpinned_models(scale: Mapping[str, Any], models: Iterable[str], runs: Itera
 
     Args:
         models: names of the models that the plan uses.
-        runs: `experiments.Run`s; of each the settings of its editor and of that one's training are looked at.
+        runs: `experiments.PlannedRun`s; of each the settings of its editor and of that one's training are looked at.
     """
     found: dict[str, Unpinned] = {}
     named = [*_named_by_models(scale, models), *_named_by_settings(scale, runs)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from palimpsest import experiment_places as places
 from palimpsest.config import Config
-from palimpsest.experiment_places import split_method
+from palimpsest.experiments import places
+from palimpsest.experiments.places import split_method
 
 
 def figure_spec(config: Config, name: str, entry: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from palimpsest.protocols.checkpoints import Checkpoints, seed_everything
 from palimpsest.protocols.inspection import inspection_rows
 from palimpsest.protocols.sample import Sample, read_reserved
 from palimpsest.protocols.stream import Progress, Stream
-from palimpsest.run_inputs import (
+from palimpsest.runs.inputs import (
     Options,
     RunFiles,
     check_gate,
@@ -39,7 +39,7 @@ from palimpsest.run_inputs import (
     known_edits,
     set_threads,
 )
-from palimpsest.run_streams import PreparedRun
+from palimpsest.runs.streams import PreparedRun
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def execute(
     A run that was broken off goes on from its last checkpoint and ends with the same rows.
 
     Args:
-        spec: the resolved run (experiments.py); kept whole in `run.json`.
+        spec: the resolved run (experiments/resolve.py); kept whole in `run.json`.
         seed: of the sample, the order, and everything the editor draws.
         files: what it reads.
         code: `provenance.digest_of_run`, where it is known already; to work it out takes a quarter of a second.

@@ -243,9 +243,9 @@ PARTS: dict[str, tuple[Part, ...]] = {
              explained_by=("editors.shared.target_vectors:Search",)),
     ),
     "run": (
-        Part("the run", ("runs:REQUIRED",), RUN, further=("settings", "options", "snapshot_every", "variant", "title", "scale"),
-             must_read=("runs:REQUIRED",)),
-        Part("keys of `options`", ("run_inputs:Options",)),
+        Part("the run", ("runs.run:REQUIRED",), RUN, must_read=("runs.run:REQUIRED",),
+             further=("settings", "options", "snapshot_every", "variant", "title", "scale")),
+        Part("keys of `options`", ("runs.inputs:Options",)),
     ),
     "figure": (Part("what is drawn", words=FIGURE, further=tuple(FIGURE), must=("drawer",)),),
     "toy": (Part("all of them have a default", ("toy:ToySettings",), {"seeds": "list of seeds; 0 to 4 when left out",

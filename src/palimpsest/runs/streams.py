@@ -12,7 +12,7 @@ from palimpsest.metrics.unedited import Unedited
 from palimpsest.protocols import protocol_part
 from palimpsest.protocols.sample import Sample
 from palimpsest.protocols.stream import Stream
-from palimpsest.run_inputs import Options, RunFiles, batching_of, text_meter
+from palimpsest.runs.inputs import Options, RunFiles, batching_of, text_meter
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import textwrap
 from functools import cache
 from typing import Any
 
+from palimpsest.command_line.spec_words import NOTES, PARTS, WORDS, Part
 from palimpsest.errors import PalimpsestError
 from palimpsest.provenance import module_file
-from palimpsest.spec_words import NOTES, PARTS, WORDS, Part
 
 WIDTH = 118
 INDENT = 26  # where the explanations start

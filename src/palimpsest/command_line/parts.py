@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from palimpsest import spec_help, spec_words
+from palimpsest.command_line import spec_help, spec_words
 from palimpsest.plain import SEEDS
 
 MOST_THREADS = 4096

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from palimpsest import experiment_places as places
 from palimpsest.config import (
     Config,
     complete_settings,
@@ -17,9 +16,10 @@ from palimpsest.config import (
     merge_settings,
     without_scale_settings,
 )
+from palimpsest.experiments import places
 from palimpsest.plain import suggest
 
-# What a search of target vectors reads of a run's settings (KeyValueSettings) and options (run_inputs.Options).
+# What a search of target vectors reads of a run's settings (KeyValueSettings) and options (runs/inputs.py, Options).
 SEARCH_SETTINGS = (
     "layers", "context_lengths", "context_texts", "steps", "learning_rate", "learning_rate_ratio", "clamp", "kl_weight",
     "decay", "stop_loss", "loss_layer", "target_search",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from palimpsest.commands import PAIR_FAMILIES
+from palimpsest.command_line.commands import PAIR_FAMILIES
 from palimpsest.config import ConfigError, suggest
 
 # Readers whose records are facts about a subject in a sentence or a question: what the gate can examine.

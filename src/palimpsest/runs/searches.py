@@ -24,7 +24,7 @@ from palimpsest.models.loading import LanguageModel, load_model
 from palimpsest.plain import build, suggest
 from palimpsest.protocols.checkpoints import Checkpoint, Checkpoints
 from palimpsest.protocols.sample import read_reserved
-from palimpsest.run_inputs import Options, check_parts, choose_edits, known_edits, set_threads
+from palimpsest.runs.inputs import Options, check_parts, choose_edits, known_edits, set_threads
 
 log = logging.getLogger(__name__)
 KEYS = ("model", "dataset", "edits", "options", "settings")  # the first two are names, for people
@@ -73,7 +73,11 @@ def search_targets(
     groups = settings.context_texts or sample_contexts(model, settings.context_lengths, seed)
     edits = _usable(edits, model, longest_context(model, groups))
     about = about_targets(model.fingerprint, settings.search(), groups)
-    key = {"about": about, "edits": keys_of(edits), "code": provenance.source_digest("palimpsest.searches")}
+    key = {
+        "about": about,
+        "edits": keys_of(edits),
+        "code": provenance.source_digest("palimpsest.runs.searches"),
+    }
     checkpoints = Checkpoints(out / "checkpoints", key, every_batch=options.checkpoint_every_batch)
     (out / DESCRIPTION).unlink(
         missing_ok=True

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from palimpsest import experiment_places as places
 from palimpsest.config import Config, complete_settings, editor_settings, without_scale_settings
+from palimpsest.experiments import places
 from palimpsest.plain import suggest
 
 COUNTED = ("batch_size", "last_layers")  # sweeps over whole numbers
@@ -84,7 +84,7 @@ def layers_problem(config: Config, editor: str, model: str, settings: Mapping[st
 
 def no_editor(config: Config, editor: str) -> str:
     """Why there is none of that name."""
-    if (Path(__file__).parent / "editors" / f"{editor}.py").is_file():
+    if (Path(__file__).parents[1] / "editors" / f"{editor}.py").is_file():
         return f"the editor {editor!r} is not in workflow/schemas/editors.schema.json. Run palimpsest schema --write"
     return f"no editor {editor!r}{suggest(editor, config.editors)}. Add it to `editors`"
 
@@ -109,7 +109,7 @@ def coinciding(config: Config, experiment: str, runs: Iterable[Any]) -> tuple[li
 
     Args:
         experiment: its name.
-        runs: `experiments.Run`s of this experiment alone.
+        runs: `experiments.PlannedRun`s of this experiment alone.
     """
     alike: dict[str, dict[str, Mapping[str, Any]]] = {}
     for run in runs:

@@ -195,7 +195,7 @@ def run_targets(
     spec: dict[str, Any], seed: int, model: Path, dataset: Path, out: Path, known: Path | None
 ) -> None:
     """Search target vectors for several runs."""
-    from palimpsest.searches import search_targets
+    from palimpsest.runs.searches import search_targets
 
     with only_one(out):
         search_targets(spec, seed, model, dataset, out, known)
@@ -211,8 +211,8 @@ def run_run(
     **inputs: Path | None,
 ) -> None:
     """Execute one run."""
-    from palimpsest.run_inputs import RunFiles
-    from palimpsest.runs import execute
+    from palimpsest.runs.inputs import RunFiles
+    from palimpsest.runs.run import execute
 
     execute(spec, seed, RunFiles(model, dataset, **inputs), out, code)
 
