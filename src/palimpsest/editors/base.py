@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from palimpsest.learning.artefact import TrainedEditor
 
 log = logging.getLogger(__name__)
-FORMAT = 2  # of saved states; those of 1 had nothing that tied their two files together
+FORMAT = 3  # of saved states; those of 1 had nothing that tied their two files together, those of 2 other names for past keys
 # What one edit may raise without ending the run: a reason of its own, a text it cannot read, arithmetic that failed.
 ONE_EDITS_FAULT = (EditError, DataError, torch.linalg.LinAlgError, ArithmeticError)
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit, require
 from palimpsest.editors.shared.aftermath import refuse_broken
+from palimpsest.editors.shared.carried import carried_bytes, carried_tensors, read_carried
 from palimpsest.editors.shared.hook_layers import (
     TEMPORARY,
     VALIDATED,
@@ -276,19 +277,18 @@ class ComebaHk(KeyValueEditor):
         tensors = self.weights.tensors() if self.weights else {}
         if self.hooked:
             tensors = {f"difference.{layer}": d for layer, d in self.hooked.difference.items()}
-        for layer, past in self.remembered.items():
-            tensors |= past.tensors(layer)
         history = [{str(layer): value for layer, value in alpha.items()} for alpha in self.alpha_history]
         alpha = {str(layer): value for layer, value in self.alpha.items()}
         # clones, so that a later batch does not change a state that was taken before it
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        tensors |= carried_tensors("remembered", self.remembered)
         return EditorState(tensors, {"alpha": alpha, "alpha_history": history, "contexts": self.contexts})
 
     def load_state(self, state: EditorState) -> None:
         """Take over a state. All of it is read before anything is changed, so that none is half loaded."""
         device, contexts = self.model.device, state.plain["contexts"]
         history = [{int(k): v for k, v in alpha.items()} for alpha in state.plain["alpha_history"]]
-        found = {layer: Past.load(state.tensors, layer, device) for layer in self.settings.layers}
+        found = read_carried("remembered", state.tensors, self.settings.layers, device)
         if self.hooked:
             refuse_other_layers("difference", state.tensors, self.hooked.difference)
             alpha = {layer: float(state.plain["alpha"][str(layer)]) for layer in self.hooked.layers}
@@ -298,7 +298,7 @@ class ComebaHk(KeyValueEditor):
             self.hooked.attach()
         elif self.weights:
             self.weights.load(state.tensors)
-        self.remembered = {layer: past for layer, past in found.items() if not past.empty}
+        self.remembered = {layer: past for layer, past in found.items() if isinstance(past, Past)}
         self.alpha_history = history
         self.set_contexts(contexts)
 
@@ -320,8 +320,7 @@ class ComebaHk(KeyValueEditor):
 
     def editing_bytes(self) -> int:
         """C_0, and what is remembered of earlier keys: this grows with the edits until they are folded into d_k x d_k sums."""
-        past = [one for layer, kept in self.remembered.items() for one in kept.tensors(layer).values()]
-        return super().editing_bytes() + sum(tensor.nbytes for tensor in past)
+        return super().editing_bytes() + carried_bytes(self.remembered)
 
 
 EDITOR = ComebaHk

@@ -13,6 +13,7 @@ Key-value writers: ROME, MEMIT, COMEBA-HK ("spec", "quirk" there: docs/spec/come
     target_vectors_plain    the same search, one edit at a time: the yardstick
     stored_targets          searches made beforehand and shared by several runs
     layer_writer            shares out what is missing over the layers
+    carried                 what is kept by layer from batch to batch
     key_system              least squares against stored keys, batch after batch
     factors, solve          Cholesky factor of C_0; the linear algebra in float64
     hook_layers             COMEBA-HK's second matrix, used where its output differs enough

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 SOLVERS = ("woodbury", "cholesky")
 RESIDUAL = 1e-9  # of each column of A X - K^T, relative to its key
 FOLD = 0.25  # past keys, as a share of d_k, from which a new factor is cheaper than a growing V
+PARTS = ("summed", "recent", "whitened", "gram")  # of a Past
 DIRECT = 0.5  # keys of a batch and of the past from which forming A is cheaper
 
 
@@ -55,20 +56,15 @@ class Past:
     whitened: Float64[Tensor, "d_k m"] | None = None
     gram: Float64[Tensor, "m m"] | None = None
 
-    def tensors(self, layer: int) -> dict[str, Tensor]:
-        """For an editor's state."""
-        names = {
-            "remembered": self.summed,
-            "recent": self.recent,
-            "whitened": self.whitened,
-            "gram": self.gram,
-        }
-        return {f"{name}.{layer}": tensor for name, tensor in names.items() if tensor is not None}
+    def tensors(self) -> dict[str, Tensor]:
+        """Those there are, for an editor's state."""
+        found = {part: getattr(self, part) for part in PARTS}
+        return {part: tensor for part, tensor in found.items() if tensor is not None}
 
     @classmethod
-    def load(cls, tensors: Mapping[str, Tensor], layer: int, device: torch.device) -> Past:
+    def load(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Past:
         """From an editor's state."""
-        found = [tensors.get(f"{name}.{layer}") for name in ("remembered", "recent", "whitened", "gram")]
+        found = [tensors.get(part) for part in PARTS]
         return cls(*(None if tensor is None else tensor.to(device) for tensor in found))
 
     @property

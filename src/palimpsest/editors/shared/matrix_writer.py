@@ -15,6 +15,7 @@ from torch import Tensor
 
 from palimpsest.editors.base import EditorState, FailedEdit
 from palimpsest.editors.shared.aftermath import refuse_broken
+from palimpsest.editors.shared.carried import carried_bytes, carried_tensors, read_carried
 from palimpsest.editors.shared.key_value import KeyValueEditor
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
@@ -55,9 +56,9 @@ class MatrixWriter(InPlace):
     """z on the current weights, then layer by layer: W^l += Delta^l.
 
     Attributes:
-        carried: names of attributes in which `_solve` keeps something from batch to batch (dicts by layer, whose values it
-            replaces and never changes in place). A batch that fails takes them back too; `remove` empties them. A subclass
-            puts them into `state` and reads them in `load_state`.
+        carried: names of attributes in which `_solve` keeps something from batch to batch: dicts by layer, whose values (a
+            tensor, or the `Past` that `KeySystem.solve` gives) it replaces and never changes in place. A batch that fails
+            takes them back too, `remove` empties them, and they are part of the state.
     """
 
     carried: ClassVar[tuple[str, ...]] = ()
@@ -90,7 +91,26 @@ class MatrixWriter(InPlace):
             raise
         return failed
 
+    def state(self) -> EditorState:
+        """The sums of all updates, the contexts, and what is carried."""
+        found = super().state()
+        for name in self.carried:
+            found.tensors |= carried_tensors(name, getattr(self, name))
+        return found
+
+    def load_state(self, state: EditorState) -> None:
+        """Take over a state. All of it is read before anything is changed, so that none is half loaded."""
+        layers, device = self.settings.layers, self.model.device
+        found = {name: read_carried(name, state.tensors, layers, device) for name in self.carried}
+        super().load_state(state)
+        for name, kept in found.items():
+            setattr(self, name, kept)
+
     def remove(self) -> None:
         """Restore the weights, and forget what was carried."""
         super().remove()
         self._forget()
+
+    def editing_bytes(self) -> int:
+        """Statistics, and what is carried."""
+        return super().editing_bytes() + sum(carried_bytes(getattr(self, name)) for name in self.carried)
