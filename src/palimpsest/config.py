@@ -18,8 +18,11 @@ from palimpsest.errors import PalimpsestError
 from palimpsest.files import read_json
 from palimpsest.plain import schema_of, suggest, unwritable
 
-# Two ways of giving one number: whoever sets one of a pair takes the other away.
-EXCLUSIVE = (("lam", "lam_ratio"), ("learning_rate", "learning_rate_ratio"), ("radius", "radius_ratio"))
+RATIO = (
+    "_ratio"  # x and x_ratio are two ways of giving one number: whoever sets one of them takes the other away
+)
+# What the workflow asks of an editor's class; editors.schema.json has it, so that no editor is imported to plan a scale.
+TRAITS = ("needs_statistics", "needs_subject", "needs_decoder", "learns", "shares_targets")
 
 
 class ConfigError(PalimpsestError):
@@ -53,6 +56,10 @@ class Config:
     def name(self) -> str:
         """Name of the scale."""
         return str(self.scale["scale"])
+
+    def trait(self, editor: str, name: str) -> bool:
+        """One of `TRAITS` of an editor's class."""
+        return bool(self.settings_schema[editor].get("traits", {}).get(name))
 
 
 def repository_root() -> Path:
@@ -175,13 +182,12 @@ def fill_defaults(content: Any, schema: Mapping[str, Any], whole: Mapping[str, A
 
 
 def merge_settings(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Later layers win; of an exclusive pair only the one set last survives."""
+    """Later layers win; of x and x_ratio only the one set last survives."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in (layer or {}).items():
-            for pair in EXCLUSIVE:
-                if key in pair and value is not None:
-                    merged = {name: old for name, old in merged.items() if name not in pair}
+            if value is not None:
+                merged.pop(_other_way(key), None)
             merged[key] = value
     return merged
 
@@ -224,9 +230,7 @@ def without_scale_settings(config: Config) -> Config:
 def complete_settings(config: Config, editor: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the defaults of the editor's dataclass, so that a run's spec states everything."""
     properties = config.settings_schema[editor]["properties"]
-    taken = {
-        name for pair in EXCLUSIVE for name in pair if any(settings.get(other) is not None for other in pair)
-    }
+    taken = {_other_way(name) for name, value in settings.items() if value is not None}
     complete = {}
     for name, entry in properties.items():
         if name in settings:
@@ -236,6 +240,10 @@ def complete_settings(config: Config, editor: str, settings: Mapping[str, Any]) 
         elif "default" in entry:
             complete[name] = entry["default"]
     return complete
+
+
+def _other_way(name: str) -> str:
+    return name.removesuffix(RATIO) if name.endswith(RATIO) else name + RATIO
 
 
 def _may_be_null(entry: Mapping[str, Any]) -> bool:
@@ -349,12 +357,14 @@ def _explain(error: Any, where: str) -> str:
 
 
 def settings_schema_of(editor: type) -> dict[str, Any]:
-    """JSON schema of an editor's settings, made from its dataclass; with what may differ from its training, if it learns.
+    """JSON schema of an editor's settings, made from its dataclass, with what the workflow asks of its class (`TRAITS`) and, if
+    it learns, what may differ from its training.
 
     Raises:
         SettingsError: a field has a type that a configuration file cannot state.
     """
     kind = editor.settings_type  # type: ignore[attr-defined]
-    if not getattr(editor, "learns", False):
-        return schema_of(kind)
-    return {**schema_of(kind), "edit_time": sorted(getattr(kind, "EDIT_TIME", ()))}
+    schema = {**schema_of(kind), "traits": {name: bool(getattr(editor, name, False)) for name in TRAITS}}
+    if schema["traits"]["learns"]:
+        schema["edit_time"] = sorted(getattr(kind, "EDIT_TIME", ()))
+    return schema

@@ -98,11 +98,11 @@ def test_tables_fit_the_terminal_and_cut_no_word(kind: str, width: int, capsys, 
 
 def test_what_an_editor_needs_is_said_in_words(capsys: pytest.CaptureFixture):
     lines = listed(capsys, "editors").splitlines()
-    assert lines[0].endswith("needs statistics  needs training")
+    assert lines[0].endswith("needs statistics  learns")
     needs = {line.split()[0]: line.split()[-2:] for line in lines[2:] if not line.startswith(" ")}
     assert needs["memit"] == ["yes", "no"] and needs["mend"] == ["no", "yes"] and needs["ft"] == ["no", "no"]
     entries = {entry["name"]: entry for entry in json.loads(listed(capsys, "editors", "--json"))}
-    assert entries["serac"]["needs_training"] is True and entries["rome"]["needs_training"] is False
+    assert entries["serac"]["learns"] is True and entries["rome"]["learns"] is False
 
 
 def test_claims_are_led_by_their_paper(capsys: pytest.CaptureFixture):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from palimpsest import experiments
-from palimpsest.config import ConfigError, fill_defaults, merge_settings, read_yaml
+from palimpsest.config import Config, ConfigError, complete_settings, fill_defaults, merge_settings, read_yaml
 from palimpsest.experiments import checks, figure_specs, resolve
 from palimpsest.experiments.places import fisher_spec
 from palimpsest.results import RUN_NAME
@@ -239,7 +239,7 @@ def test_all_problems_at_once():
             lambda c: c["models"].update(
                 {"smoke-gpt2": {"kind": "path", "path": "/m", "family": "gpt2", "preset": "smoke-gpt2"}}
             ),
-            "models.smoke-gpt2: ROME, MEMIT and COMEBA-HK need statistics",
+            "models.smoke-gpt2: comeba_hk needs statistics of its keys",
         ),
     ],
 )  # fmt: skip
@@ -316,7 +316,7 @@ def with_editor(folder: Path, settings: str) -> Path:
     """The repository's configuration with a copy of MEMIT under another name, in the table of consecutive runs."""
     for name in ("config", "workflow/schemas"):
         shutil.copytree(ROOT / name, folder / name)
-    text = f"editor: mine\ntitle: Mine\nneeds_statistics: true\n{settings}"
+    text = f"editor: mine\ntitle: Mine\n{settings}"
     (folder / "config" / "editors" / "mine.yaml").write_text(text)
     path = folder / "config" / "experiments" / "comeba_hk.yaml"
     path.write_text(
@@ -351,7 +351,8 @@ def test_a_new_editor_that_would_stop_the_others_is_refused(
     if properties is not None:
         path = root / "workflow" / "schemas" / "editors.schema.json"
         schema = json.loads(path.read_text())
-        named = {"mine": {"type": "object", "properties": properties, "additionalProperties": False}}
+        form = {"type": "object", "properties": properties, "additionalProperties": False}
+        named = {"mine": {**form, "traits": {"needs_statistics": True, "needs_decoder": True}}}
         schema["editors"] |= named
         path.write_text(json.dumps(schema))
     else:
@@ -364,6 +365,30 @@ def test_a_new_editor_that_would_stop_the_others_is_refused(
         return
     with pytest.raises(ConfigError, match=words):
         experiments.plan(root / "config" / "smoke.yaml", root)
+
+
+def test_an_editor_of_decoders_on_another_model_is_told_to_name_its_tasks():
+    """Were it planned, the statistics of T5 would be wanted, and the run would fail long after."""
+    content = changed()
+    rows = content["experiments"]["grace_main_table"]["also"]
+    (row,) = [row for row in rows if row["methods"] == ["rome"]]
+    row["models"] = ["smoke-t5", *row["models"]]
+    words = r"rome edits decoder-only models, and 'smoke-t5' .* Write {method: rome, tasks: \[generation\]}"
+    with pytest.raises(ConfigError, match=words):
+        experiments.plan(content, ROOT)
+
+
+@pytest.mark.parametrize("pair", ["lam", "of_a_new_editor"])
+def test_a_number_and_its_ratio_take_each_other_s_place(pair):
+    """Any `x` and `x_ratio`: the one that is set last."""
+    ratio = f"{pair}_ratio"
+    assert merge_settings({ratio: 0.5, "steps": 3}, {pair: 2.0}) == {pair: 2.0, "steps": 3}
+    assert merge_settings({pair: 2.0}, {ratio: 0.5}) == {ratio: 0.5}
+    assert merge_settings({pair: 2.0}, {ratio: None}) == {pair: 2.0, ratio: None}
+    null = {"anyOf": [{"type": "number"}, {"type": "null"}], "default": 1.0}
+    config = Config({}, {}, {}, {"mine": {"properties": {pair: null, ratio: null}}})
+    assert complete_settings(config, "mine", {ratio: 0.5}) == {pair: None, ratio: 0.5}
+    assert complete_settings(config, "mine", {}) == {pair: 1.0, ratio: 1.0}
 
 
 @pytest.mark.parametrize(

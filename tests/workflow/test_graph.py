@@ -65,6 +65,15 @@ def test_dry_run_from_an_empty_directory(scale: str, tmp_path: Path):
     assert all(said) and ("commit is not known" in text_of(done)) == bool(said)
 
 
+def test_an_editor_without_runs_is_no_silent_success(tmp_path: Path):
+    """Asked for by name, before a list of methods has it or where the scale leaves it out."""
+    done = run_snakemake(
+        tmp_path, "--dry-run", "memit", "--configfile", str(ROOT / "config" / "mini-lifelong.yaml")
+    )
+    assert done.returncode != 0
+    assert "no experiment of scale mini-lifelong has memit: add it to a list of methods" in text_of(done)
+
+
 def test_snakemake_still_has_the_limit_that_is_switched_off():
     """`onstart` sets this attribute; under another name in a later Snakemake it would do nothing, and no one would see."""
     scheduler = inspect.getsource(job_scheduler.JobScheduler)
@@ -260,18 +269,6 @@ def test_settings_schema_is_in_step_with_the_dataclasses():
 
     stored = json.loads((ROOT / "workflow" / "schemas" / "editors.schema.json").read_text())
     assert stored == json.loads(json.dumps(write_settings_schema())), "run `palimpsest schema --write`"
-
-
-def test_what_an_editor_needs_is_in_step_with_the_classes():
-    from palimpsest.editors import editor_class, editor_names
-
-    for name in editor_names():
-        content = yaml.safe_load((ROOT / "config" / "editors" / f"{name}.yaml").read_text())
-        assert bool(content.get("needs_statistics")) == editor_class(name).needs_statistics, name
-        assert bool(content.get("shares_targets")) == getattr(editor_class(name), "shares_targets", False), (
-            name
-        )
-        assert bool(content.get("needs_training")) == editor_class(name).learns, name
 
 
 def test_named_settings_are_accepted_by_the_editors():

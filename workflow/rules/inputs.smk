@@ -354,7 +354,7 @@ def figure_gates(name):
     unstamped = figure.spec["options"].get("stamp") == ""
     shows_gates = figure.spec["drawer"] == "critical_path"
     shown = {PLAN.runs[run].spec["editor"] for run in figure.runs}
-    judged = any(PLAN.config.editors[editor]["needs_statistics"] for editor in shown)
+    judged = any(PLAN.config.trait(editor, "needs_subject") for editor in shown)
     if PLAN.scale["gate"]["mode"] == "off" or not (
         shows_gates or (judged and not unstamped)
     ):
@@ -493,6 +493,17 @@ def claims_spec(wildcards):
             },
         }
     )
+
+
+def runs_of_editor(editor, wildcards):
+    """Metric tables of all runs of an editor; refused where there are none: nothing would be made, and nothing said."""
+    found = run_files(editor=editor)
+    if not found:
+        raise WorkflowError(
+            f"no experiment of scale {PLAN.scale['scale']} has {editor}: add it to a list of methods in config/experiments/ "
+            "(docs/adding_an_editor.md, step 3), or take it out of `without`"
+        )
+    return found
 
 
 def run_files(**wanted):

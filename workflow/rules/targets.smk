@@ -92,7 +92,7 @@ for editor in PLAN.config.editors:
         name:
             editor
         input:
-            run_files(editor=editor),
+            functools.partial(runs_of_editor, editor),
         localrule: True
 
 

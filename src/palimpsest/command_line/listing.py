@@ -19,7 +19,7 @@ GAP = "  "
 # Columns of a table, in order. What else there is stands in the last one, but for claims: the tests that they are made of
 # are for the JSON form.
 COLUMNS = {
-    "editors": ("name", "title", "variants", "needs_statistics", "needs_training"),
+    "editors": ("name", "title", "variants", "needs_statistics", "learns"),
     "claims": ("paper", "name", "text", "location"),
     "datasets": ("name", "title", "reader", "task", "source"),
     "models": ("name", "kind", "family", "preset", "source", "seed"),
@@ -119,14 +119,14 @@ def _cell(value: Any) -> str:
 
 
 def _editors() -> list[dict[str, Any]]:
-    from palimpsest.editors import editor_names
+    from palimpsest.editors import editor_class, editor_names
 
     found = []
     for name in editor_names():
         path = repository_root() / "config" / "editors" / f"{name}.yaml"
         content = read_yaml(path) if path.is_file() else {}
         variants = ["default", *(variant for variant in content.get("variants", {}) if variant != "default")]
-        needs = {key: bool(content.get(key, False)) for key in ("needs_statistics", "needs_training")}
+        needs = {key: getattr(editor_class(name), key) for key in ("needs_statistics", "learns")}
         found.append({"name": name, "title": content.get("title", name), "variants": variants, **needs})
     return found
 

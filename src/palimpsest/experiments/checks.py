@@ -75,11 +75,24 @@ def layers_problem(config: Config, editor: str, model: str, settings: Mapping[st
     stated = settings.get("layers") or settings.get("layer")
     named = [n for n in (stated if isinstance(stated, list) else [stated]) if type(n) is int]
     remedy = f"State them in config/editors/{editor}.yaml under `models`, {preset!r}, `settings`"
-    if config.editors[editor].get("needs_statistics") and not named:
+    if config.trait(editor, "needs_statistics") and not named:
         return f"config/editors/{editor}.yaml: it needs statistics, but has neither `layers` nor `layer` on {model}. {remedy}"
     if blocks and named and max(named) >= blocks:
         return f"config/editors/{editor}.yaml: layers {named} for {model!r}, which has blocks 0 to {blocks - 1}. {remedy}"
     return None
+
+
+def decoder_problem(config: Config, experiment: str, editor: str, model: str, dataset: str) -> str | None:
+    """An editor of decoders on a model that is none."""
+    if not config.trait(editor, "needs_decoder") or places.continues_text(config.scale, model):
+        return None
+    tasks = [name for name, one in config.scale["datasets"].items() if one.get("task") == "generation"]
+    return (
+        f"experiments.{experiment}: {editor} edits decoder-only models, and {model!r} ({dataset}) is none. Write "
+        f"{{method: {editor}, tasks: [generation]}} in the experiment's list of methods"
+        + (f" (here: {', '.join(tasks)})" if tasks else "")
+        + ", or leave it out at this scale (`without`)"
+    )
 
 
 def no_editor(config: Config, editor: str) -> str:
@@ -89,13 +102,13 @@ def no_editor(config: Config, editor: str) -> str:
     return f"no editor {editor!r}{suggest(editor, config.editors)}. Add it to `editors`"
 
 
-def statistics_problems(scale: Mapping[str, Any], models: Iterable[str]) -> Iterator[str]:
-    """Models whose statistics are needed, and that name no text to collect them from."""
-    for name in models:
+def statistics_problems(scale: Mapping[str, Any], needing: Mapping[str, str]) -> Iterator[str]:
+    """Models whose statistics are needed (model -> an editor that does), and that name no text to collect them from."""
+    for name, editor in needing.items():
         entry = scale["models"][name]
         if not (entry.get("corpus") or entry.get("source")):
             yield (
-                f"models.{name}: ROME, MEMIT and COMEBA-HK need statistics of its keys. Name a text under `corpus` "
+                f"models.{name}: {editor} needs statistics of its keys. Name a text under `corpus` "
                 "(a source of kind text)"
             )
 

@@ -115,10 +115,14 @@ def is_stream(scale: Mapping[str, Any], dataset: str) -> bool:
     return bool(scale["datasets"][dataset].get("task"))
 
 
+def continues_text(scale: Mapping[str, Any], model: str) -> bool:
+    """Whether a model is decoder-only."""
+    return scale["models"][model].get("family") not in PAIR_FAMILIES
+
+
 def has_gate(scale: Mapping[str, Any], model: str, dataset: str) -> bool:
     """Whether the gate can examine a model on a data set: one that continues text, on single facts."""
-    decoder = scale["models"][model].get("family") not in PAIR_FAMILIES
-    return decoder and scale["datasets"][dataset].get("reader") in FACTS
+    return continues_text(scale, model) and scale["datasets"][dataset].get("reader") in FACTS
 
 
 def gate_mode(scale: Mapping[str, Any], model: str, dataset: str, at_subject: bool) -> str:
@@ -130,8 +134,8 @@ def gate_mode(scale: Mapping[str, Any], model: str, dataset: str, at_subject: bo
     mode = str(scale["gate"]["mode"])
     if has_gate(scale, model, dataset) or mode == "off":
         return mode
-    decoder = scale["models"][model].get("family") not in PAIR_FAMILIES
-    return "warn" if at_subject and decoder and is_stream(scale, dataset) else "off"
+    streams = continues_text(scale, model) and is_stream(scale, dataset)
+    return "warn" if at_subject and streams else "off"
 
 
 def can_learn(scale: Mapping[str, Any], dataset: str) -> bool:

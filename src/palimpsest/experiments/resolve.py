@@ -25,6 +25,7 @@ from palimpsest.config import (
 from palimpsest.experiments import places
 from palimpsest.experiments.checks import (
     coinciding,
+    decoder_problem,
     layers_problem,
     no_editor,
     reference_problems,
@@ -183,7 +184,7 @@ def plan(scale: Mapping[str, Any] | Path | str, root: Path | None = None) -> Pla
             figure.runs[run.name] = sorted({*figure.runs.get(run.name, ()), *run.seeds})
     places.join_figures(figures, config.experiments)
     problems += training_problems(run.training for run in runs.values())
-    needing = dict.fromkeys(run.spec["model"] for run in runs.values() if run.needs_statistics)
+    needing = {run.spec["model"]: run.spec["editor"] for run in runs.values() if run.needs_statistics}
     problems += statistics_problems(config.scale, needing)
     made = Plan(config, dict(sorted(runs.items())), figures, notes)
     if not problems:
@@ -227,6 +228,9 @@ def _expand(
                 for dataset in group.get("datasets") or places.datasets_named(sizes, entry):
                     if not places.belongs(config.scale, sizes, model, dataset, extra.get("tasks")):
                         continue
+                    if problem := decoder_problem(config, name, editor, model, dataset):
+                        problems.append(problem)
+                        continue
                     for point in sizes.get("values") or (entry.get("sweep") or {}).get("values") or [None]:
                         here = {**sizes, "seeds": group.get("seeds") or sizes["seeds"]}
                         yield _resolve(
@@ -259,7 +263,7 @@ def _resolve(
     where = {
         "device": scale["device"],
         "dtype": scale["models"][model]["dtype"],
-        "gate": places.gate_mode(scale, model, dataset, at_subject=bool(content.get("needs_statistics"))),
+        "gate": places.gate_mode(scale, model, dataset, at_subject=config.trait(editor, "needs_subject")),
     }
     if not places.has_gate(scale, model, dataset):
         where["known_only"] = False
@@ -294,8 +298,8 @@ def _resolve(
         problems.append(problem)
     if problem := places.fisher_problem(scale, spec):
         problems.append(problem)
-    run = PlannedRun(spec, list(sizes["seeds"]), bool(content.get("needs_statistics")))
-    if content.get("shares_targets") and entry["protocol"] == "single_round":
+    run = PlannedRun(spec, list(sizes["seeds"]), config.trait(editor, "needs_statistics"))
+    if config.trait(editor, "shares_targets") and entry["protocol"] == "single_round":
         run.targets = search_name(search_spec(spec))
     run.training = training_of(config, spec, changes, problems)
     return run

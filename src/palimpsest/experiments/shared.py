@@ -82,7 +82,7 @@ def training_of(
     """
     editor, variant, model, dataset = (spec[key] for key in ("editor", "variant", "model", "dataset"))
     content = config.editors[editor]
-    if not content.get("needs_training"):
+    if not config.trait(editor, "learns"):
         return None
     learned_as = content["variants"][variant].get("trained_as", variant)
     if learned_as not in content["variants"]:
