@@ -7,47 +7,34 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from every_editor import KEEP_TEXTS, SETTINGS, build
 from tiny import random_statistics, saved_world, some_edits, tiny_model
-from untrained_mend import untrained
 
-from palimpsest import Edit, make_editor, results
-from palimpsest.editors import editor_class
+from palimpsest import Edit, results
+from palimpsest.editors import editor_class, editor_names, make_editor
 from palimpsest.editors.base import EditorState
+from palimpsest.editors.shared.adapter_editor import AdapterEditor
 from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.errors import DivergedEdit
 from palimpsest.runs.inputs import RunFiles
 from palimpsest.runs.run import execute
 from palimpsest.statistics.covariance import CovarianceStatistics
 
-WRITERS = {"layers": [1, 2], "steps": 2, "context_lengths": [[4, 1]]}
-ADAPTER = {"layer": 1, "steps": 3}
-GOOD = {
-    "ft": {"layer": 1, "steps": 2},
-    "ft_ewc": {"layer": 1, "steps": 2},
-    "ft_retrain": {"layer": 1, "steps": 2, "retrain_frequency": 1},
-    "memit": WRITERS,
-    "comeba_hk": WRITERS,
-    "comeba_hk without hooks": {**WRITERS, "hooks": False},
-    "rome": {**WRITERS, "layers": [2]},
-    "grace": ADAPTER,
-    "defer": ADAPTER,
-    "memory": ADAPTER,
-    "mend": {},
-}
+GOOD = [name for name in editor_names() if name not in KEEP_TEXTS] + ["comeba_hk without hooks"]
 # A first step so long that what it leads to is no number; nothing is wrong with the loss before it.
 TOO_FAR = {
     **{name: {"learning_rate": 1e36, "epsilon": None, "steps": 1} for name in ("ft", "ft_ewc", "ft_retrain")},
-    **{name: {"learning_rate": 1e36, "steps": 1} for name in ("grace", "memory")},
+    **{name: {"layer": 1, "learning_rate": 1e36, "steps": 1} for name in ("grace", "memory")},
 }
 
 
+def class_of(name):
+    return editor_class(name.split()[0])
+
+
 def built(name, model, **changes):
-    settings = {**GOOD[name], **changes}
-    if name == "mend":
-        return make_editor("mend", model, trained=untrained(model))
-    kind = name.split()[0]
-    needs = editor_class(kind).needs_statistics
-    return make_editor(kind, model, settings, random_statistics(model, (1, 2)) if needs else None)
+    kind, _, other = name.partition(" without ")
+    return build(kind, model, **changes, **({other: False} if other else {}))
 
 
 def content_of(editor):
@@ -117,7 +104,7 @@ def test_a_covariance_that_is_not_positive_definite(name, sign):
     model = tiny_model("gpt2")
     matrix = sign * torch.eye(model.inner_width)
     statistics = CovarianceStatistics({1: matrix, 2: matrix}, 10, model.fingerprint)
-    editor = make_editor(name, model, GOOD[name], statistics)
+    editor = make_editor(name, model, SETTINGS[name], statistics)
     report = editor.edit(some_edits(1))
     assert report.applied == [] and "not positive definite" in report.failed[0].reason
     assert model.take_fingerprint() == model.fingerprint
@@ -135,7 +122,7 @@ def test_other_kinds_of_models_are_asked_too(kind):
         refuse_broken(model, edits)
 
 
-@pytest.mark.parametrize("name", [name for name in GOOD if name not in ("grace", "defer", "memory")])
+@pytest.mark.parametrize("name", [name for name in GOOD if not issubclass(class_of(name), AdapterEditor)])
 def test_who_writes_into_weights_asks_the_model_afterwards_and_takes_back(name, monkeypatch):
     def refuse(*_):
         raise DivergedEdit("after the edit the model gives no numbers any more")

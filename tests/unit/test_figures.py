@@ -13,6 +13,7 @@ import pytest
 from fabricated_runs import SPLITS, fabricate
 
 from palimpsest import figures, results
+from palimpsest.config import read_yaml, repository_root
 from palimpsest.errors import DataError, SettingsError
 from palimpsest.figures import bootstrap, editing_table, gallery, lambdas, read, style, tables
 from palimpsest.files import write_json
@@ -75,6 +76,16 @@ METHODS = [
     {"editor": "comeba_hk", "title": "COMEBA-HK", "published": "COMEBA-HK"},
 ]
 PUBLISHED = {"table": "comeba_hk_table2", "models": {"mini-gpt2": "GPT2-XL"}}
+
+
+def test_colours_are_of_methods_that_there_are_and_spare_ones_are_spare():
+    """A name that nothing has any more colours nothing; a new editor is not drawn in another's colour."""
+    known = {("enn", "default"), ("ke", "default")}  # rows of the papers' tables
+    for path in (repository_root() / "config" / "editors").glob("*.yaml"):
+        known |= {(path.stem, variant) for variant in ("default", *(read_yaml(path).get("variants") or {}))}
+    assert set(style.METHOD_COLOURS) <= known
+    assert {editor for editor, _ in known} >= set(style.METHOD_MARKERS)
+    assert not set(style.SPARE_COLOURS) & set(style.METHOD_COLOURS.values())
 
 
 def test_bootstrap_of_a_share_is_the_binomial():

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import TEXTS, random_statistics, saved_world, some_edits, tiny_model
+from every_editor import KEEP_TEXTS, build
+from tiny import TEXTS, saved_world, some_edits, tiny_model
 from transformers.activations import GELUTanh, NewGELUActivation
-from untrained_mend import settings_for, untrained
 
-from palimpsest.editors import make_editor
+from palimpsest.editors import editor_names, make_editor
 from palimpsest.editors.shared.nearest import nearest, squared_norms
 from palimpsest.models.loading import load_model
 from palimpsest.statistics.covariance import CovarianceSettings, collect_covariance
 
-WRITER = {"layers": [1, 2], "steps": 3, "learning_rate": 0.4, "lam": 5.0, "context_texts": [[""], ["So"]]}
-TUNER = {"layer": 2, "steps": 4}
-EDITORS = {
-    "memit": WRITER,
-    "comeba_hk": WRITER,
-    "rome": WRITER | {"layers": [2]},
-    "ft": TUNER | {"loss": "prompt_last", "learning_rate": 1e-2, "epsilon": None},
-    "ft_ewc": TUNER,
-    "ft_retrain": TUNER | {"retrain_frequency": 2},
-    "grace": TUNER | {"site": "mlp_in"},
-    "defer": TUNER,
-    "memory": TUNER,
-    "mend": {},
-}
+EDITORS = [name for name in editor_names() if name not in KEEP_TEXTS]
 ONCE = ("mend",)  # a single gradient: nothing is run twice in either way
 
 
@@ -34,11 +21,7 @@ def edited(name: str, lean: bool) -> tuple[dict[str, torch.Tensor], int]:
     """(tensors of the state after three edits, tokens that the first block was given)."""
     model = tiny_model("gpt2", torch.float64)
     model.lean = lean
-    editor = (
-        make_editor(name, model, settings_for(model, norm=False), trained=untrained(model))
-        if name == "mend"
-        else make_editor(name, model, EDITORS[name], random_statistics(model, (1, 2)), seed=3)
-    )
+    editor = build(name, model, seed=3)
     seen = 0
 
     def count(_module, arguments, _output):

@@ -27,11 +27,9 @@ GRID = "#e6e6e6"
 METHOD_COLOURS = {
     ("comeba_hk", "default"): "#D55E00",
     ("comeba_hk", "no_hooks"): "#E69F00",
-    ("comeba_hk", "no_hooks_released"): "#CC79A7",
     ("comeba_hk", "released"): "#CC79A7",
     ("memit", "default"): "#0072B2",
     ("rome", "default"): "#009E73",
-    ("rome", "corrected"): "#66C2A5",
     ("ft", "default"): "#7A7A7A",
     ("ft", "target_new"): "#333333",
     ("mend", "default"): "#56B4E9",
@@ -58,7 +56,8 @@ METHOD_COLOURS = {
     ("defer", "default"): "#44AA99",
     ("memory", "default"): "#3F4FB5",
 }
-_SPARE_COLOURS = ("#AA4499", "#117733", "#332288", "#661100", "#88CCEE", "#DDCC77", "#6699CC")
+# None of a method above: a new one is not drawn as an old one.
+SPARE_COLOURS = ("#EE8866", "#999933", "#AA3377", "#BBCC33", "#88CCEE", "#DDCC77", "#6699CC")
 METHOD_MARKERS = {
     "comeba_hk": "o",
     "memit": "s",
@@ -140,7 +139,7 @@ def method_colour(editor: str, variant: str = "default") -> str:
         return METHOD_COLOURS[editor, variant]
     if variant in ("*", "") and (editor, "default") in METHOD_COLOURS:
         return METHOD_COLOURS[editor, "default"]
-    return _SPARE_COLOURS[sum(map(ord, editor + variant)) % len(_SPARE_COLOURS)]
+    return SPARE_COLOURS[sum(map(ord, editor + variant)) % len(SPARE_COLOURS)]
 
 
 def method_marker(editor: str) -> str:
