@@ -48,8 +48,8 @@ def writer(name: str, shape: str, count: int, plain_count: int, steps: int, devi
         "steps": steps,
         "context_texts": groups,
         "stop_loss": 0.0,
-        "lam": 15000.0,
     }
+    common |= {} if name == "rome" else {"lam": 15000.0}
     common |= {"learning_rate_ratio": LEARNING, "clamp": 0.75}
     start = make_editor(name, model, common, known)
     search = start.settings.search("mlp" if name == "rome" else "block")
@@ -78,8 +78,9 @@ def writer(name: str, shape: str, count: int, plain_count: int, steps: int, devi
             assert start.covariance(layer).factor is not None
     key_value.SEARCHES["fast"], updates, takings = timed, [], []
     try:
-        for solver in ("woodbury", "cholesky"):
-            editor = make_editor(name, model, common | {"solver": solver}, known)
+        solvers = ({"solver": "woodbury"}, {"solver": "cholesky"})
+        for solver in ({},) if name == "rome" else solvers:  # ROME has no batch to solve
+            editor = make_editor(name, model, common | solver, known)
             with taking(device) as taken:
                 if rounds:
                     editor.prepare(batch)
@@ -93,8 +94,6 @@ def writer(name: str, shape: str, count: int, plain_count: int, steps: int, devi
             state = editor.state().tensors
             updates.append({key: state[key] for key in state if key.startswith(("update", "difference"))})
             editor.remove()
-            if name == "rome":  # it has no batch to solve, both solvers are the same
-                break
             key_value.SEARCHES["fast"] = given
     finally:
         key_value.SEARCHES.update(searches)

@@ -16,17 +16,17 @@ from palimpsest.editors import editor_class, make_editor
 from palimpsest.editors.base import Editor
 from palimpsest.models.loading import LanguageModel
 
-WRITER = {"layers": [1, 2], "steps": 4, "learning_rate": 0.4, "lam": 5.0, "context_texts": [[""], ["So"]]}
+WRITER = {"layers": [1, 2], "steps": 4, "learning_rate": 0.4, "context_texts": [[""], ["So"]]}
 TUNER = {"layer": 2, "steps": 4}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "comeba_hk": WRITER,
+    "comeba_hk": WRITER | {"lam": 5.0},
     "defer": TUNER,
     "ft": TUNER | {"loss": "prompt_last", "learning_rate": 1e-2, "epsilon": None},
     "ft_ewc": TUNER,
     "ft_retrain": TUNER | {"retrain_frequency": 2},
     "grace": TUNER | {"site": "mlp_in"},
     "lu": {"radius": 5.0},
-    "memit": WRITER,
+    "memit": WRITER | {"lam": 5.0},
     "memory": TUNER,
     "mend": {},
     "retrieval": {},

@@ -24,7 +24,7 @@ from palimpsest.models.tokens import encode_prompts, tokenise
 from palimpsest.protocols import lifelong_notes
 from palimpsest.runs.inputs import Options, batching_of, choose_edits
 
-QUICK = {"layers": [1, 2], "steps": 3, "learning_rate": 0.4, "lam": 5.0, "context_texts": [[""], ["So"]]}
+QUICK = {"layers": [1, 2], "steps": 3, "learning_rate": 0.4, "context_texts": [[""], ["So"]]}
 OWN = {"ft": {"layer": 1, "loss": "own", "steps": 2}, "ft_ewc": {"layer": 1, "steps": 2}}
 OWN |= {"ft_retrain": {"layer": 1, "steps": 2}, "grace": {"layer": 1, "steps": 2}}
 WITHOUT_HOOKS = {"hooks": False}
@@ -36,7 +36,7 @@ def writer(model, name, **extra):
         return make_editor(
             "ft", model, {"layer": 1, "learning_rate": 1e-2, "epsilon": None, "steps": 3} | extra
         )
-    chosen = QUICK | ({"layers": [1]} if name == "rome" else {}) | extra
+    chosen = QUICK | ({"layers": [1]} if name == "rome" else {"lam": 5.0}) | extra
     return make_editor(name, model, chosen, random_statistics(model, (0, 1, 2)))
 
 

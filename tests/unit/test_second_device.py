@@ -27,7 +27,8 @@ from palimpsest.runs.inputs import RunFiles
 from palimpsest.runs.run import execute
 from palimpsest.statistics import covariance, fisher
 
-WRITES = {"layers": [1, 2], "steps": 3, "learning_rate": 0.4, "lam": 5.0, "context_texts": [[""], ["So"]]}
+SEARCH = {"layers": [1, 2], "steps": 3, "learning_rate": 0.4, "context_texts": [[""], ["So"]]}
+WRITES = SEARCH | {"lam": 5.0}
 BESIDE = {"layer": 1, "steps": 3}
 CASES = [
     ("ft", "t5", {**BESIDE, "loss": "own"}),
@@ -36,7 +37,7 @@ CASES = [
     ("memit", "gptj", WRITES),
     ("memit", "gpt2", {**WRITES, "target_search": "plain"}),
     ("comeba_hk", "llama", WRITES),
-    ("rome", "gpt2", {**WRITES, "layers": [2]}),
+    ("rome", "gpt2", {**SEARCH, "layers": [2]}),
     ("grace", "t5", BESIDE),
     ("defer", "bert", BESIDE),
     ("memory", "gpt2", BESIDE),
@@ -89,7 +90,7 @@ def test_an_editor_does_there_what_it_does_here(name, family, settings):
     seen = []
     for device in ("cpu", NAME):
         model = model_on(device, family)
-        statistics = random_statistics(model, (1, 2)) if "lam" in settings else None
+        statistics = random_statistics(model, (1, 2)) if "layers" in settings else None
         learned = {"mend": untrained, "serac": trained_serac}.get(name)
         trained = learned(tiny_model(family, torch.float64)) if learned else None
         editor = make_editor(name, model, settings or None, statistics, trained=trained)

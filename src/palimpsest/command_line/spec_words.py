@@ -239,7 +239,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "train-editor": (Part("what is trained", words=TRAIN, further=(*TRAIN, "device", "dtype"), must=("editor",)),),
     "targets": (
         Part("the search", words=SEARCH, further=("edits", "settings", "options"), must=("edits", "settings")),
-        Part("keys of `settings`", ("editors.shared.key_value:KeyValueSettings",), SEARCH, without=("lam", "lam_ratio", "solver"),
+        Part("keys of `settings`", ("editors.shared.key_value:KeyValueSettings",), SEARCH,
              explained_by=("editors.shared.target_vectors:Search",)),
     ),
     "run": (

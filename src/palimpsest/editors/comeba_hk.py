@@ -42,7 +42,7 @@ from palimpsest.editors.shared.hook_layers import (
     ceiling,
 )
 from palimpsest.editors.shared.key_system import NOTHING, Past
-from palimpsest.editors.shared.key_value import KeyValueEditor, KeyValueSettings
+from palimpsest.editors.shared.key_value import LeastSquaresEditor, LeastSquaresSettings
 from palimpsest.editors.shared.weights import EditedWeights, refuse_other_layers
 from palimpsest.edits import Edit
 from palimpsest.models.memory import block_bytes, in_parts
@@ -50,8 +50,8 @@ from palimpsest.models.tokens import TokenBatch, encode_prompts, subject_index, 
 
 
 @dataclass(frozen=True)
-class Settings(KeyValueSettings):
-    """Hyper-parameters of `KeyValueSettings`, and COMEBA-HK's own.
+class Settings(LeastSquaresSettings):
+    """Hyper-parameters of `LeastSquaresSettings`, and COMEBA-HK's own.
 
     Attributes:
         lam: the released default, 15000 (consecutive editing).
@@ -97,7 +97,7 @@ class Settings(KeyValueSettings):
         )
 
 
-class ComebaHk(KeyValueEditor):
+class ComebaHk(LeastSquaresEditor):
     """Consecutive batches, remembered keys, and (by default) hook layers."""
 
     name = "comeba_hk"

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from palimpsest.editors.shared.key_value import KeyValueSettings
+from palimpsest.editors.shared.key_value import LeastSquaresSettings
 from palimpsest.editors.shared.matrix_writer import MatrixWriter
 
 
 @dataclass(frozen=True)
-class Settings(KeyValueSettings):
-    """MEMIT's hyper-parameters: those of `KeyValueSettings`, with MEMIT's lambda for GPT2-XL as default."""
+class Settings(LeastSquaresSettings):
+    """MEMIT's hyper-parameters: those of `LeastSquaresSettings`, with MEMIT's lambda for GPT2-XL as default."""
 
     lam: float | None = 20000.0
 

@@ -42,7 +42,6 @@ class Settings(KeyValueSettings):
     layers: tuple[int, ...] = (17,)
     context_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
     clamp: float = 4.0
-    lam: float | None = 1.0  # not used: Eq. 2 has no lambda
     form: str = "corrected"
     use_statistics: bool = True
 

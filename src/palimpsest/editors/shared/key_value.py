@@ -41,10 +41,7 @@ class KeyValueSettings:
         context_texts: contexts given by hand instead: groups of texts, the first one ("",).
         steps, learning_rate, learning_rate_ratio, clamp, kl_weight, decay, stop_loss, loss_layer: of the search of z
             (see `Search`); learning_rate_ratio replaces learning_rate by a multiple of |h_0|.
-        lam: lambda, weight of C_0 (Eq. 15).
-        lam_ratio: lambda / d_k, to carry a setting over to another width (spec 3.3); replaces lam when given.
         target_search: "fast", or "plain" for the one-by-one form it is held to.
-        solver: "woodbury", on factors that are kept, or "cholesky", a new factor for each batch (`key_system.py`).
     """
 
     layers: tuple[int, ...] = (13, 14, 15, 16, 17)
@@ -58,10 +55,7 @@ class KeyValueSettings:
     decay: float = 0.5
     stop_loss: float = 0.05
     loss_layer: int | None = None
-    lam: float | None = 20000.0
-    lam_ratio: float | None = None
     target_search: str = "fast"
-    solver: str = "woodbury"
 
     def __post_init__(self) -> None:
         require(bool(self.layers), "layers", self.layers, "give at least one layer")
@@ -89,20 +83,12 @@ class KeyValueSettings:
             (self.kl_weight, self.decay),
             "must not be negative",
         )
-        chosen = self.lam if self.lam_ratio is None else self.lam_ratio
-        require(
-            chosen is not None and chosen > 0,
-            "lam / lam_ratio",
-            chosen,
-            "one of the two must be given and positive",
-        )
         require(
             self.target_search in SEARCHES,
             "target_search",
             self.target_search,
             f"one of {', '.join(SEARCHES)}",
         )
-        require(self.solver in SOLVERS, "solver", self.solver, f"one of {', '.join(SOLVERS)}")
         require(
             all(number >= 1 for group in self.context_lengths for number in group),
             "context_lengths",
@@ -131,6 +117,32 @@ class KeyValueSettings:
             loss_layer=self.loss_layer,
             site=site,
         )
+
+
+@dataclass(frozen=True)
+class LeastSquaresSettings(KeyValueSettings):
+    """Those of methods that weigh new keys against C_0.
+
+    Attributes:
+        lam: lambda, weight of C_0 (Eq. 15).
+        lam_ratio: lambda / d_k, to carry a setting over to another width (spec 3.3); replaces lam when given.
+        solver: "woodbury", on factors that are kept, or "cholesky", a new factor for each batch (`key_system.py`).
+    """
+
+    lam: float | None = 20000.0
+    lam_ratio: float | None = None
+    solver: str = "woodbury"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        chosen = self.lam if self.lam_ratio is None else self.lam_ratio
+        require(
+            chosen is not None and chosen > 0,
+            "lam / lam_ratio",
+            chosen,
+            "one of the two must be given and positive",
+        )
+        require(self.solver in SOLVERS, "solver", self.solver, f"one of {', '.join(SOLVERS)}")
 
 
 def check_fit(settings: KeyValueSettings, model: LanguageModel) -> None:
@@ -173,7 +185,6 @@ class KeyValueEditor(Editor, ABC):
 
     def __init__(self, model, settings, statistics=None, seed=0):
         super().__init__(model, settings, statistics, seed)
-        self._systems: dict[int, KeySystem] = {}
         check_fit(settings, model)
         if self.statistics is not None:
             missing = [layer for layer in settings.layers if layer not in self.statistics.layers]
@@ -213,12 +224,6 @@ class KeyValueEditor(Editor, ABC):
         """The longest context and the full stop after it."""
         return longest_context(self.model, self.contexts)
 
-    @property
-    def lam(self) -> float:
-        """lambda."""
-        ratio = self.settings.lam_ratio
-        return float(self.settings.lam) if ratio is None else ratio * self.model.inner_width  # type: ignore[arg-type]
-
     def editing_bytes(self) -> int:
         """C_0 of the edited layers, as it is stored: no answer needs it, every further edit does (spec, quirk 19)."""
         if self.statistics is None:
@@ -229,12 +234,6 @@ class KeyValueEditor(Editor, ABC):
     def covariance(self, layer: int) -> FactoredCovariance:
         """C_0 [d_k, d_k] of a layer, where its matrix lies, with a factor that all editors share."""
         return factored(self.statistics, layer, self.model.mlp_weight(layer).device)
-
-    def system(self, layer: int, weight: float = 1.0) -> KeySystem:
-        """What solves against lambda C_0 and earlier keys of a layer, these weighted by `weight`."""
-        if layer not in self._systems:
-            self._systems[layer] = KeySystem(self.covariance(layer), self.lam, weight, self.settings.solver)
-        return self._systems[layer]
 
     def search_targets(
         self,
@@ -286,3 +285,25 @@ class KeyValueEditor(Editor, ABC):
             self.model, edits, self.contexts, self.settings.layers[0], cut, share=not self.padding_counts
         )
         write_layers(walk, self.settings.layers, targets, solve, write, record)
+
+
+class LeastSquaresEditor(KeyValueEditor, ABC):
+    """One whose updates solve the least-squares problem of all keys of a batch (MEMIT, COMEBA-HK)."""
+
+    settings: LeastSquaresSettings
+
+    def __init__(self, model, settings, statistics=None, seed=0):
+        super().__init__(model, settings, statistics, seed)
+        self._systems: dict[int, KeySystem] = {}
+
+    @property
+    def lam(self) -> float:
+        """lambda."""
+        ratio = self.settings.lam_ratio
+        return float(self.settings.lam) if ratio is None else ratio * self.model.inner_width  # type: ignore[arg-type]
+
+    def system(self, layer: int, weight: float = 1.0) -> KeySystem:
+        """What solves against lambda C_0 and earlier keys of a layer, these weighted by `weight`."""
+        if layer not in self._systems:
+            self._systems[layer] = KeySystem(self.covariance(layer), self.lam, weight, self.settings.solver)
+        return self._systems[layer]

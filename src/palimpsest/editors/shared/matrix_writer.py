@@ -16,7 +16,7 @@ from torch import Tensor
 from palimpsest.editors.base import EditorState, FailedEdit
 from palimpsest.editors.shared.aftermath import refuse_broken
 from palimpsest.editors.shared.carried import carried_bytes, carried_tensors, read_carried
-from palimpsest.editors.shared.key_value import KeyValueEditor
+from palimpsest.editors.shared.key_value import KeyValueEditor, LeastSquaresEditor
 from palimpsest.editors.shared.weights import EditedWeights
 from palimpsest.edits import Edit
 
@@ -52,7 +52,7 @@ class InPlace(KeyValueEditor):
         return self.weights.bytes()
 
 
-class MatrixWriter(InPlace):
+class MatrixWriter(InPlace, LeastSquaresEditor):
     """z on the current weights, then layer by layer: W^l += Delta^l.
 
     Attributes:
