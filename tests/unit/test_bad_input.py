@@ -343,7 +343,7 @@ def test_the_two_files_of_a_state_belong_together(gpt2, tmp_path, monkeypatch):
         load_state(editor, tmp_path / "second")
     content = json.loads((tmp_path / "second" / "state.json").read_text())
     (tmp_path / "second" / "state.json").write_text(json.dumps({**content, "format": 1}))
-    with pytest.raises(PalimpsestError, match=r"field 'format': 1, but this version reads 2"):
+    with pytest.raises(PalimpsestError, match=r"field 'format': 1, but this version reads 3"):
         load_state(editor, tmp_path / "second")
 
 

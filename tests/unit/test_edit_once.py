@@ -123,7 +123,7 @@ def test_every_preset_is_one_that_its_editor_takes_or_says_what_to_do():
             r"memit.yaml has no preset 'mini-gpt' \(did you mean 'mini-gpt.*It has gpt2-xl, ",
         ),
         ("retrieval", "mini-gpt2", "one set of settings for all; leave out the preset"),
-        ("rime", "mini-gpt2", "there is no editor 'rime'"),
+        ("rime", "mini-gpt2", r"there is no editor 'rime' \(did you mean 'rome'\?\)"),
     ],
 )
 def test_an_unknown_preset_or_editor_is_refused_with_the_known_ones(editor, preset, words):

@@ -12,7 +12,9 @@ import pytest
 from palimpsest import experiments
 from palimpsest.config import Config, ConfigError, complete_settings, fill_defaults, merge_settings, read_yaml
 from palimpsest.experiments import checks, figure_specs, resolve
+from palimpsest.experiments.checks import preset_problem
 from palimpsest.experiments.places import fisher_spec
+from palimpsest.experiments.preflight import foreign_runs, lacking
 from palimpsest.results import RUN_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -365,6 +367,72 @@ def test_a_new_editor_that_would_stop_the_others_is_refused(
         return
     with pytest.raises(ConfigError, match=words):
         experiments.plan(root / "config" / "smoke.yaml", root)
+
+
+def test_a_preset_that_an_editor_does_not_know_is_refused():
+    """It would edit with the settings of another model, without a word."""
+    content = changed()
+    content["models"]["smoke-gpt2"]["preset"] = "mini-gpt"
+    words = r"preset = 'mini-gpt': config/editors/memit.yaml has no settings for it \(did you mean 'mini-gpt.*Correct it"
+    with pytest.raises(ConfigError, match=words):
+        experiments.plan(content, ROOT)
+    assert (
+        preset_problem(
+            Config({"models": {"m": {}}, "settings": {}}, {"e": {"variants": {"v": {}}}}), "e", "v", "m"
+        )
+        is None
+    )
+
+
+@pytest.mark.parametrize("place", ["model", "scale", "variant"])
+def test_settings_that_are_stated_serve_instead_of_a_preset(place):
+    stated = {"steps": 3}
+    model = {"preset": "new", "settings": {"e": stated} if place == "model" else {}}
+    scale = {"models": {"m": model}, "settings": {"e:v": stated} if place == "scale" else {}}
+    variant = {"models": {"new": stated}} if place == "variant" else {}
+    config = Config(scale, {"e": {"models": {"old": {}}, "variants": {"v": variant, "w": {}}}})
+    assert preset_problem(config, "e", "v", "m") is None
+    assert (preset_problem(config, "e", "w", "m") is None) == (place == "model")
+
+
+def test_finished_runs_of_another_scale_are_seen(tmp_path):
+    """And nothing else: those of this one, broken ones, folders without a run."""
+    texts = {
+        "theirs": '{"spec": {"scale": "other"}}',
+        "own": '{"spec": {"scale": "mine"}}',
+        "broken": '{"spec"',
+        "list": "[]",
+    }
+    for folder, text in texts.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "run.json").write_text(text)
+    found = foreign_runs("mine", [tmp_path / name for name in ("theirs", "own", "broken", "list", "none")])
+    assert len(found) == 1 and found[0].startswith(f"1 of scale other, such as {tmp_path / 'theirs'}.")
+
+
+def test_what_is_not_on_this_machine_is_listed(monkeypatch, tmp_path):
+    monkeypatch.setenv("PALIMPSEST_DATA", str(tmp_path))
+    (tmp_path / "here.json").write_text("[]")
+    scale = {
+        "sources": {
+            "w": {"kind": "world"},
+            "r": {"kind": "real", "real": {"file": "r.json", "text": {"files": ["a.txt"]}}},
+        },
+        "datasets": {
+            "d": {"file": "here.json"},
+            "e": {"source": "r", "file": "not asked"},
+            "f": {"file": "f.json"},
+        },
+        "models": {
+            "m": {"kind": "path", "path": str(tmp_path / "m")},
+            "n": {"kind": "path", "path": str(tmp_path)},
+        },
+    }
+    said = lacking(scale, ["m", "n"])
+    assert said.endswith(
+        f": r.json, a.txt, f.json\n  models.m.path: there is no directory {tmp_path / 'm'}. Correct the path"
+    )
+    assert lacking({"sources": {}, "datasets": {}, "models": {}}, []) == ""
 
 
 def test_an_editor_of_decoders_on_another_model_is_told_to_name_its_tasks():

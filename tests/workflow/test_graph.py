@@ -65,6 +65,37 @@ def test_dry_run_from_an_empty_directory(scale: str, tmp_path: Path):
     assert all(said) and ("commit is not known" in text_of(done)) == bool(said)
 
 
+def test_a_dry_run_says_what_is_not_here(tmp_path: Path):
+    done = run_snakemake(
+        tmp_path,
+        "--dry-run",
+        "--configfile",
+        str(ROOT / "config" / "mini-counterfact.yaml"),
+        PALIMPSEST_DATA=str(tmp_path),
+    )
+    assert done.returncode == 0 and "Not on this machine" in text_of(done)
+    assert "counterfact/counterfact-edit_dev.json" in text_of(done)
+
+
+def test_finished_runs_of_another_scale_are_not_written_over(tmp_path: Path):
+    """A run's name leaves the scale out, and Snakemake removes old output before a job begins."""
+    plan = experiments.plan(ROOT / "config" / "smoke.yaml", ROOT)
+    run = next(name for name in plan.runs if name.startswith("consecutive"))
+    path = tmp_path / "results" / "runs" / run / "seed=0" / "run.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"spec": {"scale": "another"}}')
+    done = run_snakemake(
+        tmp_path,
+        str(path.relative_to(tmp_path)),
+        "--configfile",
+        str(ROOT / "config" / "smoke.yaml"),
+        "--forcerun",
+        "run",
+    )
+    assert done.returncode != 0 and "1 of scale another, such as results/runs/" in text_of(done)
+    assert path.read_text() == '{"spec": {"scale": "another"}}'
+
+
 def test_an_editor_without_runs_is_no_silent_success(tmp_path: Path):
     """Asked for by name, before a list of methods has it or where the scale leaves it out."""
     done = run_snakemake(

@@ -17,6 +17,7 @@ from palimpsest.data.real_files import content_digest, file_digests, missing_fil
 from palimpsest.experiments.figure_specs import dataset_titles
 from palimpsest.experiments.pins import refused, warning
 from palimpsest.experiments.places import can_learn, fisher_spec, wants_fisher
+from palimpsest.experiments.preflight import foreign_runs, lacking, lacking_models
 from palimpsest.experiments.shared import models_in
 from palimpsest.figures import outputs as figure_suffixes
 from palimpsest.provenance import digest_of_run, source_digest
@@ -37,6 +38,8 @@ if UNPINNED and workflow.is_main_process:
     logger.warning(warning(UNPINNED))
 if PLAN.notes and workflow.is_main_process:
     logger.warning("\n".join(PLAN.notes))
+if workflow.is_main_process and (said := lacking(PLAN.scale, PLAN.models_used())):
+    logger.warning(said)
 
 # The package is not installed in the conda environments, and activating one clears PYTHONPATH. This runs afterwards.
 shell.prefix(f"export PYTHONPATH='{ROOT}/src'; ")

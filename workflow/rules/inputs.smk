@@ -31,7 +31,7 @@ def real_files(wildcards):
 
 
 def refuse_in_vain(jobs):
-    """Real files and models that jobs would ask for in vain: better said now than after hours."""
+    """What jobs would ask for in vain, or write over: better said now than after hours."""
     jobs = list(jobs)
     missing = [
         problem
@@ -41,8 +41,16 @@ def refuse_in_vain(jobs):
     ]
     found = {
         "Real files are missing": missing,
+        "Models are missing": lacking_models(
+            PLAN.scale,
+            dict.fromkeys(job.wildcards.model for job in jobs if job.rule.name == "model"),
+        ),
         "Models of the hub are not pinned": refused(
             UNPINNED, [dict(job.wildcards.items()) for job in jobs]
+        ),
+        "Finished runs of another scale would be written over": foreign_runs(
+            PLAN.scale["scale"],
+            [Path(job.output.description).parent for job in jobs if job.rule.name == "run"],
         ),
     }
     said = [

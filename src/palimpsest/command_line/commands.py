@@ -324,11 +324,12 @@ def edit_once(
     Returns:
         what was applied and refused, and the answers before and after.
     """
-    from palimpsest.editors import make_editor
+    from palimpsest.editors import editor_class, make_editor
     from palimpsest.editors.base import save_state
     from palimpsest.edits import Edit
     from palimpsest.models.loading import load_model
 
+    editor_class(editor)  # refused before the model is loaded
     wanted = Edit.from_dict(edit)
     if options.get("preset"):
         settings = preset_settings(editor, options["preset"], settings)

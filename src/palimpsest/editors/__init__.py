@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import SettingsError
+from palimpsest.plain import suggest
 
 if TYPE_CHECKING:
     from palimpsest.editors.base import Editor
@@ -27,7 +28,9 @@ def editor_names() -> list[str]:
 def editor_class(name: str) -> type[Editor]:
     """The class of an editor; raises SettingsError with the known names."""
     if name not in editor_names():
-        raise SettingsError(f"there is no editor {name!r} (there are: {', '.join(editor_names())})")
+        raise SettingsError(
+            f"there is no editor {name!r}{suggest(name, editor_names())} (there are: {', '.join(editor_names())})"
+        )
     return import_module(f"palimpsest.editors.{name}").EDITOR
 
 

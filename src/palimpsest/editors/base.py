@@ -332,7 +332,7 @@ def _read_statistics(editor: type[Editor], model: LanguageModel, statistics: Any
     if statistics is None:
         raise SettingsError(
             f"{editor.name} needs covariance statistics of the model. Collect them with `palimpsest statistics` or "
-            "collect_covariance(...), and pass them as statistics=..."
+            "collect_covariance(...), and pass them as statistics=... (--statistics)"
         )
     if isinstance(statistics, str | Path):
         statistics = CovarianceStatistics.load(Path(statistics))

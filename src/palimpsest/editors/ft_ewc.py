@@ -87,7 +87,7 @@ class FineTuningEwc(FineTuning):
         if given is None:
             raise SettingsError(
                 f"{cls.name} with fisher: upstream needs Fisher statistics of the model. Collect them with "
-                "statistics.fisher.collect_fisher, and pass them as statistics=..."
+                "statistics.fisher.collect_fisher, and pass them as statistics=... (--statistics)"
             )
         found = FisherStatistics.load(given) if isinstance(given, str | Path) else given
         found.check(model, chosen.layer, chosen.site)

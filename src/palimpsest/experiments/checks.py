@@ -82,6 +82,22 @@ def layers_problem(config: Config, editor: str, model: str, settings: Mapping[st
     return None
 
 
+def preset_problem(config: Config, editor: str, variant: str, model: str) -> str | None:
+    """A preset for which the editor's file, which has others, states nothing: it would edit with another model's settings."""
+    scale, content = config.scale, config.editors[editor]
+    preset = scale["models"][model].get("preset") or model
+    known = content.get("models") or {}
+    own = (content["variants"][variant].get("models") or {}).get(preset)
+    stated = scale["models"][model].get("settings", {}).get(editor) or own
+    stated = stated or scale["settings"].get(editor) or scale["settings"].get(f"{editor}:{variant}")
+    if not known or preset in known or stated:
+        return None
+    return (
+        f"models.{model}.preset = {preset!r}: config/editors/{editor}.yaml has no settings for it{suggest(preset, known)} (there "
+        f"are: {', '.join(known)}). Correct it, add it there, or state the settings here: models.{model}.settings.{editor}"
+    )
+
+
 def decoder_problem(config: Config, experiment: str, editor: str, model: str, dataset: str) -> str | None:
     """An editor of decoders on a model that is none."""
     if not config.trait(editor, "needs_decoder") or places.continues_text(config.scale, model):

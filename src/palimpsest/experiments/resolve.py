@@ -28,6 +28,7 @@ from palimpsest.experiments.checks import (
     decoder_problem,
     layers_problem,
     no_editor,
+    preset_problem,
     reference_problems,
     statistics_problems,
 )
@@ -294,8 +295,8 @@ def _resolve(
             f"config/editors/{editor}.yaml: no value of {', '.join(absent)} for the model {model!r} (preset {preset!r}). "
             "Add it under `models`"
         )
-    if problem := layers_problem(config, editor, model, settings):
-        problems.append(problem)
+    checks = (preset_problem(config, editor, variant, model), layers_problem(config, editor, model, settings))
+    problems += [problem for problem in checks if problem]
     if problem := places.fisher_problem(scale, spec):
         problems.append(problem)
     run = PlannedRun(spec, list(sizes["seeds"]), config.trait(editor, "needs_statistics"))

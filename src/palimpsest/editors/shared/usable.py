@@ -19,7 +19,7 @@ def why_not(edit: Edit, model: LanguageModel, who: str, needs_subject: bool, mar
         margin: tokens that are read besides: before the prompt, or after the target.
     """
     if needs_subject and not edit.subject:
-        return f"{who} needs to know the subject of the prompt; give Edit(subject=...)"
+        return f"{who} needs to know the subject of the prompt; give it: Edit(subject=...), --subject on the command line"
     if needs_subject and len(occurrences(edit.prompt, str(edit.subject))) > 1:
         log.warning(
             "%s: the subject %r occurs more than once; the last one is edited",
