@@ -18,6 +18,7 @@ from palimpsest.claims.statistics import (
     interior_maximum,
     level,
     majority,
+    shown,
     slope,
     steadiest,
     sweep_decline,
@@ -79,7 +80,10 @@ def test_level_and_steadiest_over_snapshots():
         for term in (0, 1, 2)
         for n in (20, 40)
     }
-    assert steadiest(*_layout(values, times=(1, -1, -1))) == pytest.approx(0.3)
+    found = _layout(values, times=(1, -1, -1))
+    assert steadiest(*found) == pytest.approx(0.3)
+    assert shown("steadiest", *found) == pytest.approx([0.1, 0.4, 0.4])  # what is compared, not where it ended
+    assert shown("slope", *found) == pytest.approx([0.8, 0.5, 0.5])
 
 
 @pytest.mark.parametrize(

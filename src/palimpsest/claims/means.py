@@ -11,6 +11,7 @@ import pandas as pd
 
 from palimpsest.claims.finding import find_runs
 from palimpsest.claims.statistics import STATISTICS, WHOLE_SWEEP, Cell, Layout, outlier
+from palimpsest.claims.statistics import shown as shown_numbers
 from palimpsest.claims.verdicts import MIN_RECORDS, ClaimTest, NotMeasuredError, Outcome, decide
 from palimpsest.errors import SettingsError
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, joint_means_of_seeds, limits, statistic_draws
@@ -257,7 +258,7 @@ def _from_cells(test: ClaimTest, terms: Sequence[Term], seeds: Sequence[int], dr
     for seed, (means, drawn) in joined.items():
         cells, table = tables[seed]
         layout = Layout(cells, test.part, [term.times for term in terms])
-        shown = np.array([means[layout.last(number)] for number in range(len(terms))])
+        shown = shown_numbers(test.part["statistic"], means, layout)
         sizes: dict[tuple[int, str, str], int] = {}  # early snapshots have fewer records: the last one counts
         for cell, count in zip(cells, table.count(), strict=True):
             place = (cell.term, cell.metric, cell.dataset)

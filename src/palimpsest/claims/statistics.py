@@ -110,10 +110,21 @@ def early_drop(means: Floats, layout: Layout) -> Floats:
     return np.asarray(values[..., 0] - values[..., end] - float(layout.part.get("above", 0.0)))
 
 
+def _ranges(means: Floats, layout: Layout) -> Floats:
+    """Range over the snapshots of each term [..., terms]."""
+    terms = range(len(layout.times))
+    return np.stack([np.ptp(means[..., layout.columns(term)], axis=-1) for term in terms], axis=-1)
+
+
 def steadiest(means: Floats, layout: Layout) -> Floats:
     """Smallest range over the snapshots among the other terms, minus the range of the first one."""
-    ranges = [np.ptp(means[..., layout.columns(term)], axis=-1) for term in range(len(layout.times))]
-    return np.asarray(np.min(ranges[1:], axis=0) - ranges[0])
+    ranges = _ranges(means, layout)
+    return np.asarray(ranges[..., 1:].min(axis=-1) - ranges[..., 0])
+
+
+def shown(name: str, means: Floats, layout: Layout) -> Floats:
+    """The numbers that a test's line shows: one for each term, means or what the statistic `name` compares [terms]."""
+    return SHOWN.get(name, _along)(means, layout)
 
 
 def _along(means: Floats, layout: Layout) -> Floats:
@@ -159,6 +170,8 @@ STATISTICS: dict[str, Statistic] = {
     "sweep_spread": sweep_spread,
     "sweep_decline": sweep_decline,
 }
+# What a test's line shows of each term, where it is not the mean at the last snapshot.
+SHOWN: dict[str, Statistic] = {"steadiest": _ranges}
 WHOLE_SWEEP = ("interior_maximum", "sweep_lowest", "sweep_spread", "sweep_decline")
 
 
