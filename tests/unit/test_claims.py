@@ -82,7 +82,9 @@ def test_level_and_steadiest_over_snapshots():
     }
     found = _layout(values, times=(1, -1, -1))
     assert steadiest(*found) == pytest.approx(0.3)
-    assert shown("steadiest", *found) == pytest.approx([0.1, 0.4, 0.4])  # what is compared, not where it ended
+    assert shown("steadiest", *found) == pytest.approx(
+        [0.1, 0.4, 0.4]
+    )  # what is compared, not where it ended
     assert shown("slope", *found) == pytest.approx([0.8, 0.5, 0.5])
 
 

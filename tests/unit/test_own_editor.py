@@ -1,5 +1,6 @@
 """The editor that docs/adding_an_editor.md shows is a whole one."""
 
+import inspect
 import re
 import textwrap
 from pathlib import Path
@@ -11,6 +12,8 @@ from tiny import breaking_off, some_edits, tiny_model
 from palimpsest.editors.base import Editor, load_state, save_state
 from palimpsest.editors.shared.factors import FactoredCovariance
 from palimpsest.editors.shared.key_system import NOTHING, KeySystem
+from palimpsest.editors.shared.weights import EditedWeights
+from palimpsest.errors import PalimpsestError
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_an_editor.md"
 QUICK = {"layers": [1, 2], "steps": 4, "learning_rate": 0.4, "clamp": 2.0, "context_texts": [[""], ["So"]]}
@@ -56,6 +59,25 @@ def test_it_edits_by_its_formula_and_gives_the_model_back(shown):
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
     editor.load_state(state)
     assert not all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda update: update.T, lambda update: update[0], lambda update: update.sum()]
+)
+def test_an_update_of_another_shape_is_refused_and_leaves_no_trace(shown, monkeypatch, cut):
+    """By the code itself, too: that tests check every shape on the way is no help to a user."""
+
+    class Wrong(shown):
+        def _solve(self, layer, keys, residuals):
+            return cut(super()._solve(layer, keys, residuals))
+
+    model = tiny_model("gpt2")
+    before, editor = weights(model), Wrong.build(model, QUICK, None, 0)
+    monkeypatch.setattr(EditedWeights, "add", inspect.unwrap(EditedWeights.add))
+    words = r"the update of the matrix mlp_out of layer 1 is .*the matrix 32 x 48 \(out x in\)"
+    with pytest.raises(PalimpsestError, match=words):
+        editor.edit(some_edits(2))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
 
 
 def carrying(shown):

@@ -49,7 +49,12 @@ class EditedWeights:
         return self._original[layer].clone()
 
     def add(self, layer: int, update: Float[Tensor, "out in"]) -> None:
-        """W^l += update [out, in]; refuses anything that is not finite before it touches the model."""
+        """W^l += update [out, in]; refuses what is of another shape or not finite before it touches the model."""
+        if update.shape != self.updates[layer].shape:  # torch would spread a smaller one over the matrix
+            raise PalimpsestError(
+                f"the update of {self.called(layer)} is {' x '.join(map(str, update.shape)) or 'a number'}, the matrix "
+                f"{' x '.join(map(str, self.updates[layer].shape))} (out x in). Return a whole update, turned round if need be"
+            )
         if not torch.isfinite(update).all():
             raise DivergedEdit(f"the update of layer {layer} is not finite")
         self.set(layer, self.updates[layer] + update.to(self.updates[layer]))
