@@ -96,6 +96,12 @@ def test_finished_runs_of_another_scale_are_not_written_over(tmp_path: Path):
     assert path.read_text() == '{"spec": {"scale": "another"}}'
 
 
+def test_an_editor_named_as_a_paper_has_a_target_of_its_own(tmp_path: Path):
+    done = run_snakemake(tmp_path, "--dry-run", "--quiet", "rules", "editor_grace")
+    plan = experiments.plan(ROOT / "config" / "mini.yaml", ROOT)
+    assert job_counts(done)["run"] == sum(1 for _ in plan.run_seeds(editor="grace")) > 0
+
+
 def test_an_editor_without_runs_is_no_silent_success(tmp_path: Path):
     """Asked for by name, before a list of methods has it or where the scale leaves it out."""
     done = run_snakemake(

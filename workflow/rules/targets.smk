@@ -82,15 +82,13 @@ for group in GROUPS:
         localrule: True
 
 
-# One name per editor (all its runs), and per seed. `grace` is the name of a paper too: it stands for the paper, whose figures show
-# the editor's runs.
+# One name per editor (all its runs), and per seed. `grace`, `mend` and `serac` are names of papers too, and mean these: the editors are
+# `editor_grace` and so on there.
 for editor in PLAN.config.editors:
-    if editor in GROUPS:
-        continue
 
     rule:
         name:
-            editor
+            f"editor_{editor}" if editor in GROUPS else editor
         input:
             functools.partial(runs_of_editor, editor),
         localrule: True
