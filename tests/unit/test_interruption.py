@@ -175,7 +175,7 @@ def test_what_is_ignored_stays_ignored_and_threads_are_left_alone():
 
 
 def test_the_command_line_says_so_and_has_the_status(monkeypatch, capsys):
-    monkeypatch.setattr("palimpsest.commands.run_toy", lambda *_: ask())
+    monkeypatch.setattr("palimpsest.command_line.commands.run_toy", lambda *_: ask())
     assert main(["toy", "--spec", "{}", "--out", "unused"]) == 143
     assert "palimpsest: stopped by SIGTERM" in capsys.readouterr().err
 

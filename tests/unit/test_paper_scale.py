@@ -80,12 +80,12 @@ def test_a_variant_without_values_for_a_model_is_refused():
     }
     small["models"]["gpt2"]["settings"]["serac"] = {"counterfactual": "scratch"}
     experiments.plan(small, ROOT)
-    small["models"]["gpt2"]["preset"] = "nobody"
+    small["models"]["gpt2"]["preset"] = "mini-gpt2-bio"
     with pytest.raises(ConfigError) as problems:
         experiments.plan(small, ROOT)
     short, half, double = problems.value.problems
     assert "experiments.serac_batches: serac and serac:short are one and the same on gpt2" in short
-    assert "variants.short has no settings for the preset 'nobody'" in short and "`without`" in short
+    assert "variants.short has no settings for the preset 'mini-gpt2-bio'" in short and "`without`" in short
     assert "lu and lu:half are" in half and "lu and lu:double are" in double
     small["settings"] = {"serac:short": {"steps": 5}, "lu:half": {"radius": 1.0}}
     small["experiments"]["serac_thresholds"]["without"] = ["lu:double"]

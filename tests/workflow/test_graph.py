@@ -97,7 +97,7 @@ def test_finished_runs_of_another_scale_are_not_written_over(tmp_path: Path):
 
 
 def test_an_editor_named_as_a_paper_has_a_target_of_its_own(tmp_path: Path):
-    done = run_snakemake(tmp_path, "--dry-run", "--quiet", "rules", "editor_grace")
+    done = run_snakemake(tmp_path, "editor_grace", "--dry-run", "--quiet", "rules")
     plan = experiments.plan(ROOT / "config" / "mini.yaml", ROOT)
     assert job_counts(done)["run"] == sum(1 for _ in plan.run_seeds(editor="grace")) > 0
 
