@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from palimpsest.figures import captions, lifelong, lifelong_captions, read, style, tables
+from palimpsest.figures import captions, lifelong, lifelong_captions, overlaps, read, style, tables
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, interval_over_seeds
 from palimpsest.figures.lifelong import LOWER_IS_BETTER
 from palimpsest.figures.lifelong_table import perplexity
@@ -86,6 +86,7 @@ def draw_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path
             if shown["low"].isna().any()
             else "",
             "Dotted: the unedited model.",
+            overlaps.show(figure, [axis for row in axes for axis in row]),
         ]
         return style.save_figure(
             figure, name, out, pd.DataFrame(points), captions.caption(spec, *words, metrics=False)

@@ -89,7 +89,7 @@ def _edit_panel(
         axis.fill_between(table["edit"], table["low"], table["high"], color=colour, alpha=0.16, lw=0)
         axis.plot(
             table["edit"], table["mean"], color=colour, ls=dashes(method), mec="white", mew=0.5, ms=4,
-            marker=style.method_marker(method.editor),
+            marker=style.method_marker(method.editor, method.variant),
         )  # fmt: skip
         same = {
             "measure": "edit",
