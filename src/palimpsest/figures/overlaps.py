@@ -100,7 +100,9 @@ def _side_by_side(axis: Axes, beside: Sequence[Sequence[tuple[Line2D, int]]]) ->
             moved.setdefault(line, set()).add(number)
             aside = ScaledTranslation((place - (len(group) - 1) / 2) * step / 72, 0, figure.dpi_scale_trans)
             x, y = np.asarray(line.get_xydata(), dtype=float)[number]
-            inside = axis.viewLim.contains(x, y)  # a mark moved over the edge is whole; what is beyond it stays out
+            inside = axis.viewLim.contains(
+                x, y
+            )  # a mark moved over the edge is whole; what is beyond it stays out
             axis.plot(
                 [x], [y], ls="none", transform=axis.transData + aside, color=line.get_color(), zorder=top + 0.2,
                 marker=line.get_marker(), ms=line.get_markersize(), mew=line.get_markeredgewidth(),
