@@ -20,6 +20,7 @@ from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.published import find_printed
 
 METRICS = ("reliability", "generality", "locality")
+ALIKE = METRICS[:2]  # what edits say and what their rephrasings say: on one axis
 SWAP_TITLE = "Swap rate on\nlocality prompts"
 
 
@@ -52,12 +53,17 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         extra = 0.55 * legend + 0.25 * bool(whose)
         figure = style.new_figure(style.WIDTH + 0.15, 0.55 + extra + 1.95 * len(rows))
         axes = figure.subplots(len(rows), len(columns), sharex=True, squeeze=False)
-        points, cut = [], False
+        points: list[dict[str, Any]] = []
+        cut = False
         for row, (model, dataset) in enumerate(rows):
-            for column, metric in enumerate(columns):
-                shown = _panel(axes[row][column], lines, model, dataset, metric, options)
-                cut |= style.share_axis(axes[row][column], _lowest(shown))
-                points += shown
+            shown = {
+                metric: _panel(axis, lines, model, dataset, metric, options)
+                for axis, metric in zip(axes[row], columns, strict=True)
+            }
+            for axis, metric in zip(axes[row], columns, strict=True):
+                alike = ALIKE if metric in ALIKE else (metric,)
+                cut |= style.share_axis(axis, min(_lowest(shown[name]) for name in alike))
+            points += [point for own in shown.values() for point in own]
             _label_row(axes[row], model, dataset, len({m for m, _ in rows}) > 1)
             if not legend:
                 style.end_labels(axes[row][-1], _line_ends(lines, model, dataset, columns[-1], points))

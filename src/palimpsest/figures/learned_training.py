@@ -205,7 +205,7 @@ def _panel(
 
 
 def _looks(panels: Sequence[Sequence[str]]) -> dict[str, tuple[Any, str]]:
-    """Colour and dashes of every variant, the same everywhere and, as far as colours go, none twice in a panel; the default in ink."""
+    """Colour and dashes of every variant, the same everywhere, no colour twice in a panel if they suffice; the default in ink."""
     looks: dict[str, tuple[Any, str]] = {}
     for name in dict.fromkeys(name for names in panels for name in names):
         if name == DEFAULT:

@@ -48,7 +48,7 @@ METHOD_COLOURS = {
     ("serac", "last_batch"): "#4B0082",
     ("lu", "default"): "#332288",
     ("retrieval", "default"): "#117733",
-    ("enn", "default"): "#AA4499",
+    ("enn", "default"): "#E69F00",
     ("ke", "default"): "#661100",
     ("grace", "default"): "#882255",
     ("grace", "published"): "#DD6699",
@@ -350,7 +350,7 @@ def _part_titles(figure: Figure) -> None:
     gap = figure.dpi / 14
     for axis in figure.get_axes():
         letter, title = (getattr(axis, name).get_window_extent() for name in ("_left_title", "title"))
-        overlap = letter.x1 + gap - title.x0
+        overlap = min(letter.x1 + gap - title.x0, figure.bbox.x1 - title.x1)
         if axis.get_title("left") and axis.get_title() and overlap > 0:
             axis.title.set_x(axis.title.get_position()[0] + overlap / axis.get_window_extent().width)
 
