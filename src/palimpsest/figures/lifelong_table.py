@@ -19,7 +19,7 @@ COLUMNS = ("TRR", "ERR", "Avg or ARR", "edits", "keys", "mean s / edit")
 # Of tables with questions: the same answers, scored as SQuAD does and by exact match.
 ANSWERS = {"ERR, SQuAD F1": "err_squad", "ERR, exact": "err_exact"}
 # A replay or a first edit takes many times as long as the rest: beside the mean, what most single edits take.
-SINGLE = {"its median [quartiles]": "seconds_of_single_edits"}
+SINGLE = {"s / edit: median [quartiles]": "seconds_of_single_edits"}
 _NO_SCORE = ("edits", "keys", "seconds_per_edit", *SINGLE.values(), *ANSWERS.values())
 
 

@@ -217,7 +217,10 @@ def draw_unedited_subjects(name: str, spec: dict[str, Any], run_dirs: list[Path]
         if len(alpha):
             for axis in (left, right):
                 axis.axvline(float(alpha.median()), color=style.INK, lw=0.9, ls="--", zorder=1)
-            left.text(float(alpha.median()), 1.035, "α", ha="center", va="bottom", fontsize=8)
+                axis.annotate(
+                    "α", (float(alpha.median()), 1), xycoords=axis.get_xaxis_transform(), xytext=(0, 2),
+                    textcoords="offset points", ha="center", va="bottom", fontsize=8,
+                )  # fmt: skip
         style.panel_letters([left, right])
         style.stamp(figure, captions.stamp_text(spec))
         words = [captions.counts(runs), _unedited_words(table, splits)]
@@ -290,7 +293,7 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
             for above, split in zip(range(len(splits))[::-1], splits, strict=True):
                 own = here.loc[here["split"] == split, "tokens"].to_numpy()
                 points += _reach_lines(
-                    axis, own, dataset, split, grid, options.get("draws", DRAWS), 1.4 + 1.1 * above
+                    axis, own, dataset, split, grid, options.get("draws", DRAWS), 1.4 + 0.8 * above
                 )
             # The first line is left of most steps, the second right of them: each name stands on the empty side.
             for value, mark, low in (
