@@ -218,8 +218,8 @@ def draw_unedited_subjects(name: str, spec: dict[str, Any], run_dirs: list[Path]
             for axis in (left, right):
                 axis.axvline(float(alpha.median()), color=style.INK, lw=0.9, ls="--", zorder=1)
                 axis.annotate(
-                    "α", (float(alpha.median()), 1), xycoords=axis.get_xaxis_transform(), xytext=(0, 2),
-                    textcoords="offset points", ha="center", va="bottom", fontsize=8,
+                    "α", (float(alpha.median()), 1), xycoords=axis.get_xaxis_transform(), xytext=(3, -1),
+                    textcoords="offset points", ha="left", va="top", fontsize=8,
                 )  # fmt: skip
         style.panel_letters([left, right])
         style.stamp(figure, captions.stamp_text(spec))
