@@ -306,7 +306,9 @@ def test_the_other_drawers(runs, tmp_path):
     assert set(pd.read_csv(tmp_path / "lambda.csv")["lambda"]) == {0.5}
     assert "COMEBA-HK" in (tmp_path / "lambda.md").read_text()
     rows = pd.read_csv(tmp_path / "lambda.csv")
-    assert set(rows["pair"]) == {"equal"} and rows["row"].str.endswith("(equal)").all()
+    assert set(rows["pair"]) == {"equal"}
+    arranged = lambdas._arranged(rows[rows["metric"] == "reliability"])
+    assert arranged[0] == "the same λ" and [row["method"] for row in arranged[1:]] == ["COMEBA-HK", "MEMIT"]
     assert "equal: one λ for both." in (tmp_path / "lambda.caption.md").read_text()
 
 

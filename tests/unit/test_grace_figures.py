@@ -338,7 +338,7 @@ def test_times_are_medians_over_tenths(runs, tmp_path):
     assert len(own) == 10
     assert own["mean"].iloc[0] == pytest.approx(np.mean([np.median(s[:12]) for s in kept]), rel=1e-4)
     forward = points.query("measure == 'forward'")
-    assert set(forward["editor"]) == {"grace"} and forward["mean"].between(1.0, 1.1).all()
+    assert set(forward["editor"]) == {"grace"} and forward["median"].between(1.0, 1.1).all()
 
 
 def test_crossover_puts_both_protocols_together(runs, tmp_path):

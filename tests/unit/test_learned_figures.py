@@ -304,19 +304,33 @@ def test_a_variant_has_one_look_in_all_panels():
                _training("x", editor="serac", title="Retrieve and prompt")]  # fmt: skip
     names = [learned_training._short(entry) for entry in entries]
     assert names == ["default", "toolkit", "toolkit", "Retrieve and prompt"]
-    looks = learned_training._looks([*dict.fromkeys(names), *(f"v{n}" for n in range(12))])
-    assert len(set(looks.values())) == len(looks) == 15 and looks["default"][0] == style.INK
+    crowd = [f"v{n}" for n in range(9)]
+    looks = learned_training._looks([names[:2], names[2:], ["default", *crowd]])
+    assert len(set(looks.values())) == len(looks) == 12 and looks["default"][0] == style.INK
+    assert len({looks[name][0] for name in crowd}) == 9  # no colour twice in a panel
+
+
+def test_trainings_that_end_near_the_default_have_a_panel_of_their_own():
+    def part(title, last):
+        row = {"step": 1, "split": "valid", "loss": "total", "value": last}
+        return _training("x", title=title), pd.DataFrame([row]), None
+
+    bundle = [part("MEND", 1.0), *(part(f"MEND (near {n})", 1 + n / 10) for n in range(3))]
+    far = [part("MEND (high)", 9.0), part("MEND (low)", 0.1)]
+    assert learned_training._views([*bundle, *far]) == {"all": [bundle[0], *far], "bundle": bundle}
+    assert list(learned_training._views([*bundle, far[0]])) == [""]
 
 
 def test_panels_of_many_trainings_stand_first_and_have_room():
     part = ({}, pd.DataFrame(), None)
-    panels = {
-        name: [part] * count
-        for name, count in (("one", 1), ("many", 9), ("few", 3), ("more", 5), ("last", 1))
-    }
+    sizes = (("one", 1), ("many", 9), ("few", 3), ("more", 5), ("last", 1))
+    panels = {(name, "model", "data", ""): [part] * count for name, count in sizes}
+    panels["many", "model", "data", "bundle"] = [part] * 3
     rows = learned_training._rows(panels)
-    assert [keys for keys, _, _ in rows] == [["many", "more"], ["few"], ["one", "last"]]
-    assert [across for _, across, _ in rows] == [2, 3, 4] and rows[0][2] > rows[1][2] > rows[2][2]
+    named = [[key[0] for key in keys] for keys, _, _ in rows]
+    assert named == [["many", "more"], ["many"], ["few"], ["one"], ["last"]]
+    across, heights = [row[1] for row in rows], [row[2] for row in rows]
+    assert across == sorted(across) and heights == sorted(heights, reverse=True)
 
 
 def test_a_training_without_validation_is_refused(tmp_path):

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from palimpsest.errors import DataError
-from palimpsest.figures import captions, lifelong_captions, read, simultaneous, style
+from palimpsest.figures import captions, lifelong_captions, overlaps, read, simultaneous, style
 from palimpsest.figures.bootstrap import DRAWS, LEVEL
 from palimpsest.figures.read import Method, Run
 from palimpsest.figures.simultaneous import quantity
@@ -56,7 +56,8 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         legend(figure, methods, points)
         style.panel_letters([axis for row in axes for axis in row if axis.axison])
         style.stamp(figure, captions.stamp_text(spec))
-        caption = _caption(spec, _lines_runs(spec, runs), names, pd.DataFrame(points))
+        hidden = overlaps.show(figure, [axis for row in axes for axis in row])
+        caption = _caption(spec, _lines_runs(spec, runs), names, pd.DataFrame(points), hidden)
         return style.save_figure(figure, name, out, pd.DataFrame(points), caption)
 
 
@@ -156,7 +157,7 @@ def _printed_line(
 
 def marker(method: Method) -> str:
     """The editor's mark."""
-    return style.method_marker(method.editor)
+    return style.method_marker(method.editor, method.variant)
 
 
 def _shown(name: str, drifts: bool) -> str:
@@ -234,11 +235,14 @@ def legend(figure: Figure, methods: Sequence[Method], points: Sequence[dict[str,
     )
 
 
-def _caption(spec: dict[str, Any], runs: Sequence[Run], names: Sequence[str], points: pd.DataFrame) -> str:
+def _caption(
+    spec: dict[str, Any], runs: Sequence[Run], names: Sequence[str], points: pd.DataFrame, hidden: str
+) -> str:
     words = [
         simultaneous.counts(runs),
         simultaneous.definitions(names, runs),
         _coincide(points),
+        hidden,
         captions.intervals((spec.get("options") or {}).get("level", LEVEL)),
         captions.trained_once(runs),
         captions.measured_radii(runs),
@@ -318,6 +322,7 @@ def draw_cost(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) 
             "keeps: of a method that writes, the edited weights; of one that stores edits, these and what was computed of "
             "them; of SERAC the texts and its two trained networks.",
             lifelong_captions.bands(runs),
+            overlaps.show(figure, [axis for row in axes for axis in row]),
             "Training of the learned editors is not in it. Times depend on the machine; compare methods, not numbers.",
         ]
         return style.save_figure(

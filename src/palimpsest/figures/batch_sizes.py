@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from palimpsest.figures import captions, read, style
+from palimpsest.figures import captions, overlaps, read, style
 from palimpsest.figures.bootstrap import DRAWS, LEVEL
 from palimpsest.figures.curves import METRICS
 from palimpsest.figures.read import UNEDITED, Method, Run
@@ -22,6 +22,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     rows = list(dict.fromkeys((run.spec["model"], run.spec["dataset"]) for run in runs))
     sizes = sorted({int(run.spec["batch_size"]) for run in runs})
     points: list[dict[str, Any]] = []
+    cut = False
     with style.house_style():
         figure = style.new_figure(style.WIDTH + 0.15, 0.6 + 2.05 * len(rows))
         axes = figure.subplots(len(rows), len(METRICS), squeeze=False, sharex=True)
@@ -35,7 +36,10 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
                     style.unedited_line(axes[row][column], before)
                     same = {"model": model, "dataset": dataset, "metric": metric}
                     points.append({**same, "method": UNEDITED.title, "mean": before})
-                _finish(axes[row][column], sizes)
+                shown = [
+                    p for p in points if (p["model"], p["dataset"], p["metric"]) == (model, dataset, metric)
+                ]
+                cut |= _finish(axes[row][column], sizes, min(p.get("low", p["mean"]) for p in shown))
             axes[row][0].set_ylabel(captions.dataset_title(dataset), fontweight="bold")
             own = [
                 point
@@ -61,9 +65,12 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
             axes[-1][column].set_xlabel("edits per batch")
         style.panel_letters([axis for row in axes for axis in row])
         style.stamp(figure, captions.stamp_text(spec))
+        foot = style.CUT_WORDS if cut else ""
         words = [
             captions.counts(runs),
             "Fresh state for every batch.",
+            foot,
+            overlaps.show(figure, [axis for row in axes for axis in row]),
             "Dotted: the unedited model." if any(p["method"] == UNEDITED.title for p in points) else "",
             captions.intervals(options.get("level", LEVEL)),
         ]
@@ -100,15 +107,15 @@ def _line(
             table["batch_size"],
             table["mean"],
             color=colour,
-            marker=style.method_marker(method.editor),
+            marker=style.method_marker(method.editor, method.variant),
             mec="white",
             mew=0.6,
         )
     return points
 
 
-def _finish(axis: Axes, sizes: list[int]) -> None:
+def _finish(axis: Axes, sizes: list[int], lowest: float) -> bool:
     axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axis.minorticks_off()
-    style.unit_axis(axis)
+    return style.share_axis(axis, lowest)

@@ -96,7 +96,8 @@ def _keys_panel(
         axis.fill_between(table["n_edits"], table["low"], table["high"], color=colour, alpha=0.16, lw=0)
         axis.plot(
             table["n_edits"], table["mean"], color=colour, ls=dashes(method), mec="white", mew=0.5,
-            marker=style.method_marker(method.editor), label=method.title, zorder=3 if dashes(method) == "-" else 4,
+            marker=style.method_marker(method.editor, method.variant), label=method.title,
+            zorder=3 if dashes(method) == "-" else 4,
         )  # fmt: skip
         same = {
             "task": place[0],

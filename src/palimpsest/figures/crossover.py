@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from palimpsest.figures import captions, lifelong, lifelong_captions, read, style, tables
+from palimpsest.figures import captions, lifelong, lifelong_captions, overlaps, read, style, tables
 from palimpsest.figures.bootstrap import DRAWS, LEVEL, interval_over_seeds
 from palimpsest.figures.lifelong import LOWER_IS_BETTER
-from palimpsest.figures.lifelong_table import perplexity
+from palimpsest.figures.lifelong_table import perplexity, seconds
 from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.figures.stream_curves import draw_panel, method_legend
 
@@ -39,7 +39,7 @@ def draw_table(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path)
     runs = read.select(spec, run_dirs)
     methods = read.methods_of(spec, runs)
     points = pd.DataFrame(_points(spec, runs, methods))
-    table = _layout(points)
+    table = tables.mark_fewer_seeds(_layout(points), points, ("block",))
     words = [
         *_protocol_words(runs, methods, points.dropna(subset=["mean"])["quantity"]),
         lifelong_captions.ahead([run for run in runs if _lifelong(run)]),
@@ -86,6 +86,7 @@ def draw_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path
             if shown["low"].isna().any()
             else "",
             "Dotted: the unedited model.",
+            overlaps.show(figure, [axis for row in axes for axis in row]),
         ]
         return style.save_figure(
             figure, name, out, pd.DataFrame(points), captions.caption(spec, *words, metrics=False)
@@ -278,7 +279,7 @@ def _cell(point: pd.Series, lower: bool) -> str:
     if quantity in ("edits", "keys"):
         return f"{mean:,.0f}"
     if quantity == "seconds_per_edit":
-        return f"{mean:.3f}" if mean < 1 else f"{mean:.1f}"
+        return seconds(float(mean))
     form = perplexity if lower or quantity == "arr" else "{:.3f}".format
     short = perplexity if lower or quantity == "arr" else "{:.2f}".format
     if pd.isna(point["interval_low"]):

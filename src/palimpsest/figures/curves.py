@@ -14,12 +14,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from palimpsest.errors import SettingsError
-from palimpsest.figures import captions, read, style
+from palimpsest.figures import captions, overlaps, read, style
 from palimpsest.figures.bootstrap import DRAWS, LEVEL
 from palimpsest.figures.read import UNEDITED, Method, Run
 from palimpsest.published import find_printed
 
 METRICS = ("reliability", "generality", "locality")
+ALIKE = METRICS[:2]  # what edits say and what their rephrasings say: on one axis
+SWAP_TITLE = "Swap rate on\nlocality prompts"
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,51 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     columns = [*METRICS, *(["swap_rate"] if options.get("swap_rate") else [])]
     with style.house_style():
         legend = len(columns) > len(METRICS)  # not every line reaches the last column: names go on top
-        figure = style.new_figure(style.WIDTH + 0.15, 0.55 + 0.4 * legend + 1.95 * len(rows))
+        whose = _whose(options, runs)
+        extra = 0.55 * legend + 0.25 * bool(whose)
+        figure = style.new_figure(style.WIDTH + 0.15, 0.55 + extra + 1.95 * len(rows))
         axes = figure.subplots(len(rows), len(columns), sharex=True, squeeze=False)
-        points = []
+        points: list[dict[str, Any]] = []
+        cut = False
         for row, (model, dataset) in enumerate(rows):
-            for column, metric in enumerate(columns):
-                points += _panel(axes[row][column], lines, model, dataset, metric, options)
+            shown = {
+                metric: _panel(axis, lines, model, dataset, metric, options)
+                for axis, metric in zip(axes[row], columns, strict=True)
+            }
+            for axis, metric in zip(axes[row], columns, strict=True):
+                alike = ALIKE if metric in ALIKE else (metric,)
+                cut |= style.share_axis(axis, min(_lowest(shown[name]) for name in alike))
+            points += [point for own in shown.values() for point in own]
             _label_row(axes[row], model, dataset, len({m for m, _ in rows}) > 1)
             if not legend:
                 style.end_labels(axes[row][-1], _line_ends(lines, model, dataset, columns[-1], points))
         if legend:
-            _legend(figure, lines)
+            _legend(figure, lines, whose)
+        elif whose:
+            figure.suptitle(whose, fontsize=9, fontweight="bold")
         for column, metric in enumerate(columns):
-            axes[0][column].set_title(style.METRIC_TITLES.get(metric, "Swap rate"), pad=8)
+            axes[0][column].set_title(style.METRIC_TITLES.get(metric, SWAP_TITLE), pad=8)
             axes[-1][column].set_xlabel("edits made")
         style.panel_letters([axis for row in axes for axis in row])
         style.stamp(figure, captions.stamp_text(spec))
-        return style.save_figure(figure, name, out, pd.DataFrame(points), _caption(spec, runs, points))
+        hidden = overlaps.show(figure, [axis for row in axes for axis in row])
+        foot = style.CUT_WORDS if cut else ""
+        caption = _caption(spec, runs, points, hidden, foot)
+        return style.save_figure(figure, name, out, pd.DataFrame(points), caption)
+
+
+def _whose(options: dict[str, Any], runs: Sequence[Run]) -> str:
+    """The one method whose setting tells the lines apart, and its model; empty where lines are named for methods."""
+    titles = read.ordered(None, (str(run.spec.get("title") or run.spec["editor"]) for run in runs))
+    models = read.ordered(None, (run.spec["model"] for run in runs))
+    if options.get("series", "method") == "method" or len({run.spec["editor"] for run in runs}) > 1:
+        return ""
+    return titles[0].partition(" (")[0] + (f" on {models[0]}" if len(models) == 1 else "")
+
+
+def _lowest(points: Sequence[dict[str, Any]]) -> float:
+    """The lowest thing drawn: an interval's end, a printed number, the unedited model."""
+    return min((min(point["mean"], point.get("low", 1.0)) for point in points), default=0.0)
 
 
 def lines_of(spec: dict[str, Any], runs: Sequence[Run]) -> list[Line]:
@@ -108,8 +138,8 @@ def lines_of(spec: dict[str, Any], runs: Sequence[Run]) -> list[Line]:
 
 def _method_line(method: Method, runs: Sequence[Run]) -> Line:
     own = tuple(run for run in runs if method.fits(run))
-    marker = style.method_marker(method.editor)
-    dashes = "--" if "released" in method.variant else "-"
+    marker = style.method_marker(method.editor, method.variant)
+    dashes = style.method_dashes(method.editor, method.variant)
     return Line(
         method.title,
         style.method_colour(method.editor, method.variant),
@@ -196,7 +226,6 @@ def _panel(
         points += [{**identity, **row} for row in measured]
         points += _printed(axis, line, model, dataset, metric, table["n_edits"].max(), options)
     points += _unedited(axis, lines, model, dataset, metric)
-    style.unit_axis(axis)
     return points
 
 
@@ -291,7 +320,7 @@ def _line_ends(
     return ends
 
 
-def _legend(figure: Figure, lines: Sequence[Line]) -> None:
+def _legend(figure: Figure, lines: Sequence[Line], title: str) -> None:
     handles = [
         Line2D(
             [],
@@ -307,11 +336,12 @@ def _legend(figure: Figure, lines: Sequence[Line]) -> None:
     ]
     columns = min(len(handles), 7 if max(len(line.title) for line in lines) < 14 else 4)
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.4, handlelength=1.8
-    )
+        handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.4, handlelength=2.6,
+        title=title or None, title_fontproperties={"size": 9, "weight": "bold"},
+    )  # fmt: skip
 
 
-def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[str, Any]]) -> str:
+def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[str, Any]], *seen: str) -> str:
     options = spec.get("options") or {}
     words = [
         captions.counts(runs),
@@ -335,4 +365,4 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
         words.append("Dotted: the unedited model, on all of a run's edits.")
     if options.get("series") == "alpha":
         words += [captions.alpha_words(runs), "Where lines lie on each other, their α₀ made no difference."]
-    return captions.caption(spec, *words)
+    return captions.caption(spec, *words, *seen)

@@ -42,6 +42,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         _same_y(axes[: len(places)])
         if len(forward):
             _forward_panel(axes[-1], forward)
+            forward = forward.drop(columns="seeds")
             points += [{"measure": "forward", **dict(row)} for _, row in forward.iterrows()]
         method_legend(figure, methods)
         style.panel_letters(axes)
@@ -55,8 +56,8 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         ]
         if len(forward):
             words.append(
-                "Right: a forward pass with look-up against one of the unedited model, at the keys of each look; "
-                "dotted: no overhead."
+                "Right: a forward pass with look-up against one of the unedited model, at the keys of each look: median "
+                "over seeds, pale: every seed; dotted: no overhead. " + _noise(forward)
             )
         words.append("Times depend on the machine; compare methods, not numbers.")
         return style.save_figure(
@@ -89,7 +90,7 @@ def _edit_panel(
         axis.fill_between(table["edit"], table["low"], table["high"], color=colour, alpha=0.16, lw=0)
         axis.plot(
             table["edit"], table["mean"], color=colour, ls=dashes(method), mec="white", mew=0.5, ms=4,
-            marker=style.method_marker(method.editor),
+            marker=style.method_marker(method.editor, method.variant),
         )  # fmt: skip
         same = {
             "measure": "edit",
@@ -116,8 +117,20 @@ def _same_y(axes: Sequence[Axes]) -> None:
         axis.set_ylim(low, high)
 
 
+def _noise(forward: pd.DataFrame) -> str:
+    """Whether the seeds agree that the look-up costs time: single passes are short and their times noisy."""
+    asked = forward[forward["keys"] > 0]
+    split = int(((asked["low"] < 1) & (asked["high"] > 1)).sum())
+    if not split:
+        return ""
+    return (
+        f"At {split} of {len(asked)} points one seed lies below 1 and another above it: what the look-up costs is within the "
+        "noise of timing a single short pass there, and ups and downs of the lines mean nothing."
+    )
+
+
 def forward_times(runs: Sequence[Run], methods: Sequence[Method]) -> pd.DataFrame:
-    """Seconds of a forward pass with and without the codebook, at every look: task, method, keys, ratio, spread."""
+    """Seconds of a forward pass with and without the codebook, at every look: task, method, keys, median ratio, extremes."""
     rows = [
         {
             "task": lifelong.task_of(run),
@@ -138,7 +151,11 @@ def forward_times(runs: Sequence[Run], methods: Sequence[Method]) -> pd.DataFram
         return pd.DataFrame()
     grouped = pd.DataFrame(rows).groupby(["task", "method", "editor", "variant", "step"], sort=False)
     return grouped.agg(
-        keys=("keys", "mean"), mean=("ratio", "mean"), low=("ratio", "min"), high=("ratio", "max")
+        keys=("keys", "mean"),
+        median=("ratio", "median"),
+        low=("ratio", "min"),
+        high=("ratio", "max"),
+        seeds=("ratio", list),
     ).reset_index()
 
 
@@ -151,9 +168,19 @@ def _forward_panel(axis: Axes, forward: pd.DataFrame) -> None:
     tasks = [task for task in lifelong.SCORES if task in set(forward["task"])]
     for _, own in forward.groupby(["task", "method"], sort=False):
         colour = style.method_colour(own["editor"].iloc[0], own["variant"].iloc[0])
-        axis.fill_between(own["keys"], own["low"], own["high"], color=colour, alpha=0.14, lw=0)
+        for _, look in own.iterrows():
+            axis.plot(
+                [look["keys"]] * len(look["seeds"]),
+                look["seeds"],
+                ".",
+                color=colour,
+                ms=3,
+                alpha=0.3,
+                mew=0,
+                zorder=1.5,
+            )
         axis.plot(
-            own["keys"], own["mean"], color=colour, mec="white", mew=0.5, ms=4, lw=1.2,
+            own["keys"], own["median"], color=colour, mec="white", mew=0.5, ms=4, lw=1.2,
             marker=_TASK_MARKERS.get(own["task"].iloc[0], "o"), ls="--" if own["variant"].iloc[0] == "published" else "-",
         )  # fmt: skip
     axis.axhline(1.0, color=style.FAINT, lw=0.9, ls=":", zorder=1)
@@ -163,7 +190,7 @@ def _forward_panel(axis: Axes, forward: pd.DataFrame) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axis.set_xlabel("keys in the codebook")
     axis.set_ylabel("forward time / unedited")
-    axis.set_title("Forward pass", pad=8, fontsize=8.5)
+    axis.set_title("Forward pass, noisy" if _noise(forward) else "Forward pass", pad=8, fontsize=8.5)
     handles = [
         Line2D(
             [],

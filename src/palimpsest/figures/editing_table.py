@@ -22,7 +22,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     runs = read.select(spec, run_dirs)
     methods = read.methods_of(spec, runs)
     points = measured_points(spec, runs, methods)
-    table = layout(points, methods)
+    table = tables.mark_fewer_seeds(layout(points, methods), points, ("model", "dataset"))
     caption = captions.caption(spec, *_words(spec, runs, methods, points))
     return tables.save_table(table, name, out, points, caption, captions.stamp_text(spec))
 

@@ -17,14 +17,14 @@ from palimpsest.files import write_text
 
 
 def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> list[Path]:
-    """Blocks: protocol, model and data set; rows: method and lambda; a column of dots per metric."""
+    """Blocks: protocol, model and data set; in them pairs to be compared; a column of dots per metric."""
     runs = read.select(spec, run_dirs)
     methods = read.methods_of(spec, runs)
     points = pd.DataFrame(_points(spec, runs, methods))
     blocks = list(points.groupby(["protocol", "model", "dataset"], sort=False))
-    heights = [len(block) / len(METRICS) for _, block in blocks]
+    heights = [len(_arranged(block[block["metric"] == METRICS[0]])) for _, block in blocks]
     with style.house_style():
-        figure = style.new_figure(style.WIDTH, 0.75 + 0.27 * sum(heights) + 0.45 * len(blocks))
+        figure = style.new_figure(style.WIDTH, 0.75 + 0.2 * sum(heights) + 0.4 * len(blocks))
         axes = figure.subplots(
             len(blocks), len(METRICS), squeeze=False, sharex=True, height_ratios=[h + 0.8 for h in heights]
         )
@@ -39,7 +39,8 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         caption = captions.caption(
             spec,
             captions.counts(runs),
-            "Rows with the same λ differ only in the method.",
+            "Rows under one heading are to be compared; with the same λ they differ only in the method. A row that stands in two "
+            "comparisons is drawn in both.",
             _pair_words(points),
             captions.intervals(level, "Bars"),
             "Small hollow dots: the lowest and the highest seed's own mean.",
@@ -99,9 +100,7 @@ def _points(spec: dict[str, Any], runs: list[Run], methods: list[Method]) -> lis
                         "method": title,
                         "lambda": lam,
                         "pair": ", ".join(pairs),
-                        "row": f"{title}, λ = {lam:.3g}"
-                        + ("" if absolute else " $d_k$")
-                        + (f" ({', '.join(pairs)})" if pairs else ""),
+                        "row": f"{title}, λ = {lam:.3g}" + ("" if absolute else " $d_k$"),
                         "metric": metric,
                         **found._asdict(),
                         "colour": style.method_colour(method.editor),
@@ -123,6 +122,12 @@ _PAIRS = {
     "equal": "one λ for both",
     "ratio": "the paper's ratio of COMEBA-HK's λ to MEMIT's, 15,000 : 20,000",
     "absolute": "the paper's λ / d_k on GPT2-XL",
+}
+_HEADINGS = {
+    "equal": "the same λ",
+    "ratio": "the paper's ratio, 15,000 : 20,000",
+    "absolute": "the paper's λ / $d_k$",
+    "": "no counterpart",
 }
 
 
@@ -148,8 +153,25 @@ def _pair_words(points: pd.DataFrame) -> str:
     return ("Pairs: " + "; ".join(said) + ".") if said else ""
 
 
+def _arranged(rows: pd.DataFrame) -> list[str | pd.Series]:
+    """Headings, and under each its rows: those that are compared stand beside each other."""
+    found: list[str | pd.Series] = []
+    for name, heading in _HEADINGS.items():
+        own = [row for _, row in rows.iterrows() if name in row["pair"].split(", ")]
+        ratio = _PRINTED_RATIO if name in ("ratio", "absolute") else 1.0
+        memits = [
+            float(f"{row['lambda'] / (1 if row['method'] == 'MEMIT' else ratio):.2g}") for row in own
+        ]  # of the pair
+        order = sorted(range(len(own)), key=lambda n: (memits[n], own[n]["method"] == "MEMIT"))
+        found += [heading, *(own[n] for n in order)] if own else []
+    return found
+
+
 def _panel(axis: Axes, rows: pd.DataFrame, names: bool) -> None:
-    for position, (_, point) in enumerate(rows.iterrows()):
+    shown = _arranged(rows)
+    for position, point in enumerate(shown):
+        if isinstance(point, str):
+            continue
         axis.plot([point["low"], point["high"]], [position] * 2, color=point["colour"], lw=1.6)
         axis.plot(
             [point["seed_low"], point["seed_high"]],
@@ -172,8 +194,13 @@ def _panel(axis: Axes, rows: pd.DataFrame, names: bool) -> None:
             ms=5.5,
             zorder=3,
         )
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_yticks(range(len(rows)), list(rows["row"]) if names else [""] * len(rows))
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    labels = [point if isinstance(point, str) else point["row"] for point in shown]
+    axis.set_yticks(range(len(shown)), labels if names else [""] * len(shown))
+    for tick, point in zip(axis.yaxis.get_major_ticks(), shown, strict=True):
+        if isinstance(point, str):
+            tick.gridline.set_visible(False)
+            tick.label1.set(fontstyle="italic", color=style.INK)
     axis.set_xlim(-0.03, 1.03)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
     axis.tick_params(axis="y", length=0)

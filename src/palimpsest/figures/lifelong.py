@@ -202,6 +202,15 @@ def seconds_over_seeds(runs: Sequence[Run]) -> Spread | None:
     return Spread(float(np.mean(means)), float(every.std(ddof=0)), min(means), max(means), len(means))
 
 
+def single_seconds(runs: Sequence[Run]) -> Spread | None:
+    """Median of the seconds of single edits of all seeds, with their quartiles as `low` and `high`."""
+    found = [seconds for run in runs if len(seconds := edit_seconds(run))]
+    if not found:
+        return None
+    low, middle, high = np.quantile(np.concatenate(found), (0.25, 0.5, 0.75))
+    return Spread(float(middle), float("nan"), float(low), float(high), len(found))
+
+
 def _mean_seconds(run: Run) -> float | None:
     total, made = (run.info.get("seconds") or {}).get("edit"), run.info.get("edits_applied")
     return float(total) / int(made) if total is not None and made else None

@@ -65,6 +65,21 @@ def ends(runs: Sequence[Run]) -> str:
     )
 
 
+def replays(runs: Sequence[Run], shown: Iterable[str]) -> str:
+    """Why the score on the edits jumps where a method trains on all of them again; empty where none does or none is shown."""
+    every = {
+        str(run.spec.get("title") or run.spec["editor"]): int(run.settings["retrain_frequency"])
+        for run in runs
+        if run.settings.get("retrain_frequency")
+    }
+    if not every or "err" not in set(shown):
+        return ""
+    said = "; ".join(
+        f"{title} trains on all its edits again at every {number}th one" for title, number in every.items()
+    )
+    return f"{said}: its scores on edits and their phrasings jump there."
+
+
 def bands(runs: Sequence[Run]) -> str:
     """How the spread over seeds is drawn."""
     return "Bands: lowest to highest seed." if several_seeds(runs) else "One seed: no bands."

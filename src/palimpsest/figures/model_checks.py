@@ -218,8 +218,11 @@ def draw_training_curves(name: str, spec: dict[str, Any], run_dirs: list[Path], 
             colour = _COLOURS[number % len(_COLOURS)]
             smooth = frame["loss"].ewm(span=max(len(frame) // 25, 1)).mean()
             left.plot(frame["tokens"] / 1e6, frame["loss"], color=colour, lw=0.6, alpha=0.3)
-            left.plot(frame["tokens"] / 1e6, smooth, color=colour, label=frame["model"].iloc[0])
-            right.plot(frame["tokens"] / 1e6, frame["learning_rate"] * 1e3, color=colour)
+            # The same schedule as another's: broken, so that both are seen.
+            again = any(frame["learning_rate"].equals(other["learning_rate"]) for other in frames[:number])
+            dashes = "--" if again else "-"
+            left.plot(frame["tokens"] / 1e6, smooth, color=colour, ls=dashes, label=frame["model"].iloc[0])
+            right.plot(frame["tokens"] / 1e6, frame["learning_rate"] * 1e3, color=colour, ls=dashes)
         left.set_ylabel("loss (nats per token)")
         left.set_ylim(bottom=0)
         right.set_ylabel("learning rate × 1000")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from palimpsest.figures import captions, lifelong, lifelong_captions, read, style
+from palimpsest.figures import captions, lifelong, lifelong_captions, overlaps, read, style
 from palimpsest.figures.lifelong import LOWER_IS_BETTER, Spread
 from palimpsest.figures.read import Method, Run
 
@@ -44,7 +44,10 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
         method_legend(figure, methods)
         style.panel_letters([axis for row in axes for axis in row])
         style.stamp(figure, captions.stamp_text(spec))
-        return style.save_figure(figure, name, out, pd.DataFrame(points), _caption(spec, runs, points))
+        hidden = overlaps.show(figure, [axis for row in axes for axis in row])
+        return style.save_figure(
+            figure, name, out, pd.DataFrame(points), _caption(spec, runs, points, hidden)
+        )
 
 
 def _quantities(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -79,7 +82,7 @@ def draw_panel(
             table["x"],
             table["mean"],
             color=colour,
-            marker=style.method_marker(method.editor),
+            marker=style.method_marker(method.editor, method.variant),
             ls=dashes(method),
             mec="white",
             mew=0.5,
@@ -182,7 +185,7 @@ def perplexity_axis(axis: Axes) -> None:
 
 def dashes(method: Method) -> str:
     """The published form of a method is broken, the corrected one whole."""
-    return "--" if method.variant in ("published", "official", "released") else "-"
+    return style.method_dashes(method.editor, method.variant)
 
 
 def method_legend(figure: Figure, methods: Sequence[Method]) -> None:
@@ -194,7 +197,7 @@ def method_legend(figure: Figure, methods: Sequence[Method]) -> None:
             [],
             [],
             color=style.method_colour(method.editor, method.variant),
-            marker=style.method_marker(method.editor),
+            marker=style.method_marker(method.editor, method.variant),
             ls=dashes(method),
             mec="white",
             mew=0.5,
@@ -208,7 +211,7 @@ def method_legend(figure: Figure, methods: Sequence[Method]) -> None:
     )
 
 
-def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[str, Any]]) -> str:
+def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[str, Any]], *seen: str) -> str:
     shown = {point["quantity"] for point in points}
     words = [
         lifelong_captions.streams(runs),
@@ -217,6 +220,7 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
         lifelong_captions.edits_made(runs),
         lifelong_captions.bands(runs),
         lifelong_captions.ends(runs),
+        lifelong_captions.replays(runs, shown),
         lifelong_captions.gated(runs),
         "Dotted: the unedited model (for ERR: its score on the whole stream).",
     ]
@@ -226,4 +230,4 @@ def _caption(spec: dict[str, Any], runs: Sequence[Run], points: Sequence[dict[st
         words.append(
             "Perplexities are drawn on logarithmic axes; a method far above all others is named at the edge with its last value."
         )
-    return captions.caption(spec, *words, metrics=False)
+    return captions.caption(spec, *words, *seen, metrics=False)

@@ -23,37 +23,38 @@ INK = "#222222"
 FAINT = "#8a8a8a"
 GRID = "#e6e6e6"
 
-# Okabe and Ito's palette, safe for colour-blind readers. A method keeps its colour in every figure.
+# From Okabe and Ito's palette on: methods that share a figure of lines differ for colour-blind readers too (a test holds it).
+# A method keeps its colour in every figure.
 METHOD_COLOURS = {
     ("comeba_hk", "default"): "#D55E00",
-    ("comeba_hk", "no_hooks"): "#E69F00",
+    ("comeba_hk", "no_hooks"): "#009E73",
     ("comeba_hk", "released"): "#CC79A7",
     ("memit", "default"): "#0072B2",
-    ("rome", "default"): "#009E73",
+    ("rome", "default"): "#F0A35E",
     ("ft", "default"): "#7A7A7A",
     ("ft", "target_new"): "#333333",
     ("mend", "default"): "#56B4E9",
     ("mend", "k10"): "#1F6FA8",
-    ("mend", "mean"): "#8C7BC8",
+    ("mend", "mean"): "#E08BA8",
     ("mend", "toolkit"): "#A9D6F0",
     ("mend", "only_alpha"): "#4B6B7A",
     ("serac", "default"): "#B8A100",
     ("serac", "packaged"): "#B8A100",
-    ("serac", "random_negatives"): "#C8553D",
-    ("serac", "diagonal"): "#E08BA8",
-    ("serac", "short"): "#6FB1BC",
+    ("serac", "random_negatives"): "#8A5A83",
+    ("serac", "diagonal"): "#FFB6A3",
+    ("serac", "short"): "#33BBEE",
     ("serac", "prompting"): "#6B8E23",
     ("serac", "prompt_only"): "#7D6B00",
-    ("serac", "last_batch"): "#8A5A83",
+    ("serac", "last_batch"): "#4B0082",
     ("lu", "default"): "#332288",
     ("retrieval", "default"): "#117733",
-    ("enn", "default"): "#AA4499",
+    ("enn", "default"): "#E69F00",
     ("ke", "default"): "#661100",
     ("grace", "default"): "#882255",
     ("grace", "published"): "#DD6699",
-    ("ft_ewc", "default"): "#B98A4E",
+    ("ft_ewc", "default"): "#DDBB8A",
     ("ft_retrain", "default"): "#5B2C0A",
-    ("defer", "default"): "#44AA99",
+    ("defer", "default"): "#111111",
     ("memory", "default"): "#3F4FB5",
 }
 # None of a method above: a new one is not drawn as an old one.
@@ -74,6 +75,10 @@ METHOD_MARKERS = {
     "retrieval": "8",
     "enn": "D",
 }
+# Forms of one method in one figure, told apart by more than a shade.
+VARIANT_MARKERS = {("comeba_hk", "no_hooks"): "D", ("comeba_hk", "released"): "v"}
+VARIANT_DASHES = {("comeba_hk", "no_hooks"): "-."}
+CUT_WORDS = "Two strokes at the foot of an axis: it does not begin at 0."
 METRIC_TITLES = {"reliability": "Reliability", "generality": "Generality", "locality": "Locality"}
 
 _RC = {
@@ -142,9 +147,15 @@ def method_colour(editor: str, variant: str = "default") -> str:
     return SPARE_COLOURS[sum(map(ord, editor + variant)) % len(SPARE_COLOURS)]
 
 
-def method_marker(editor: str) -> str:
+def method_marker(editor: str, variant: str = "default") -> str:
     """The mark of an editor, so that lines can be told apart without colour."""
-    return METHOD_MARKERS.get(editor, "h")
+    return VARIANT_MARKERS.get((editor, variant), METHOD_MARKERS.get(editor, "h"))
+
+
+def method_dashes(editor: str, variant: str = "default") -> str:
+    """Whole lines, broken ones for a form that was published or released."""
+    published = variant in ("published", "official", "released")
+    return VARIANT_DASHES.get((editor, variant), "--" if published else "-")
 
 
 def sequence_colours(count: int) -> list[Any]:
@@ -186,6 +197,29 @@ def unit_axis(axis: Axes, low: float = 0.0) -> None:
     axis.set_ylim(low - 0.03, 1.03)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axis.set_yticklabels(["0", ".25", ".5", ".75", "1"])
+
+
+def share_axis(axis: Axes, lowest: float) -> bool:
+    """`unit_axis`, or where nothing lies in its lower half one from the tenth below `lowest`, with two strokes at its foot.
+
+    Returns:
+        whether the axis begins above 0.
+    """
+    start = math.floor(10 * lowest + 1e-9) / 10
+    if start < 0.5:
+        unit_axis(axis)
+        return False
+    start = min(start, 0.8)  # nearer, and noise would fill the panel
+    room = 0.06 * (1 - start)
+    axis.set_ylim(start - room, 1 + room)
+    ticks = np.linspace(start, 1, round(10 * (1 - start)) + 1)
+    axis.set_yticks(ticks, ["1" if tick > 0.99 else f"{tick:.1f}".removeprefix("0") for tick in ticks])
+    for height in (0.0, 0.022):
+        axis.plot(
+            (-0.022, 0.022), (height, height + 0.02), transform=axis.transAxes, color="#555555", lw=0.9,
+            clip_on=False, zorder=6,
+        )  # fmt: skip
+    return True
 
 
 def plain_number(value: float) -> str:
@@ -302,12 +336,23 @@ def save_figure(figure: Figure, name: str, out: Path, points: pd.DataFrame, capt
     """Write pdf, svg, png, csv of the plotted points and caption; the same input gives the same bytes."""
     with house_style():
         figure.draw_without_rendering()  # one layout for the three formats
+        _part_titles(figure)
         figure.set_layout_engine(None)  # with one, even "none", each format would be drawn twice
     for suffix in (".pdf", ".svg", ".png"):
         write_atomic(out / f"{name}{suffix}", lambda path, suffix=suffix: _save(figure, path, suffix))  # type: ignore[misc]
     save_points(points, out / f"{name}.csv")
     write_text(out / f"{name}.caption.md", caption)
     return [out / f"{name}{suffix}" for suffix in (".pdf", ".svg", ".png", ".csv", ".caption.md")]
+
+
+def _part_titles(figure: Figure) -> None:
+    """A title that begins at its panel's letter is moved to the right of it."""
+    gap = figure.dpi / 14
+    for axis in figure.get_axes():
+        letter, title = (getattr(axis, name).get_window_extent() for name in ("_left_title", "title"))
+        overlap = min(letter.x1 + gap - title.x0, figure.bbox.x1 - title.x1)
+        if axis.get_title("left") and axis.get_title() and overlap > 0:
+            axis.title.set_x(axis.title.get_position()[0] + overlap / axis.get_window_extent().width)
 
 
 def save_points(points: pd.DataFrame, path: Path) -> None:

@@ -26,7 +26,7 @@ def draw(name: str, spec: dict[str, Any], run_dirs: list[Path], out: Path) -> li
     runs = read.select(spec, run_dirs)
     methods = read.methods_of(spec, runs)
     points = measured_points(spec, runs, methods)
-    table = layout(points)
+    table = tables.mark_fewer_seeds(layout(points), points, ("model", "dataset"))
     words = [*_words(spec, runs, methods, points), captions.blanks(table.groups)]
     caption = captions.caption(spec, *words, metrics=False)
     return tables.save_table(table, name, out, points, caption, captions.stamp_text(spec))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from palimpsest.figures import style
+from palimpsest.figures.read import UNEDITED
 from palimpsest.files import write_atomic, write_text
 
 _TEX = {
@@ -30,6 +31,7 @@ _TEX = {
     "α": r"$\alpha$",
     "±": r"$\pm$",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
     "×": r"$\times$",
     "·": r"$\cdot$",
     "–": "--",
@@ -47,6 +49,7 @@ class Table:
         emphasis: (group, row, column) of the cells to be set in bold.
         faint: (group, row) of rows that hold no measurement.
         words: columns of text, which begin at the left; numbers end at the right.
+        notes: what marks in the table mean, under it.
     """
 
     columns: Sequence[str]
@@ -54,10 +57,42 @@ class Table:
     emphasis: frozenset[tuple[int, int, int]] = field(default_factory=frozenset)
     faint: frozenset[tuple[int, int]] = field(default_factory=frozenset)
     words: frozenset[int] = frozenset({0})
+    notes: tuple[str, ...] = ()
 
     def aligned(self, left: str, right: str) -> list[str]:
         """One mark for each column."""
         return [left if column in self.words else right for column in range(len(self.columns))]
+
+
+FEWER = "‡"  # a dagger marks printed numbers that are unchecked
+
+
+def mark_fewer_seeds(table: Table, points: pd.DataFrame, places: Sequence[str]) -> Table:
+    """The table with a mark at the name of every row of fewer seeds than the other rows have, and a note that says how many.
+
+    Args:
+        table: its groups are those of `points` by the columns `places`, in the same order; a row's first cell is its method.
+        points: rows with the columns method and seeds, and `places`.
+        places: what tells the table's groups apart.
+    """
+    if "seeds" not in points:
+        return table
+    counts = points.dropna(subset=["seeds"]).groupby([*places, "method"])["seeds"].max()
+    most = counts[counts.index.get_level_values("method") != UNEDITED.title].max()
+    groups, fewer = [], set()
+    for (place, _), (title, rows) in zip(points.groupby(list(places), sort=False), table.groups, strict=True):
+        named = []
+        for cells in rows:
+            seeds = counts.get((*place, cells[0]), most)
+            if seeds < most:
+                fewer.add(int(seeds))
+            named.append([f"{cells[0]} {FEWER}" if seeds < most else cells[0], *cells[1:]])
+        groups.append((title, named))
+    if not fewer:
+        return table
+    numbers = " or ".join(map(str, sorted(fewer)))
+    note = f"{FEWER} Fewer seeds: {numbers}, where the other rows have {int(most)}."
+    return replace(table, groups=groups, notes=(*table.notes, note))
 
 
 def save_table(
@@ -93,7 +128,8 @@ def markdown(table: Table) -> str:
                 for column, cell in enumerate(row)
             ]
             lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    notes = "".join(f"\n{note}\n" for note in table.notes)
+    return "\n".join(lines) + "\n" + notes
 
 
 def latex(table: Table, caption: str) -> str:
@@ -118,8 +154,10 @@ def latex(table: Table, caption: str) -> str:
             ]
             lines.append(" & ".join(cells) + r" \\")
     words = _tex(caption.strip().replace("**", "").replace("*", ""))
+    notes = [rf"\par\smallskip{{\footnotesize {_tex(note)}}}" for note in table.notes]
     return (
-        "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{words}}}", r"\end{table}"]) + "\n"
+        "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, rf"\caption{{{words}}}", r"\end{table}"])
+        + "\n"
     )
 
 
@@ -133,12 +171,13 @@ def picture(table: Table) -> Any:
     titles = max((len(title) for title, _ in table.groups), default=0)
     widths[0] += max(0.0, 0.07 * titles + 0.12 - sum(widths))  # a group's title runs over the whole width
     lines = 1 + sum(len(rows) + bool(title) for title, rows in table.groups)
-    figure = style.new_figure(sum(widths), 0.235 * lines + 0.12)
+    height = lines + len(table.notes)
+    figure = style.new_figure(sum(widths), 0.235 * height + 0.12)
     figure.set_layout_engine("none")
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     axis.set_xlim(0, sum(widths))
-    axis.set_ylim(lines + 0.25, -0.25)
+    axis.set_ylim(height + 0.25, -0.25)
     rights = [sum(widths[: index + 1]) for index in range(len(widths))]
 
     def write(y: float, row: Sequence[str], number: int = -1, index: int = -1) -> None:
@@ -172,6 +211,8 @@ def picture(table: Table) -> Any:
             write(y, row, number, index)
             y += 1
     axis.plot([0, rights[-1]], [y, y], color=style.INK, lw=1.2, clip_on=False)
+    for number, note in enumerate(table.notes):
+        axis.text(0.06, y + number + 0.6, note, ha="left", va="center", fontsize=7.5, color=style.INK)
     return figure
 
 

@@ -18,7 +18,10 @@ from palimpsest.figures import captions, lifelong, style
 from palimpsest.files import read_json
 
 _CLASSES = ("#0072B2", "#D55E00")
-_REGIONS = LinearSegmentedColormap.from_list("regions", ["#7FB4D6", "#F7F7F7", "#E8A878"])
+# Uncertain is pale, but never white: the two classes can be told apart up to their boundary.
+_REGIONS = LinearSegmentedColormap.from_list(
+    "regions", [(0.0, "#7FB4D6"), (0.5, "#D6E7F2"), (0.5, "#F8E2D1"), (1.0, "#E8A878")]
+)
 _MARKS = ("o", "s")
 _FIRES = "#882255"
 _LINES = {"trr": ("upstream points right", "#333333", "o"), "err": ("edits right", "#882255", "X"),

@@ -217,7 +217,10 @@ def draw_unedited_subjects(name: str, spec: dict[str, Any], run_dirs: list[Path]
         if len(alpha):
             for axis in (left, right):
                 axis.axvline(float(alpha.median()), color=style.INK, lw=0.9, ls="--", zorder=1)
-            left.text(float(alpha.median()), 1.035, "α", ha="center", va="bottom", fontsize=8)
+                axis.annotate(
+                    "α", (float(alpha.median()), 1), xycoords=axis.get_xaxis_transform(), xytext=(3, -1),
+                    textcoords="offset points", ha="left", va="top", fontsize=8,
+                )  # fmt: skip
         style.panel_letters([left, right])
         style.stamp(figure, captions.stamp_text(spec))
         words = [captions.counts(runs), _unedited_words(table, splits)]
@@ -285,14 +288,12 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
         figure = style.new_figure(style.WIDTH, 2.9)
         axes = figure.subplots(1, len(datasets), squeeze=False, sharey=True)[0]
         for axis, dataset in zip(axes, datasets, strict=True):
-            for split in [
-                split
-                for split in SPLIT_TITLES
-                if ((table["split"] == split) & (table["dataset"] == dataset)).any()
-            ]:
-                own = table.loc[(table["dataset"] == dataset) & (table["split"] == split), "tokens"]
+            here = table[table["dataset"] == dataset]
+            splits = [split for split in SPLIT_TITLES if (here["split"] == split).any()]
+            for above, split in zip(range(len(splits))[::-1], splits, strict=True):
+                own = here.loc[here["split"] == split, "tokens"].to_numpy()
                 points += _reach_lines(
-                    axis, own.to_numpy(), dataset, split, grid, options.get("draws", DRAWS)
+                    axis, own, dataset, split, grid, options.get("draws", DRAWS), 1.4 + 0.8 * above
                 )
             # The first line is left of most steps, the second right of them: each name stands on the empty side.
             for value, mark, low in (
@@ -336,9 +337,9 @@ def draw_reachable_alpha(name: str, spec: dict[str, Any], run_dirs: list[Path], 
 
 
 def _reach_lines(
-    axis: Axes, tokens: np.ndarray, dataset: str, split: str, grid: np.ndarray, draws: int
+    axis: Axes, tokens: np.ndarray, dataset: str, split: str, grid: np.ndarray, draws: int, width: float
 ) -> list[dict[str, Any]]:
-    """tokens: [prompts], their lengths without answer."""
+    """tokens: [prompts], their lengths without answer; width: of the line, more for one that others will lie on."""
     points = []
     for answer_tokens in (1, 0):
         length = tokens + answer_tokens
@@ -360,7 +361,9 @@ def _reach_lines(
             )
     table, colour = pd.DataFrame(points), SPLIT_COLOURS[split]
     evaluated, alone = (table[table["answer_tokens"] == count] for count in (1, 0))
-    axis.plot(grid, evaluated["share"], color=colour, label=SPLIT_TITLES[split], drawstyle="steps-post")
+    axis.plot(
+        grid, evaluated["share"], color=colour, label=SPLIT_TITLES[split], drawstyle="steps-post", lw=width
+    )
     axis.fill_between(grid, evaluated["low"], evaluated["high"], color=colour, alpha=0.15, lw=0)
     axis.plot(grid, alone["share"], color=colour, lw=0.9, ls=":", drawstyle="steps-post")
     return points
