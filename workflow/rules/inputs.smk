@@ -43,14 +43,20 @@ def refuse_in_vain(jobs):
         "Real files are missing": missing,
         "Models are missing": lacking_models(
             PLAN.scale,
-            dict.fromkeys(job.wildcards.model for job in jobs if job.rule.name == "model"),
+            dict.fromkeys(
+                job.wildcards.model for job in jobs if job.rule.name == "model"
+            ),
         ),
         "Models of the hub are not pinned": refused(
             UNPINNED, [dict(job.wildcards.items()) for job in jobs]
         ),
         "Finished runs of another scale would be written over": foreign_runs(
             PLAN.scale["scale"],
-            [Path(job.output.description).parent for job in jobs if job.rule.name == "run"],
+            [
+                Path(job.output.description).parent
+                for job in jobs
+                if job.rule.name == "run"
+            ],
         ),
     }
     said = [
