@@ -67,11 +67,6 @@ class Past:
         found = [tensors.get(part) for part in PARTS]
         return cls(*(None if tensor is None else tensor.to(device) for tensor in found))
 
-    @property
-    def empty(self) -> bool:
-        """Whether there are no past keys."""
-        return self.summed is None and self.recent is None
-
     def all(self) -> Float64[Tensor, "d_k d_k"] | None:
         """K'^T K' of all past keys."""
         return _plus(self.summed, self.recent)
